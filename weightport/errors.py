@@ -1,0 +1,120 @@
+"""The error family: every failure a user can meet is a :class:`Error` that says where, what and the nearest fix.
+
+Promise: nothing else leaves weightport for a bad input, a bad mapping or a missing package. Limit: a bug in weightport
+itself is not dressed up as one of these.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+# difflib is quadratic in the worst case: a hint is not worth more than this many comparisons.
+_MAX_CANDIDATES = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong: where it stands, what was found, and the nearest fix (may be empty)."""
+
+    where: str
+    what: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text}; {self.hint}" if self.hint else text
+
+    def as_json(self) -> dict[str, str]:
+        """The problem as the JSON documents of the commands print it."""
+        return {"where": self.where, "what": self.what, "hint": self.hint}
+
+
+class Error(Exception):
+    """The root of the family. ``problems`` holds every problem that was found, not just the first."""
+
+    def __init__(self, message: str | Problem | Sequence[Problem]) -> None:
+        if isinstance(message, str):
+            self.problems: tuple[Problem, ...] = (Problem("", message),)
+        elif isinstance(message, Problem):
+            self.problems = (message,)
+        else:
+            self.problems = tuple(message)
+        super().__init__("\n".join(str(p) for p in self.problems))
+
+
+class FormatError(Error):
+    """A model file is missing, truncated, corrupt, or not what it claims to be.
+
+    Args:
+        path: the file.
+        what: what was found, and what was expected.
+        tensor: the tensor being read, if there is one.
+        offset: the byte offset in ``path`` at which the problem stands, if it is known.
+        hint: the nearest fix.
+    """
+
+    def __init__(
+        self, path: object, what: str, *, tensor: str | None = None, offset: int | None = None, hint: str = ""
+    ) -> None:
+        self.path, self.tensor, self.offset = str(path), tensor, offset
+        where = self.path
+        if tensor is not None:
+            where += f": tensor {tensor!r}"
+        if offset is not None:
+            where += f" at byte {offset}"
+        super().__init__(Problem(where, what, hint))
+
+
+class TensorNotFound(Error):
+    """A name that a model does not have. The message lists the closest names that it does have."""
+
+    def __init__(self, name: str, candidates: Iterable[str], where: str) -> None:
+        self.name = name
+        super().__init__(Problem(where, f"no tensor {name!r}", closest(name, candidates)))
+
+
+class MappingError(Error):
+    """A mapping file or dict is wrong. One :class:`Problem` per mistake, each with its line."""
+
+
+class PlanError(Error):
+    """A mapping does not fit the source or the target: nothing was written."""
+
+
+class LayoutError(Error):
+    """A layout table is wrong, or does not fit the tensors of a cell."""
+
+
+class RefusedError(Error):
+    """weightport could do it, but not without risk of harm or loss: the message says what to do instead."""
+
+
+class MissingPackage(Error):
+    """An optional package is needed for this job and is not installed."""
+
+    def __init__(self, job: str, package: str, extra: str) -> None:
+        super().__init__(Problem("", f"{job} needs {package}", f"pip install 'weightport[{extra}]'"))
+
+
+class BudgetExceeded(FormatError):
+    """A file asks for more than the reader's :class:`~weightport.tensors.Budget` allows."""
+
+
+def closest(name: str, candidates: Iterable[str]) -> str:
+    """The hint ``closest: 'a', 'b'`` for a name that was not found, or an empty string if nothing is near."""
+    pool = []
+    for candidate in candidates:
+        pool.append(candidate)
+        if len(pool) >= _MAX_CANDIDATES:
+            break
+    if len(pool) > 2_000:
+        # Long lists: only names that share a leaf or a length are worth the comparison.
+        leaf = name.rsplit("/", 1)[-1]
+        pool = [c for c in pool if c.endswith(leaf) or abs(len(c) - len(name)) <= 2][:2_000]
+    near = difflib.get_close_matches(name, pool, n=3, cutoff=0.6)
+    if not near and "/" in name:
+        leaf = name.rsplit("/", 1)[-1]
+        near = [c for c in pool if c.rsplit("/", 1)[-1] == leaf][:3]
+    return "closest: " + ", ".join(repr(c) for c in near) if near else ""

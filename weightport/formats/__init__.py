@@ -1,0 +1,1 @@
+"""One module per file format; none imports a framework."""

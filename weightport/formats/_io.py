@@ -1,0 +1,150 @@
+"""Bytes of files: bounded positional reads, and destinations that are the old file or the complete new one.
+
+Promise: a read past the end is a :class:`FormatError` with the offset, never a short result; a destination appears by one
+rename after fsync. Limit: local files only; the folder's file system must support rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from weightport.errors import Error, FormatError
+
+#: How much is read at a time where a byte range is streamed: fits the second-level cache.
+CHUNK = 256 * 1024
+
+
+class ByteFile:
+    """A regular file opened for positional reads. Not mapped: a truncated file is an error, never a SIGBUS."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        try:
+            # O_NONBLOCK: opening a FIFO must not hang; it is refused below.
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+        except OSError as error:
+            raise FormatError(self.path, f"cannot be opened: {error.strerror}") from None
+        info = os.fstat(self._fd)
+        if not stat.S_ISREG(info.st_mode):
+            os.close(self._fd)
+            self._fd = -1
+            raise FormatError(self.path, "is not a regular file")
+        self.size = info.st_size
+
+    def read(self, offset: int, count: int, *, tensor: str | None = None) -> bytes:
+        """Exactly ``count`` bytes from ``offset``.
+
+        Raises:
+            FormatError: the range does not lie inside the file.
+        """
+        self.check(offset, count, tensor=tensor)
+        parts = []
+        while count:
+            part = os.pread(self._fd, count, offset)
+            if not part:
+                raise FormatError(self.path, "the file shrank while it was read", tensor=tensor, offset=offset)
+            parts.append(part)
+            offset, count = offset + len(part), count - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_into(self, offset: int, buffer: memoryview, *, tensor: str | None = None) -> None:
+        """Fill a writable, contiguous byte view from ``offset``."""
+        self.check(offset, len(buffer), tensor=tensor)
+        done = 0
+        while done < len(buffer):
+            got = os.preadv(self._fd, [buffer[done:]], offset + done)
+            if not got:
+                raise FormatError(self.path, "the file shrank while it was read", tensor=tensor, offset=offset + done)
+            done += got
+
+    def chunks(self, offset: int, count: int, *, tensor: str | None = None) -> Iterator[bytes]:
+        """The byte range in pieces of at most :data:`CHUNK`."""
+        self.check(offset, count, tensor=tensor)
+        while count:
+            piece = self.read(offset, min(CHUNK, count), tensor=tensor)
+            yield piece
+            offset, count = offset + len(piece), count - len(piece)
+
+    def check(self, offset: int, count: int, *, tensor: str | None = None) -> None:
+        """Refuse a byte range that does not lie inside the file."""
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise FormatError(
+                self.path,
+                f"truncated or corrupt: bytes {offset}..{offset + count} asked for, the file has {self.size}",
+                tensor=tensor,
+                offset=max(0, min(offset, self.size)),
+            )
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> ByteFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def fsync_folder(folder: str | os.PathLike[str]) -> None:
+    """Make renames in that folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A temporary path beside ``path`` to write to; renamed over it on success, removed on failure.
+
+    A symbolic link is written through, the mode of an existing file is kept, and file and folder are fsynced.
+
+    Raises:
+        Error: the folder does not exist or cannot be written to.
+    """
+    final = Path(os.path.realpath(path))
+    if final.is_dir():
+        raise Error(f"{path}: is a directory, not a file to write")
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".weightport-tmp", dir=final.parent)
+    except OSError as error:
+        raise Error(f"{path}: cannot be written: {error.strerror}") from None
+    os.close(handle)
+    try:
+        try:
+            mode = stat.S_IMODE(final.stat().st_mode)
+        except FileNotFoundError:
+            umask = os.umask(0)
+            os.umask(umask)
+            mode = 0o666 & ~umask
+        os.chmod(temporary, mode)
+        yield temporary
+        descriptor = os.open(temporary, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, final)
+        fsync_folder(final.parent)
+    except OSError as error:
+        raise Error(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Like :func:`atomic_path`, as an open binary file."""
+    with atomic_path(path) as temporary, open(temporary, "r+b") as handle:
+        yield handle
+        handle.flush()

@@ -1,0 +1,168 @@
+"""Named tensors: what a model file or a live model looks like to the rest of weightport.
+
+Promise: everything above the formats and the targets sees only these protocols, and a spec never holds tensor bytes.
+Limit: no I/O happens here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+
+from weightport.errors import BudgetExceeded, FormatError
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+#: One slice per leading axis (steps are positive, axes are kept); ``None`` is the whole tensor.
+Index: TypeAlias = tuple[slice, ...] | None
+
+#: What a stored tensor is. ``weight``: a variable; ``slot``: an optimizer's per-variable state; ``optimizer``: the
+#: optimizer's own state; ``counter``: a step or save counter; ``constant``: a constant of a graph that is no variable.
+ROLES = ("weight", "slot", "optimizer", "counter", "constant")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor's header.
+
+    Attributes:
+        dtype: numpy's or ml_dtypes' dtype; strings are ``object`` (arrays of ``bytes``).
+        shape: the full shape, also where the file stores slices.
+        nbytes: bytes of the values in memory order (for strings: the bytes stored in the file).
+        role: one of :data:`ROLES`.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    nbytes: int
+    role: str = "weight"
+
+    @classmethod
+    def of(cls, dtype: str | np.dtype[Any], shape: Sequence[int], role: str = "weight") -> TensorSpec:
+        """The spec of a fixed-size dtype: ``nbytes`` follows from the shape (Python ints, no overflow)."""
+        resolved = np.dtype(dtype) if not isinstance(dtype, str) else dtype_named(dtype)
+        size = resolved.itemsize
+        for dim in shape:
+            size *= int(dim)
+        return cls(resolved, tuple(int(d) for d in shape), size, role)
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype by numpy's or ml_dtypes' name, as the JSON documents print it."""
+        return self.dtype.name
+
+
+@runtime_checkable
+class Source(Protocol):
+    """An open model file. Opening reads headers only; :meth:`read` reads only the byte ranges asked for."""
+
+    format: str
+    path: str
+
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Name -> spec, in the file's own order."""
+        ...
+
+    def read(self, name: str, index: Index = None) -> Array:
+        """The tensor, or the part of it that ``index`` cuts out, as a new array (C order, native byte order).
+
+        Raises:
+            TensorNotFound: no such name.
+            FormatError: truncated or corrupt; checksums are verified where the format has them.
+        """
+        ...
+
+    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
+        """What the file itself records about the RNN cell that owns these tensors (one layer, one direction).
+
+        Keys, each only where it is really recorded: ``forget_bias``, ``activation``, ``recurrent_activation``,
+        ``reset_after``, ``cell_clip``, ``proj_clip``, ``go_backwards``.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the file handles. Reading afterwards is an error."""
+        ...
+
+
+#: Yields consecutive C-order tiles of a tensor, cut along axis 0 (a scalar or an empty tensor is one tile).
+Tiles: TypeAlias = Callable[[str], Iterator[Array]]
+
+
+class FileWriter(Protocol):
+    """Writes one complete model file, atomically: the destination is the old file or the complete new one."""
+
+    def __call__(
+        self, path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
+    ) -> None: ...
+
+
+def dtype_named(name: str) -> np.dtype[Any]:
+    """The dtype of that name, numpy's or ml_dtypes' (``bfloat16``, ``float8_e4m3fn``, ...).
+
+    Raises:
+        TypeError: no such dtype.
+    """
+    try:
+        return np.dtype(name)
+    except TypeError:
+        import ml_dtypes  # registers its dtypes with numpy; imported only where one is really met
+
+        found = getattr(ml_dtypes, name, None)
+        if found is None:
+            raise
+        return np.dtype(found)
+
+
+@dataclass(slots=True)
+class Budget:
+    """The bounds that every reader keeps to, whatever a file claims. Exceeding one is :class:`BudgetExceeded`.
+
+    Attributes:
+        header_bytes: bytes of header, index or structure that may be read or decompressed in all.
+        tensors: named tensors in one file.
+        depth: nesting of messages, groups or objects.
+        rank: axes of one tensor.
+        tensor_bytes: size of one tensor in memory.
+    """
+
+    header_bytes: int = 1 << 31
+    tensors: int = 20_000_000
+    depth: int = 64
+    rank: int = 64
+    tensor_bytes: int = 1 << 46
+    _spent: dict[str, int] = field(default_factory=dict, repr=False)
+
+    def check(self, kind: str, amount: int, path: object, *, tensor: str | None = None) -> None:
+        """Refuse an ``amount`` above the bound ``kind``."""
+        limit = getattr(self, kind)
+        if amount > limit:
+            raise BudgetExceeded(
+                path, f"{kind.replace('_', ' ')}: {amount:,} asked for, at most {limit:,} allowed", tensor=tensor
+            )
+
+    def spend(self, kind: str, amount: int, path: object) -> None:
+        """Add to what was used of ``kind`` so far, and refuse what goes over the bound."""
+        total = self._spent.get(kind, 0) + amount
+        self._spent[kind] = total
+        self.check(kind, total, path)
+
+
+def checked_nbytes(
+    dtype: np.dtype[Any], shape: Sequence[int], budget: Budget, path: object, tensor: str | None = None
+) -> int:
+    """Bytes of a tensor of that dtype and shape, after checking rank, sign and size. Nothing is allocated.
+
+    Raises:
+        FormatError: a negative dimension, too many axes, or more bytes than the budget allows.
+    """
+    budget.check("rank", len(shape), path, tensor=tensor)
+    total = dtype.itemsize
+    for dim in shape:
+        if dim < 0:
+            raise FormatError(path, f"negative dimension in shape {list(shape)}", tensor=tensor)
+        total *= int(dim)
+    budget.check("tensor_bytes", total, path, tensor=tensor)
+    return total
