@@ -166,3 +166,39 @@ def checked_nbytes(
         total *= int(dim)
     budget.check("tensor_bytes", total, path, tensor=tensor)
     return total
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What one tensor of a target is to become.
+
+    Attributes:
+        name: the target's own name.
+        spec: dtype and shape that ``produce`` delivers (equal to the target's, checked by the plan).
+        constant: frozen (``as: constant``) instead of an initial value.
+        produce: reads and computes the value, or the part of it that an index cuts out. It may be called any number of
+            times and gives the same bytes each time; nothing is kept in between.
+    """
+
+    name: str
+    spec: TensorSpec
+    constant: bool
+    produce: Callable[[Index], Array]
+
+
+class Target(Protocol):
+    """A live model: named variables that take values."""
+
+    kind: str
+
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Name -> spec of every variable that a mapping has to account for, in the model's own order."""
+        ...
+
+    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
+        """What the live model records about the RNN cell that owns these variables; keys as in :meth:`Source.facts`."""
+        ...
+
+    def assign(self, values: Sequence[Value]) -> Any:
+        """Give the variables their values, all or nothing, and freeze the constants. Returns the model to use on."""
+        ...
