@@ -9,14 +9,45 @@ Source: https://protobuf.dev/programming-guides/encoding/
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 from weightport.errors import FormatError
-from weightport.formats._io import ByteFile
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 #: ``(field number, wire type, value)``: an int for the numeric wire types, bytes for ``BYTES``.
 Field = tuple[int, int, int | bytes]
+
+
+class Readable(Protocol):
+    """Bytes by position: a :class:`~weightport.formats._io.ByteFile`, or a :class:`Memory`."""
+
+    path: str
+    size: int
+
+    def read(self, offset: int, count: int, *, tensor: str | None = None) -> bytes: ...
+
+    def read_into(self, offset: int, buffer: memoryview, *, tensor: str | None = None) -> None: ...
+
+    def check(self, offset: int, count: int, *, tensor: str | None = None) -> None: ...
+
+
+class Memory:
+    """A message held in memory, read like a file. ``path`` is the file that errors name."""
+
+    def __init__(self, data: bytes, path: object) -> None:
+        self._data, self.path, self.size = data, str(path), len(data)
+
+    def read(self, offset: int, count: int, *, tensor: str | None = None) -> bytes:
+        self.check(offset, count, tensor=tensor)
+        return self._data[offset : offset + count]
+
+    def read_into(self, offset: int, buffer: memoryview, *, tensor: str | None = None) -> None:
+        buffer[:] = self.read(offset, len(buffer), tensor=tensor)
+
+    def check(self, offset: int, count: int, *, tensor: str | None = None) -> None:
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise FormatError(self.path, f"{count} bytes asked for at {offset} of {self.size}", tensor=tensor)
 
 
 def varint(data: bytes | memoryview, position: int, end: int, path: object, base: int = 0) -> tuple[int, int]:
@@ -54,7 +85,9 @@ def fields(data: bytes | memoryview, path: object, base: int = 0) -> Iterator[Fi
         elif wire == BYTES:
             size, position = varint(data, position, end, path, base)
             if size > end - position:
-                raise FormatError(path, f"a field of {size} bytes in {end - position} that are left", offset=base + start)
+                raise FormatError(
+                    path, f"a field of {size} bytes in {end - position} that are left", offset=base + start
+                )
             yield number, wire, bytes(data[position : position + size])
             position += size
         elif wire in (FIXED64, FIXED32):
@@ -67,7 +100,7 @@ def fields(data: bytes | memoryview, path: object, base: int = 0) -> Iterator[Fi
             raise FormatError(path, f"unknown wire type {wire}", offset=base + start)
 
 
-def spans(file: ByteFile, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def spans(file: Readable, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Every field of a message that lies in a file: ``(field number, wire type, value or offset, size)``.
 
     For ``BYTES`` the third item is the payload's offset in the file and the fourth its size: the payload itself is not
@@ -94,7 +127,9 @@ def spans(file: ByteFile, start: int, end: int) -> Iterator[tuple[int, int, int,
             size, after = varint(window, after, len(window), file.path, window_start)
             offset = window_start + after
             if size > end - offset:
-                raise FormatError(file.path, f"a field of {size} bytes in {end - offset} that are left", offset=position)
+                raise FormatError(
+                    file.path, f"a field of {size} bytes in {end - offset} that are left", offset=position
+                )
             position = offset + size
             yield number, wire, offset, size
         elif wire in (FIXED64, FIXED32):
