@@ -81,7 +81,7 @@ _FIELD_OF = {
 }
 _CONTENT, _FLOAT8, _STRING_VAL = 4, 18, 8
 # Values beyond what the file holds (a repeated last value) are bounded: 2 GiB, what protobuf itself can carry.
-_SPLAT_BYTES = 1 << 31
+SPLAT_BYTES = 1 << 31
 # Four- and two-bit numbers are stored one to a byte.
 _SUB_BYTE = {"int4", "uint4", "int2", "uint2"}
 _CHUNK = 1 << 18
@@ -141,8 +141,21 @@ class TensorProtoRef:
     budget: Budget
 
     @classmethod
-    def parse(cls, file: Readable, start: int, end: int, *, name: str, budget: Budget | None = None) -> TensorProtoRef:
-        """The header of the TensorProto that lies at ``start:end`` of a file. No values are read."""
+    def parse(
+        cls,
+        file: Readable,
+        start: int,
+        end: int,
+        *,
+        name: str,
+        budget: Budget | None = None,
+        known: tuple[int, tuple[int, ...]] | None = None,
+    ) -> TensorProtoRef:
+        """The header of the TensorProto that lies at ``start:end`` of a file. No values are read.
+
+        ``known`` is a dtype number and shape that stand elsewhere, as for the data of a V1 checkpoint, which repeat
+        neither; a dtype that is repeated must be the same.
+        """
         budget = Budget() if budget is None else budget
         number, strings = 0, 0
         shape: tuple[int, ...] = ()
@@ -156,6 +169,10 @@ class TensorProtoRef:
                 content = (value, size)
             elif field == _STRING_VAL and wire == BYTES:
                 strings += size
+        if known:
+            if number not in (0, known[0]):
+                raise FormatError(file.path, f"dtype number {number}, expected {known[0]}", tensor=name, offset=start)
+            number, shape = known
         dtype = dtype_of(number, file.path, name)
         nbytes = _strided.checked(dtype, shape, budget, file.path, name)
         if dtype.kind == "O":
@@ -208,7 +225,7 @@ class TensorProtoRef:
 
     def _check_splat(self, file: Readable, elements: int) -> None:
         size = elements * self.dtype.itemsize
-        limit = min(_SPLAT_BYTES, self.budget.tensor_bytes)
+        limit = min(SPLAT_BYTES, self.budget.tensor_bytes)
         if size > limit:
             raise BudgetExceeded(
                 file.path, f"a repeated value of {size:,} bytes, at most {limit:,} allowed", tensor=self.name
