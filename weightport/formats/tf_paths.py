@@ -68,7 +68,9 @@ def resolve(path: str | os.PathLike[str]) -> Resolved:
     """
     text = os.fspath(path)
     if os.path.isdir(text):
-        # "dir/" may be the prefix of "dir/.index".
+        state = os.path.join(text, STATE)
+        if text.endswith(os.sep) and os.path.isfile(text + ".index") and not os.path.isfile(state):
+            return _v2(text)  # the prefix that is only a trailing slash
         return _folder(text)
     found = _exact(text)
     if found is None:
@@ -208,7 +210,9 @@ def _checkpoints(folder: str) -> list[Resolved]:
 def _from_state(folder: str, state: str) -> Resolved:
     latest, listed = read_state(state)
     for candidate in _candidates(folder, latest):
-        found = None if os.path.isdir(candidate) and not candidate.endswith(os.sep) else _exact(candidate)
+        if os.path.basename(candidate) == STATE and not has_magic(candidate):
+            continue  # a state file that names a state file, maybe itself
+        found = _exact(candidate)
         if found is not None:
             return found
     there = some([os.path.basename(found.prefix) or found.prefix for found in _checkpoints(folder)])

@@ -1,0 +1,249 @@
+"""TensorFlow's V2 checkpoints, written without TensorFlow: one data shard and the index, as TF 1 and 2 read them.
+
+Promise: tensors stream through, a tile at a time; the index is renamed into place last, so that a checkpoint of that
+prefix is the old one or the complete new one at any moment. To overwrite one, the data is given a shard name that the
+old one does not use (``data-00001-of-00002``, of which TensorFlow never opens the other), then the index is swapped,
+then the old shards are removed. Limit: nothing but index and data is written: no ``checkpoint`` state file (which
+would change what is the latest checkpoint of a folder), no ``.meta``; ``metadata`` has no place in this format.
+
+Source: tensorflow/core/util/tensor_bundle/tensor_bundle.cc (``BundleWriter``), tensor_bundle.proto.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
+
+import crc32c
+import numpy as np
+
+from weightport.errors import Error
+from weightport.formats import _strided
+from weightport.formats._io import CHUNK, fsync_folder
+from weightport.formats._table import TableWriter, mask, put_varint
+from weightport.formats._tensorproto import NUMBERS, STRING
+from weightport.formats.tf_bundle import VERSION, string_lengths
+from weightport.tensors import Array, TensorSpec, Tiles
+
+# Strings' bytes follow all of their lengths: up to this much waits in memory, more in a temporary file.
+_SPOOLED = 4 << 20
+_SUFFIX = ".weightport-tmp"
+
+#: dtype number, shape, offset, size, masked checksum
+_Entry = tuple[int, tuple[int, ...], int, int, int]
+
+
+def write(
+    path: str,
+    specs: Mapping[str, TensorSpec],
+    tiles: Tiles,
+    *,
+    metadata: Mapping[str, str] | None = None,  # noqa: ARG001
+) -> None:
+    """Write a checkpoint.
+
+    Args:
+        path: the prefix; ``.index`` at its end is left away.
+        specs: name -> dtype and shape, in the order in which the values are stored.
+        tiles: yields each tensor's consecutive tiles along axis 0.
+        metadata: not stored.
+
+    Raises:
+        Error: a dtype or name that a checkpoint cannot hold, values that are not as their spec says, or a folder that
+            cannot be written to. Nothing was changed.
+    """
+    prefix = path.removesuffix(".index")
+    numbers = {name: _number(prefix, name, spec) for name, spec in specs.items()}
+    folder = os.path.dirname(prefix) or "."
+    if not os.path.isdir(folder):
+        raise Error(f"{prefix}: cannot be written: no folder {folder!r}")
+    try:
+        with _temporary(prefix) as (data, data_path):
+            entries = {}
+            offset = 0
+            for name, spec in specs.items():
+                size, crc = _write_tensor(data, prefix, name, spec, numbers[name], tiles)
+                entries[name.encode()] = (numbers[name], spec.shape, offset, size, crc)
+                offset += size
+            _sync(data)
+            _commit(prefix, folder, data_path, entries)
+    except OSError as error:
+        raise Error(f"{prefix}: cannot be written: {error.strerror or error}") from None
+
+
+def _number(prefix: str, name: str, spec: TensorSpec) -> int:
+    """The DataType of a tensor, after checking that a checkpoint can hold it."""
+    try:
+        key = name.encode()
+    except UnicodeEncodeError:
+        raise Error(f"{prefix}: tensor {name!r}: the name is no valid text") from None
+    if not key or key[0] == 0:
+        raise Error(f"{prefix}: tensor {name!r}: a checkpoint cannot hold a tensor of this name")
+    if spec.dtype.kind in "OSU":
+        return STRING
+    number = NUMBERS.get(spec.dtype.name)
+    if number is None:
+        raise Error(f"{prefix}: tensor {name!r}: a checkpoint cannot hold the dtype {spec.dtype.name}")
+    return number
+
+
+def _write_tensor(
+    data: BinaryIO, prefix: str, name: str, spec: TensorSpec, number: int, tiles: Tiles
+) -> tuple[int, int]:
+    """Stored bytes and checksum."""
+    if number == STRING:
+        return _write_strings(data, prefix, name, spec, tiles)
+    crc = size = 0
+    for tile in _checked(prefix, name, spec, tiles):
+        stored = np.ascontiguousarray(tile)
+        if stored.dtype.byteorder == ">":
+            stored = stored.astype(stored.dtype.newbyteorder("<"))
+        view = _strided.byte_view(stored)
+        for at in range(0, len(view), CHUNK):
+            piece = view[at : at + CHUNK]
+            crc = crc32c.crc32c(piece, crc)
+            data.write(piece)
+        size += len(view)
+    return size, mask(crc)
+
+
+def _write_strings(data: BinaryIO, prefix: str, name: str, spec: TensorSpec, tiles: Tiles) -> tuple[int, int]:
+    lengths: list[int] = []
+    with tempfile.SpooledTemporaryFile(_SPOOLED) as waiting:
+        for tile in _checked(prefix, name, spec, tiles):
+            for value in tile.reshape(-1).tolist():
+                raw = value.encode() if isinstance(value, str) else value
+                if not isinstance(raw, bytes):
+                    raise Error(f"{prefix}: tensor {name!r}: {type(value).__name__} where a string was expected")
+                lengths.append(len(raw))
+                waiting.write(raw)
+        crc = crc32c.crc32c(string_lengths(lengths))
+        head = b"".join(map(put_varint, lengths))
+        check = mask(crc).to_bytes(4, "little")
+        crc = crc32c.crc32c(check, crc)
+        data.write(head + check)
+        waiting.seek(0)
+        while piece := waiting.read(CHUNK):
+            crc = crc32c.crc32c(piece, crc)
+            data.write(piece)
+    return len(head) + 4 + sum(lengths), mask(crc)
+
+
+def _checked(prefix: str, name: str, spec: TensorSpec, tiles: Tiles) -> Iterator[Array]:
+    """The tiles, which together have to be the tensor: anything else would be a checkpoint of wrong weights."""
+    rows = 0
+    for tile in tiles(name):
+        if spec.shape:
+            fits = tile.ndim == len(spec.shape) and tile.shape[1:] == spec.shape[1:]
+            rows += tile.shape[0] if fits else 0
+        else:
+            fits = tile.shape == ()
+            rows += 1
+        same = tile.dtype.kind == spec.dtype.kind if spec.dtype.kind in "OSU" else tile.dtype.name == spec.dtype.name
+        if not fits or not same:
+            raise Error(
+                f"{prefix}: tensor {name!r}: values of {tile.dtype.name}{list(tile.shape)} "
+                f"for {spec.dtype.name}{list(spec.shape)}"
+            )
+        yield tile
+    if rows != (spec.shape[0] if spec.shape else 1):
+        raise Error(f"{prefix}: tensor {name!r}: {rows} rows of values for the shape {list(spec.shape)}")
+
+
+def _commit(prefix: str, folder: str, data_path: str, entries: Mapping[bytes, _Entry]) -> None:
+    """Give the data a name that is free, swap the index, remove what the old index used."""
+    with _temporary(prefix) as (index, index_path), _locked(folder):
+        shards = 1
+        if os.path.lexists(prefix + ".index"):
+            while os.path.lexists(_shard(prefix, shards)):
+                shards += 1
+        _write_index(index, entries, shards)
+        _sync(index)
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(index_path, stat.S_IMODE(os.stat(prefix + ".index").st_mode))
+        shard = _shard(prefix, shards)
+        os.replace(data_path, shard)
+        try:
+            fsync_folder(folder)
+            os.replace(index_path, prefix + ".index")
+        except OSError:
+            if shards > 1:
+                os.unlink(shard)
+            raise
+        fsync_folder(folder)
+        pattern = re.compile(re.escape(os.path.basename(prefix)) + r"\.data-\d{5}-of-\d{5}")
+        for name in os.listdir(folder):
+            if pattern.fullmatch(name) and name != os.path.basename(shard):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+
+
+def _shard(prefix: str, count: int) -> str:
+    return f"{prefix}.data-{count - 1:05d}-of-{count:05d}"
+
+
+def _write_index(index: BinaryIO, entries: Mapping[bytes, _Entry], shards: int) -> None:
+    table = TableWriter(index)
+    # BundleHeaderProto: num_shards, little endian (0, so absent), version {producer: 1}.
+    table.add(b"", _varint_field(1, shards) + _bytes_field(3, _varint_field(1, VERSION)))
+    for key in sorted(entries):
+        number, shape, offset, size, crc = entries[key]
+        dims = b"".join(_bytes_field(2, _varint_field(1, dim)) for dim in shape)
+        table.add(
+            key,
+            _varint_field(1, number)
+            + _bytes_field(2, dims)
+            + _varint_field(3, shards - 1)
+            + _varint_field(4, offset)
+            + _varint_field(5, size)
+            + (b"\x35" + crc.to_bytes(4, "little") if crc else b""),
+        )
+    table.finish()
+
+
+def _varint_field(number: int, value: int) -> bytes:
+    return bytes([number << 3]) + put_varint(value) if value else b""
+
+
+def _bytes_field(number: int, value: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + put_varint(len(value)) + value
+
+
+@contextlib.contextmanager
+def _temporary(prefix: str) -> Iterator[tuple[BinaryIO, str]]:
+    """A file beside the checkpoint, removed unless it was renamed."""
+    folder, base = os.path.split(prefix)
+    descriptor, path = tempfile.mkstemp(prefix=f".{base}.", suffix=_SUFFIX, dir=folder or ".")
+    try:
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(path, 0o666 & ~umask)
+        with os.fdopen(descriptor, "w+b") as handle:
+            yield handle, path
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _sync(handle: BinaryIO) -> None:
+    handle.flush()
+    os.fsync(handle.fileno())
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """One writer at a time commits into a folder. Where locks are not supported, the last one wins."""
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
