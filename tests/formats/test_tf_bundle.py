@@ -1,0 +1,551 @@
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import crc32c
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support import fixture, need
+from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
+from weightport.formats import _slices, tf_bundle, tf_bundle_write
+from weightport.formats._io import ByteFile
+from weightport.formats._table import TableWriter, mask, put_varint
+from weightport.formats._tensorproto import NUMBERS
+from weightport.tensors import Budget, TensorSpec, dtype_named
+
+FLOAT = 1
+
+
+def number_field(number: int, value: int) -> bytes:
+    return bytes([number << 3]) + put_varint(value & 0xFFFFFFFFFFFFFFFF) if value else b""
+
+
+def bytes_field(number: int, value: bytes) -> bytes:
+    return bytes([number << 3 | 2]) + put_varint(len(value)) + value
+
+
+def shape_proto(shape: tuple[int, ...]) -> bytes:
+    return b"".join(bytes_field(2, number_field(1, dim)) for dim in shape)
+
+
+def slice_proto(cut: _slices.Slice) -> bytes:
+    return b"".join(
+        bytes_field(1, number_field(1, start) + (number_field(2, length) if length != -1 else b""))
+        for start, length in cut
+    )
+
+
+def entry(
+    shape: tuple[int, ...],
+    *,
+    dtype: int = FLOAT,
+    shard: int = 0,
+    offset: int = 0,
+    size: int = 0,
+    crc: int = 0,
+    slices: tuple[_slices.Slice, ...] = (),
+) -> bytes:
+    return (
+        number_field(1, dtype)
+        + bytes_field(2, shape_proto(shape))
+        + number_field(3, shard)
+        + number_field(4, offset)
+        + number_field(5, size)
+        + (b"\x35" + crc.to_bytes(4, "little") if crc else b"")
+        + b"".join(bytes_field(7, slice_proto(cut)) for cut in slices)
+    )
+
+
+HEADER = number_field(1, 1) + bytes_field(3, number_field(1, 1))
+
+
+def index_bytes(entries: dict[bytes, bytes], header: bytes | None = HEADER, **options: Any) -> bytes:
+    handle = io.BytesIO()
+    writer = TableWriter(handle, **options)
+    if header is not None:
+        writer.add(b"", header)
+    for key in sorted(entries):
+        writer.add(key, entries[key])
+    writer.finish()
+    return handle.getvalue()
+
+
+def bundle(folder: Path, entries: dict[bytes, bytes], data: bytes = b"", **options: Any) -> str:
+    (folder / "c.index").write_bytes(index_bytes(entries, **options))
+    (folder / "c.data-00000-of-00001").write_bytes(data)
+    return str(folder / "c")
+
+
+def stored(value: np.ndarray, data: bytearray, **options: Any) -> bytes:
+    """The entry of a value that is appended to the data."""
+    raw = value.tobytes()
+    offset = len(data)
+    data += raw
+    number = NUMBERS[value.dtype.name]
+    return entry(value.shape, dtype=number, offset=offset, size=len(raw), crc=mask(crc32c.crc32c(raw)), **options)
+
+
+def write(path: str, tensors: dict[str, np.ndarray]) -> None:
+    def tiles(name: str) -> Iterator[np.ndarray]:
+        yield tensors[name]
+
+    tf_bundle_write.write(path, {n: TensorSpec.of(a.dtype, a.shape) for n, a in tensors.items()}, tiles)
+
+
+def same(a: np.ndarray, b: np.ndarray) -> None:
+    assert a.dtype == b.dtype
+    assert a.shape == b.shape
+    assert (a.tolist() == b.tolist()) if a.dtype.kind == "O" else (a.tobytes() == b.tobytes())
+
+
+def shapes() -> st.SearchStrategy[tuple[int, ...]]:
+    return st.lists(st.integers(0, 6), max_size=4).map(tuple)
+
+
+def random_value(dtype: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    if dtype == "object":
+        flat = [rng.bytes(int(n)) for n in rng.integers(0, 200, int(np.prod(shape)))]
+        out = np.empty(len(flat), object)
+        out[:] = flat
+        return out.reshape(shape)
+    resolved = dtype_named(dtype)
+    top = {"bool": 2, "int4": 16, "uint4": 16, "int2": 4, "uint2": 4, "float4_e2m1fn": 16}.get(dtype, 256)
+    raw = rng.integers(0, top, (int(np.prod(shape)) * resolved.itemsize,), dtype=np.uint8)
+    return raw.view(resolved).reshape(shape)
+
+
+NAMES = st.sampled_from(["a", "a/b", "a/c", "ü", "z" * 300])
+HEADERS = st.tuples(st.sampled_from(sorted(NUMBERS)), shapes())
+
+
+@given(st.dictionaries(NAMES, HEADERS, max_size=4), st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+def test_round_trip_and_parts(
+    tmp_path: Path, wanted: dict[str, tuple[str, tuple[int, ...]]], data: st.DataObject
+) -> None:
+    tensors = {name: random_value(dtype, shape, n) for n, (name, (dtype, shape)) in enumerate(wanted.items())}
+    path = str(tmp_path / "c")
+    write(path, tensors)
+    with tf_bundle.open_source(path) as source:
+        assert set(source.specs()) == set(tensors)
+        for name, value in tensors.items():
+            spec = source.specs()[name]
+            assert (spec.dtype, spec.shape, spec.role) == (value.dtype, value.shape, "weight")
+            index = tuple(
+                slice(
+                    data.draw(st.integers(-7, 7)),
+                    data.draw(st.none() | st.integers(-7, 7)),
+                    data.draw(st.integers(1, 3)),
+                )
+                for _ in range(data.draw(st.integers(0, value.ndim)))
+            )
+            same(source.read(name, index), value[index].copy() if value.ndim else value)
+            same(source.read(name), value)
+            same(source.read(name, index), value[index].copy() if value.ndim else value)
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("block_size", [50, 1000])
+def test_many_blocks(tmp_path: Path, compress: bool, block_size: int) -> None:
+    data = bytearray()
+    values = {f"layer_{n}/kernel": np.full((2, n % 3), n, np.int32) for n in range(500)}
+    entries = {name.encode(): stored(value, data) for name, value in values.items()}
+    source = tf_bundle.open_source(bundle(tmp_path, entries, bytes(data), block_size=block_size, compress=compress))
+    assert set(source.specs()) == set(values)
+    for name, value in values.items():
+        same(source.read(name), value)
+
+
+def test_reads_what_tensorflow_wrote(tmp_path: Path) -> None:
+    tf = need("tensorflow")
+    values = {f"{n * 7919 % 9001:05d}/a/long/scope/of/many/parts": np.float32([n, -n]) for n in range(9000)}
+    for dtype in sorted(NUMBERS.keys() - {"float4_e2m1fn", "int2", "uint2"}):
+        for shape in ((), (0,), (3, 2)):
+            values[f"dtypes/{dtype}/{len(shape)}"] = random_value(dtype, shape, 3)
+    names = list(values)
+    tensors = []
+    for name in names:
+        value = values[name]
+        number = NUMBERS[value.dtype.name]
+        tensors.append(tf.constant(value.tolist(), tf.string, value.shape) if number == 7 else tf.constant(value))
+    tf.raw_ops.SaveV2(
+        prefix=str(tmp_path / "c"), tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors
+    )
+    with ByteFile(tmp_path / "c.index") as file:
+        assert len(tf_bundle.Table(file, Budget())) > 1  # more than one block
+    source = tf_bundle.open_source(str(tmp_path / "c"))
+    assert set(source.specs()) == set(values)
+    for name, value in values.items():
+        same(source.read(name), value)
+
+
+def cut_points(data: st.DataObject, dim: int) -> list[tuple[int, int]]:
+    inner = sorted(data.draw(st.sets(st.integers(1, dim - 1), max_size=3))) if dim > 1 else []
+    return list(itertools.pairwise([0, *inner, dim]))
+
+
+SOLID = st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple)
+
+
+@given(SOLID, st.sampled_from(["float32", "int8", "object"]), st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
+def test_slices_that_tensorflow_wrote(tmp_path: Path, shape: tuple[int, ...], dtype: str, data: st.DataObject) -> None:
+    tf = need("tensorflow")
+    value = random_value(dtype, shape, 5)
+    names, places, parts = [], [], []
+    for box in itertools.product(*[cut_points(data, dim) for dim in shape]):
+        names.append("v")
+        places.append(f"{' '.join(map(str, shape))} " + ":".join(f"{a},{b - a}" for a, b in box))
+        part = value[tuple(slice(a, b) for a, b in box)]
+        parts.append(tf.constant(part.tolist(), tf.string) if dtype == "object" else tf.constant(part))
+    tf.raw_ops.SaveV2(prefix=str(tmp_path / "c"), tensor_names=names, shape_and_slices=places, tensors=parts)
+    source = tf_bundle.open_source(str(tmp_path / "c"))
+    assert list(source.specs()) == ["v"]
+    assert source.specs()["v"].shape == shape
+    index = tuple(slice(data.draw(st.integers(0, 6)), None, data.draw(st.integers(1, 3))) for _ in shape)
+    same(source.read("v", index), value[index].copy())
+    same(source.read("v"), value)
+
+
+PINWHEEL = (((0, 1), (0, 2)), ((0, 2), (2, 1)), ((2, 1), (1, 2)), ((1, 2), (0, 1)), ((1, 1), (1, 1)))
+
+
+def test_any_arrangement_of_slices(tmp_path: Path) -> None:
+    """Five boxes around a corner, which no sequence of straight cuts makes."""
+    value = np.arange(9, dtype=np.float32).reshape(3, 3)
+    data = bytearray()
+    entries = {b"v": entry((3, 3), slices=PINWHEEL)}
+    for cut in PINWHEEL:
+        part = value[tuple(slice(a, a + n) for a, n in cut)]
+        entries[_slices.slice_key(b"v", cut)] = stored(part, data)
+    source = tf_bundle.open_source(bundle(tmp_path, entries, bytes(data)))
+    same(source.read("v"), value)
+    same(source.read("v", (slice(1, 2),)), value[1:2])
+
+
+def test_slice_keys() -> None:
+    """Against TensorFlow's own, over the lengths that its ordered code takes."""
+    tf = need("tensorflow")
+    assert _slices.slice_key(b"mask", ((0, -1), (0, -1))) == b"\0mask\0\1\1\2\x80\x7f\x80\x7f"
+    assert _slices.slice_key(b"a\0b\xffc", ((4, 3),)) == b"\0a\0\xffb\xff\0c\0\1\1\1\x84\x83"
+    import tempfile
+
+    for start in (1, 63, 64, 8191, 8192, 1 << 20, 1 << 27):
+        with tempfile.TemporaryDirectory() as folder:
+            tf.raw_ops.SaveV2(
+                prefix=f"{folder}/c",
+                tensor_names=["v"],
+                shape_and_slices=[f"{start + 1} {start},1"],
+                tensors=[tf.constant([7], tf.int8)],
+            )
+            with ByteFile(f"{folder}/c.index") as file:
+                keys = [key for key, _ in tf_bundle.Table(file, Budget()).items()]
+            assert _slices.slice_key(b"v", ((start, 1),)) in keys
+
+
+def part_entries(shape: tuple[int, ...], cuts: tuple[_slices.Slice, ...]) -> tuple[dict[bytes, bytes], bytes]:
+    data = bytearray()
+    entries = {b"v": entry(shape, slices=cuts)}
+    for cut in cuts:
+        extent = tuple(min(9, max(0, n)) for _, n in cut)
+        entries[_slices.slice_key(b"v", cut)] = stored(np.ones(extent, np.float32), data)
+    return entries, bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("shape", "cuts", "what"),
+    [
+        ((4,), (((0, 2),),), r"its 1 slices do not tile the shape \[4\]: they leave gaps"),
+        ((4,), (((0, 3),), ((2, 2),)), r"its 2 slices do not tile the shape \[4\]: they overlap"),
+        ((4,), (((0, 2),), ((1, 2),)), r"its slices overlap in the shape \[4\]"),
+        ((4,), (((0, 2),), ((0, 2),)), r"its slices overlap in the shape \[4\]"),
+        ((4,), (((0, 2),), ((2, 3),)), r"a slice reaches outside the shape \[4\]"),
+        ((4,), (((-1, 2),), ((2, 3),)), r"a slice reaches outside the shape \[4\]"),
+        ((4,), (((2, -1),),), r"a slice reaches outside the shape \[4\]"),
+        ((4,), (((0, 2), (0, 1)),), r"a slice of 2 axes of the shape \[4\]"),
+        ((1 << 40, 1 << 40), (((0, 2), (0, 2)),), "tensor bytes"),
+        ((1 << 30,), (((0, 2),),), "leave gaps"),
+    ],
+    ids=itertools.count(),
+)
+def test_slices_that_do_not_tile(
+    tmp_path: Path, shape: tuple[int, ...], cuts: tuple[_slices.Slice, ...], what: str
+) -> None:
+    source = tf_bundle.open_source(bundle(tmp_path, *part_entries(shape, cuts)))
+    with pytest.raises(FormatError, match=what):
+        source.read("v")
+
+
+def test_slices_that_lie(tmp_path: Path) -> None:
+    cuts = (((0, 2),), ((2, 2),))
+    entries, data = part_entries((4,), cuts)
+    del entries[_slices.slice_key(b"v", cuts[1])]
+    with pytest.raises(FormatError, match=r"the data of slice \[\(2, 2\)\] is not there"):
+        tf_bundle.open_source(bundle(tmp_path, entries, data)).read("v")
+    entries, data = part_entries((4,), cuts)
+    entries[_slices.slice_key(b"v", cuts[1])] = entry((3,), size=12)
+    with pytest.raises(FormatError, match=r"a slice is float32\[3\], expected float32\[2\]"):
+        tf_bundle.open_source(bundle(tmp_path, entries, data)).read("v")
+    entries[_slices.slice_key(b"v", cuts[1])] = entry((4,), slices=cuts)
+    with pytest.raises(FormatError, match="is sliced itself"):
+        tf_bundle.open_source(bundle(tmp_path, entries, data)).read("v")
+    # Many slices of the same bytes would make much of little.
+    cuts = tuple(((n * 1000, 1000),) for n in range(1000))
+    entries = {b"v": entry((1_000_000,), slices=cuts)}
+    for cut in cuts:
+        entries[_slices.slice_key(b"v", cut)] = entry((1000,), size=4000)
+    source = tf_bundle.open_source(bundle(tmp_path, entries, bytes(4000)))
+    with pytest.raises(FormatError, match="its slices claim more bytes than their shards have"):
+        source.read("v")
+    cuts = tuple(((n, 1),) for n in range(20_001))
+    source = tf_bundle.open_source(bundle(tmp_path, {**entries, b"v": entry((20_001,), slices=cuts)}))
+    with pytest.raises(FormatError, match="is not there"):
+        source.read("v")
+    with pytest.raises(BudgetExceeded, match="20,001 slices, at most 20,000 allowed"):
+        _slices.boxes(cuts, (20_001,), "f", "v")
+
+
+def test_checksums(tmp_path: Path) -> None:
+    value = np.arange(600_000, dtype=np.float32).reshape(600, 1000)
+    path = str(tmp_path / "c")
+    write(path, {"a": value, "b": value[:2]})
+    data = tmp_path / "c.data-00000-of-00001"
+    raw = bytearray(data.read_bytes())
+    raw[2_000_000] ^= 1
+    data.write_bytes(raw)
+    for index in (None, (slice(0, 1),)):  # the part that is asked for is not the part that is damaged
+        with (
+            tf_bundle.open_source(path) as source,
+            pytest.raises(FormatError, match=r"c\.data-00000-of-00001: tensor 'a' at byte 0: corrupt: the checksum of"),
+        ):
+            source.read("a", index)
+        with tf_bundle.open_source(path) as source:
+            same(source.read("b"), value[:2])
+
+
+def test_parts_verify_once_and_read_what_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = np.arange(2_000_000, dtype=np.float32).reshape(2000, 1000)
+    write(str(tmp_path / "c"), {"a": value})
+    done: list[int] = []
+    read, read_into = ByteFile.read, ByteFile.read_into
+    monkeypatch.setattr(ByteFile, "read", lambda s, o, n, **k: (done.append(n), read(s, o, n, **k))[1])
+    monkeypatch.setattr(ByteFile, "read_into", lambda s, o, b, **k: (done.append(len(b)), read_into(s, o, b, **k))[1])
+    source = tf_bundle.open_source(str(tmp_path / "c"))
+    assert sum(done) < 1000
+    done.clear()
+    same(source.read("a", (slice(10, 12),)), value[10:12])
+    assert sum(done) == value.nbytes + 8000
+    done.clear()
+    same(source.read("a", (slice(10, 12),)), value[10:12])
+    assert sum(done) == 8000
+    done.clear()
+    same(source.read("a"), value)
+    assert sum(done) == value.nbytes
+
+
+def test_missing_shard(tmp_path: Path) -> None:
+    model = fixture("d_checkpoints/sharded")
+    for file in model.folder.glob("model.ckpt.*"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "model.ckpt.data-00001-of-00002").unlink()
+    source = tf_bundle.open_source(str(tmp_path / "model.ckpt"))
+    assert set(source.specs()) == set(model.variables)
+    readable, failed = 0, []
+    for name, want in model.variables.items():
+        try:
+            same(source.read(name), want)
+            readable += 1
+        except FormatError as error:
+            failed.append(str(error))
+    assert readable
+    assert failed
+    for message in failed:
+        assert "model.ckpt.data-00001-of-00002: tensor" in message
+        assert message.endswith("data shard 1 of 2 cannot be opened: No such file or directory")
+
+
+def test_object_based_without_its_graph(tmp_path: Path) -> None:
+    """Names come from the keys where the shard of the object graph is gone."""
+    model = fixture("c_keras/v2_lstm")
+    shutil.copy(model.path("checkpoint_object_based") + ".index", tmp_path)
+    source = tf_bundle.open_source(str(tmp_path / "weights.ckpt"))
+    assert list(source.specs()) == [f"layer_with_weights-0/cell/{n}" for n in ("bias", "kernel", "recurrent_kernel")]
+    with pytest.raises(FormatError, match=r"weights\.ckpt\.data-00000-of-00001"):
+        source.read("layer_with_weights-0/cell/bias")
+
+
+def test_big_endian(tmp_path: Path) -> None:
+    values = {
+        "f": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "c": np.arange(3).astype(np.complex64),
+        "h": np.arange(5).astype(dtype_named("bfloat16")),
+        "b": np.arange(5, dtype=np.uint8),
+    }
+    data = bytearray()
+    entries = {}
+    for name, value in values.items():
+        size = value.itemsize // (2 if value.dtype.kind == "c" else 1)
+        big = value.view(f"u{size}").astype(f">u{size}")
+        number, shape = NUMBERS[value.dtype.name], value.shape
+        entries[name.encode()] = entry(
+            shape, dtype=number, offset=len(data), size=value.nbytes, crc=mask(crc32c.crc32c(big.tobytes()))
+        )
+        data += big.tobytes()
+    header = number_field(1, 1) + number_field(2, 1)
+    source = tf_bundle.open_source(bundle(tmp_path, entries, bytes(data), header=header))
+    for name, value in values.items():
+        same(source.read(name), value)
+        same(source.read(name, (slice(1, 2),)), value[1:2])
+
+
+@pytest.mark.parametrize(
+    ("header", "what"),
+    [
+        (None, "no header"),
+        (b"", "corrupt header: 0 data shards, endianness 0"),
+        (number_field(1, -1), "corrupt header: -1 data shards"),
+        (number_field(1, 1) + number_field(2, 5), "endianness 5"),
+        (number_field(1, 1) + bytes_field(3, number_field(2, 2)), "written for readers of version 2, this one knows 1"),
+        (bytes_field(1, b"x"), "this is a V1 checkpoint"),
+        (b"\x0b", "unknown wire type"),
+    ],
+    ids=itertools.count(),
+)
+def test_bad_headers(tmp_path: Path, header: bytes | None, what: str) -> None:
+    bundle(tmp_path, {b"v": entry(())}, header=header)
+    with pytest.raises(FormatError, match=what):
+        tf_bundle.BundleSource(str(tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (entry((1 << 31, 1 << 31), size=8), "tensor bytes"),
+        (entry((-1,), size=4), "negative dimension"),
+        (entry((1,) * 65, size=4), "rank"),
+        (entry((2,), size=4), r"4 bytes stored for float32\[2\], which needs 8"),
+        (entry((0, 1 << 62)), "no array can have the shape"),
+        (entry((1 << 20,), size=1 << 22), "truncated or corrupt: bytes 0..4194304 asked for, the file has 8"),
+        (entry((2,), size=8, offset=-8), "truncated or corrupt"),
+        (entry((2,), size=8, offset=1 << 62), "truncated or corrupt"),
+        (entry((2,), size=8, shard=1), "data shard 1 of 1"),
+        (entry((2,), size=8, shard=-1), "data shard -1 of 1"),
+        (entry((2,), size=8, dtype=99), "unknown dtype number 99"),
+        (entry((2,), size=8, dtype=0), "unknown dtype number 0"),
+        (entry((), size=8, dtype=20), "a resource handle has no values to read"),
+        (entry((), size=8, dtype=21), "a variant has no values to read"),
+        (entry((1 << 40,), size=8, dtype=7), "8 bytes for 1099511627776 strings"),
+        (entry((2,), size=8, dtype=7), "do not add up"),
+        (entry((2,), size=-8, dtype=7), r"bytes 0\.\.-8 asked for"),
+        (entry((2,), size=8, crc=1), "corrupt: the checksum"),
+        (b"\x12\x7f", "a field of 127 bytes in 0 that are left"),
+        (b"\x08" + b"\xff" * 11, "malformed varint"),
+        (b"\x3a\x05\x0a\x03\x08\xff\xff", "malformed varint|a field of"),
+    ],
+    ids=itertools.count(),
+)
+def test_hostile_entries(tmp_path: Path, data: bytes, what: str) -> None:
+    good = bytearray(b"12345678")
+    entries = {b"bad": data, b"good": entry((2,), size=8, crc=mask(crc32c.crc32c(good)))}
+    with tf_bundle.open_source(bundle(tmp_path, entries, bytes(good))) as source:
+        assert list(source.specs()) == ["bad", "good"]
+        assert source.read("good").tobytes() == good
+        with pytest.raises(FormatError, match=what):
+            source.read("bad")
+
+
+def test_every_truncation_and_flip(tmp_path: Path) -> None:
+    values = {"a/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "a/name": np.array([b"x", b"yz"], object)}
+    path = str(tmp_path / "c")
+    write(path, values)
+
+    def attempt() -> dict[str, np.ndarray]:
+        with tf_bundle.open_source(path) as source:
+            return {name: source.read(name) for name in source.specs()}
+
+    same_everywhere = 0
+    for suffix in (".index", ".data-00000-of-00001"):
+        file = Path(path + suffix)
+        whole = file.read_bytes()
+        for size in range(len(whole)):
+            file.write_bytes(whole[:size])
+            with pytest.raises(FormatError):
+                attempt()
+        for at in range(len(whole) * 8):
+            flipped = bytearray(whole)
+            flipped[at // 8] ^= 1 << at % 8
+            file.write_bytes(flipped)
+            with contextlib.suppress(FormatError):
+                got = attempt()
+                assert set(got) == set(values)
+                for name, value in values.items():
+                    same(got[name], value)
+                same_everywhere += 1
+                assert suffix == ".index"
+        file.write_bytes(whole)
+    assert same_everywhere  # the footer's padding
+
+
+def test_names(tmp_path: Path) -> None:
+    path = str(tmp_path / "c")
+    write(path, {"a/kernel": np.zeros(2, np.float32), "a/bias": np.zeros(2, np.float32)})
+    source = tf_bundle.open_source(path)
+    assert list(source.specs()) == ["a/bias", "a/kernel"]
+    assert source.raw_names() == {"a/bias": "a/bias", "a/kernel": "a/kernel"}
+    assert "a/bias" in source.specs()
+    with pytest.raises(TensorNotFound, match="no tensor 'a/kernal'; closest: 'a/kernel'"):
+        source.read("a/kernal")
+    for name in ("", "\0a"):
+        with pytest.raises(TensorNotFound):
+            source.read(name)
+    with pytest.raises(KeyError):
+        source.specs()["nothing"]
+    source.close()
+    with pytest.raises(Error, match="is closed"):
+        source.read("a/bias")
+
+
+def test_names_that_are_not_text(tmp_path: Path) -> None:
+    data = bytearray()
+    entries = {b"\xff\xfe": stored(np.zeros(2, np.float32), data), b"\xc3\xa9": stored(np.ones(2, np.float32), data)}
+    source = tf_bundle.open_source(bundle(tmp_path, entries, bytes(data)))
+    assert set(source.specs()) == {r"\xff\xfe", "é"}
+    for name in source.specs():
+        assert source.read(name).shape == (2,)
+
+
+def test_number_of_tensors_is_bounded(tmp_path: Path) -> None:
+    path = bundle(tmp_path, {b"%d" % n: entry(()) for n in range(20)})
+    with pytest.raises(BudgetExceeded, match="tensors: 20 asked for, at most 19 allowed"):
+        tf_bundle.open_source(path, budget=Budget(tensors=19))
+
+
+def test_threads(tmp_path: Path) -> None:
+    path = str(tmp_path / "c")
+    values = {f"v{n}": np.full((50, 50), n, np.float32) for n in range(40)}
+    write(path, values)
+    source = tf_bundle.open_source(path)
+    wrong: list[Any] = []
+
+    def work() -> None:
+        for name, value in values.items():
+            if source.read(name).tobytes() != value.tobytes():
+                wrong.append(name)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []

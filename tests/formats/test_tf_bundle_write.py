@@ -1,0 +1,279 @@
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.formats.test_tf_bundle import random_value, same
+from tests.support import fixture, need
+from weightport.errors import Error
+from weightport.formats import tf_bundle, tf_bundle_write
+from weightport.formats._tensorproto import NUMBERS
+from weightport.tensors import TensorSpec, dtype_named
+
+
+def save(path: str, tensors: dict[str, np.ndarray], rows: int = 2) -> None:
+    """Written in tiles of some rows."""
+
+    def tiles(name: str) -> Iterator[np.ndarray]:
+        value = tensors[name]
+        if not value.ndim or not value.size:
+            yield value
+        else:
+            for at in range(0, len(value), rows):
+                yield value[at : at + rows]
+
+    specs = {n: TensorSpec.of(a.dtype, a.shape) for n, a in tensors.items()}
+    tf_bundle_write.write(path, specs, tiles, metadata={"made by": "a test"})
+
+
+def everything() -> dict[str, np.ndarray]:
+    values = {}
+    for dtype in NUMBERS:
+        for shape in ((), (0,), (5,), (3, 2), (2, 0, 3)):
+            values[f"{dtype}/{len(shape)}x{int(np.prod(shape))}"] = random_value(dtype, shape, 7)
+    values["special"] = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-42], np.float32)
+    values["special"].view(np.uint32)[0] = 0x7F800001  # a signalling NaN keeps its bits
+    return values
+
+
+def test_golden(tmp_path: Path) -> None:
+    """The bytes that TensorFlow 2.21's SaveV2 writes for the same two tensors."""
+    save(str(tmp_path / "c"), {"b": np.array([1, 2], np.float32), "a": np.array([b"xy"], object)})
+    data = (tmp_path / "c.data-00000-of-00001").read_bytes()
+    assert data == bytes.fromhex("0000803f00000040") + b"\x02" + data[9:13] + b"xy"
+    index = (tmp_path / "c.index").read_bytes()
+    assert index.startswith(bytes.fromhex("000006 0801 1a020801".replace(" ", "")) + b"\0\1")
+    assert b"a\x08\x07\x12\x04\x12\x02\x08\x01 \x08(\x07\x35" in index
+    assert b"b\x08\x01\x12\x04\x12\x02\x08\x02(\x08\x35" in index
+    assert sorted(os.listdir(tmp_path)) == ["c.data-00000-of-00001", "c.index"]
+
+
+def test_same_bytes_as_tensorflow(tmp_path: Path) -> None:
+    """Where TensorFlow's own separators of blocks play no role, the files are equal to its own."""
+    tf = need("tensorflow")
+    values = {f"v/{n:02d}": np.float32([n, n]) for n in range(40)}
+    values["w"] = np.array([b"a", b"", b"c" * 300], object)
+    tf.raw_ops.SaveV2(
+        prefix=str(tmp_path / "theirs"),
+        tensor_names=list(values),
+        shape_and_slices=[""] * len(values),
+        tensors=[tf.constant(v.tolist(), tf.string if v.dtype == object else tf.float32) for v in values.values()],
+    )
+    save(str(tmp_path / "ours"), values)
+    shard = ".data-00000-of-00001"
+    assert (tmp_path / f"ours{shard}").read_bytes() == (tmp_path / f"theirs{shard}").read_bytes()
+    ours, theirs = ((tmp_path / f"{n}.index").read_bytes() for n in ("ours", "theirs"))
+    block = ours.index(b"w\x08\x07") + 20
+    assert ours[:block] == theirs[:block]
+
+
+def test_tensorflow_reads_it(tmp_path: Path) -> None:
+    tf = need("tensorflow")
+    values = everything()
+    values |= {f"{n * 7919 % 9001:05d}/a/long/scope/of/many/parts": np.float32([n, -n]) for n in range(9000)}
+    path = str(tmp_path / "c")
+    for _ in range(2):  # new, and overwritten
+        save(path, values)
+        reader = tf.train.load_checkpoint(path)
+        assert set(reader.get_variable_to_shape_map()) == set(values)
+        for name, value in values.items():
+            # Quantized and sub-byte types need an op; the reader gives plain numpy.
+            number = NUMBERS[value.dtype.name]
+            got = tf.raw_ops.RestoreV2(
+                prefix=path, tensor_names=[name], shape_and_slices=[""], dtypes=[tf.dtypes.as_dtype(number)]
+            )[0].numpy()
+            if value.dtype == object:
+                assert np.asarray(got, object).tolist() == value.tolist()
+            else:
+                same(np.asarray(got).reshape(value.shape), value)
+    assert sorted(os.listdir(tmp_path)) == ["c.data-00001-of-00002", "c.index"]
+
+
+def test_saver_restores_it(tmp_path: Path) -> None:
+    tf = need("tensorflow")
+    model = fixture("d_checkpoints/partitioned")
+    values = model.variables
+    path = str(tmp_path / "model.ckpt")
+    save(path, values)
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        variables = {
+            name: v1.get_variable(
+                name, shape=value.shape, partitioner=tf.compat.v1.fixed_size_partitioner(2) if value.ndim == 2 else None
+            )
+            for name, value in values.items()
+        }
+        v1.train.Saver().restore(session, path)
+        for name, variable in variables.items():
+            assert session.run(tf.convert_to_tensor(variable)).tobytes() == values[name].tobytes()
+
+
+def test_copy_of_a_fixture(tmp_path: Path) -> None:
+    source = tf_bundle.open_source(fixture("d_checkpoints/dtypes").path("checkpoint_v2"))
+    path = str(tmp_path / "c.index")  # the suffix is taken off
+    tf_bundle_write.write(path, source.specs(), lambda name: iter([source.read(name)]))
+    copy = tf_bundle.open_source(path)
+    assert list(copy.specs()) == list(source.specs())
+    for name in source.specs():
+        same(copy.read(name), source.read(name))
+
+
+def test_overwriting_alternates_and_cleans(tmp_path: Path) -> None:
+    path = str(tmp_path / "c[1]*")  # a name with pattern characters is a name
+    other = tmp_path / "c1.data-00000-of-00001"
+    other.write_bytes(b"another checkpoint's")
+    seen = []
+    for n in range(3):
+        save(path, {"v": np.full(3, n, np.float32)})
+        names = sorted(set(os.listdir(tmp_path)) - {other.name})
+        seen.append(names[0])
+        assert names == [seen[-1], "c[1]*.index"]
+        with tf_bundle.open_source(path) as source:
+            same(source.read("v"), np.full(3, n, np.float32))
+    assert seen == ["c[1]*.data-00000-of-00001", "c[1]*.data-00001-of-00002", "c[1]*.data-00000-of-00001"]
+    assert other.exists()
+
+
+def test_output_is_the_input(tmp_path: Path) -> None:
+    path = str(tmp_path / "c")
+    save(path, {"v": np.arange(6, dtype=np.float32).reshape(3, 2)})
+    with tf_bundle.open_source(path) as source:
+        tf_bundle_write.write(path, source.specs(), lambda name: iter([-source.read(name)]))
+    same(tf_bundle.open_source(path).read("v"), -np.arange(6, dtype=np.float32).reshape(3, 2))
+
+
+def test_mode_is_kept(tmp_path: Path) -> None:
+    path = str(tmp_path / "c")
+    save(path, {"v": np.zeros(2)})
+    (tmp_path / "c.index").chmod(0o600)
+    save(path, {"v": np.zeros(2)})
+    assert stat.S_IMODE((tmp_path / "c.index").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("tensors", "what"),
+    [
+        ({"v": [np.zeros((2, 2), np.float32)]}, r"v.: 2 rows of values for the shape \[3, 2\]"),
+        ({"v": [np.zeros((2, 2), np.float32)] * 2}, r"4 rows of values for the shape \[3, 2\]"),
+        ({"v": []}, r"0 rows of values"),
+        ({"v": [np.zeros((3, 1), np.float32)]}, r"values of float32\[3, 1\] for float32\[3, 2\]"),
+        ({"v": [np.zeros((3, 2), np.float64)]}, r"values of float64\[3, 2\] for float32\[3, 2\]"),
+    ],
+)
+def test_wrong_tiles_change_nothing(tmp_path: Path, tensors: dict[str, list[np.ndarray]], what: str) -> None:
+    path = str(tmp_path / "c")
+    save(path, {"old": np.zeros(2)})
+    before = {f: (tmp_path / f).read_bytes() for f in os.listdir(tmp_path)}
+    with pytest.raises(Error, match=what):
+        tf_bundle_write.write(path, {"v": TensorSpec.of("float32", (3, 2))}, lambda name: iter(tensors[name]))
+    assert {f: (tmp_path / f).read_bytes() for f in os.listdir(tmp_path)} == before
+
+
+def test_what_cannot_be_written(tmp_path: Path) -> None:
+    def none(name: str) -> Iterator[np.ndarray]:
+        raise AssertionError(name)
+
+    for name in ("", "\0a", "\udc80"):
+        with pytest.raises(Error, match="name"):
+            tf_bundle_write.write(str(tmp_path / "c"), {name: TensorSpec.of("float32", ())}, none)
+    with pytest.raises(Error, match=r"tensor 'v': a checkpoint cannot hold the dtype datetime64\[s\]"):
+        tf_bundle_write.write(str(tmp_path / "c"), {"v": TensorSpec.of(np.dtype("M8[s]"), ())}, none)
+    with pytest.raises(Error, match="cannot be written: no folder"):
+        tf_bundle_write.write(str(tmp_path / "no" / "c"), {}, none)
+    with pytest.raises(Error, match="int where a string was expected"):
+        save(str(tmp_path / "c"), {"v": np.array([1], object)})
+    assert os.listdir(tmp_path) == []
+
+
+def test_strings_of_any_kind(tmp_path: Path) -> None:
+    path = str(tmp_path / "c")
+    save(path, {"s": np.array([b"a", b"bc"]), "u": np.array(["é", "b"]), "big": np.array([b"x" * 9_000_000], object)})
+    source = tf_bundle.open_source(path)
+    assert source.read("s").tolist() == [b"a", b"bc"]
+    assert source.read("u").tolist() == ["é".encode(), b"b"]
+    assert source.read("big").tolist() == [b"x" * 9_000_000]
+
+
+def test_byte_order_and_strides(tmp_path: Path) -> None:
+    value = np.arange(12, dtype=">f4").reshape(3, 4)
+    save(str(tmp_path / "c"), {"v": value, "t": np.arange(12, dtype=np.int16).reshape(3, 4).T})
+    source = tf_bundle.open_source(str(tmp_path / "c"))
+    same(source.read("v"), value.astype("<f4"))
+    same(source.read("t"), np.arange(12, dtype=np.int16).reshape(3, 4).T.copy())
+
+
+def test_empty_checkpoint(tmp_path: Path) -> None:
+    save(str(tmp_path / "c"), {})
+    assert len(tf_bundle.open_source(str(tmp_path / "c")).specs()) == 0
+
+
+def test_two_writers(tmp_path: Path) -> None:
+    path = str(tmp_path / "c")
+
+    def work(n: int) -> None:
+        for _ in range(10):
+            save(path, {"v": np.full((100, 10), n, np.float32), "n": np.full((), n, np.float32)}, rows=10)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    source = tf_bundle.open_source(path)
+    assert (source.read("v") == source.read("n")).all()
+    assert len(os.listdir(tmp_path)) == 2
+
+
+KILLED = """
+import os, sys
+import numpy as np
+from weightport.formats import tf_bundle_write
+from weightport.tensors import TensorSpec
+path, step = sys.argv[1], int(sys.argv[2])
+count = 0
+def dying(plain):
+    def call(*args, **kwargs):
+        global count
+        count += 1
+        if count == step:
+            os._exit(9)
+        return plain(*args, **kwargs)
+    return call
+for name in ("replace", "fsync", "unlink", "chmod"):
+    setattr(os, name, dying(getattr(os, name)))
+tf_bundle_write.write(path, {"v": TensorSpec.of("float32", (3,))}, lambda name: iter([np.full(3, 2, np.float32)]))
+os._exit(7)
+"""
+
+
+def test_killed_at_every_step(tmp_path: Path) -> None:
+    path = str(tmp_path / "c")
+    codes: list[int] = []
+    while 7 not in codes:
+        save(path, {"v": np.full(3, 1, np.float32)})
+        done: Any = subprocess.run(
+            [sys.executable, "-c", KILLED, path, str(len(codes) + 1)], cwd=Path(__file__).parents[2], check=False
+        )
+        codes.append(done.returncode)
+        with tf_bundle.open_source(path) as source:
+            value = source.read("v")
+        assert value.tolist() in ([1, 1, 1], [2, 2, 2])
+    assert codes[:-1] == [9] * (len(codes) - 1)
+    assert len(codes) > 6
+    assert value.tolist() == [2, 2, 2]
+    save(path, {"v": np.zeros(1)})
+    assert len([n for n in os.listdir(tmp_path) if ".data-" in n]) == 1
+
+
+def test_numbers_have_dtypes() -> None:
+    for name in NUMBERS:
+        assert dtype_named(name).name == name
