@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.formats.test_table import build
+from tests.formats.test_tf_bundle import (
+    bytes_field,
+    cut_points,
+    number_field,
+    random_value,
+    same,
+    shape_proto,
+    shapes,
+    slice_proto,
+)
+from tests.support import fixture, need
+from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
+from weightport.formats import _slices, tf_v1
+from weightport.formats._io import ByteFile
+from weightport.formats._table import put_varint
+from weightport.tensors import Budget, dtype_named
+
+# What TensorFlow's Save op takes.
+WRITTEN = [
+    "float32",
+    "float64",
+    "int32",
+    "uint8",
+    "int16",
+    "int8",
+    "complex64",
+    "int64",
+    "bool",
+    "complex128",
+    "object",
+]
+WRITTEN += ["float16", "uint16"]
+
+
+def packed(values: list[int]) -> bytes:
+    return b"".join(put_varint(v & 0xFFFFFFFFFFFFFFFF) for v in values)
+
+
+Tensor = tuple[int, tuple[int, ...], dict[_slices.Slice, bytes]]
+
+
+def table(tensors: dict[str, Tensor], **options: Any) -> bytes:
+    """A V1 checkpoint: name -> (dtype number, shape, slice -> TensorProto)."""
+    meta = b""
+    items = {}
+    for name, (number, shape, parts) in tensors.items():
+        head = bytes_field(1, name.encode()) + bytes_field(2, shape_proto(shape)) + number_field(3, number)
+        meta += bytes_field(1, head + b"".join(bytes_field(4, slice_proto(cut)) for cut in parts))
+        for cut, proto in parts.items():
+            data = bytes_field(1, name.encode()) + bytes_field(2, slice_proto(cut)) + bytes_field(3, proto)
+            items[_slices.slice_key(name.encode(), cut)] = bytes_field(2, data)
+    items[b""] = bytes_field(1, meta)
+    return build(items, **options)
+
+
+def whole(shape: tuple[int, ...]) -> _slices.Slice:
+    return ((0, -1),) * len(shape)
+
+
+def one(number: int, shape: tuple[int, ...], proto: bytes) -> dict[str, Tensor]:
+    return {"v": (number, shape, {whole(shape): proto})}
+
+
+def save(tf: Any, path: str, tensors: dict[str, np.ndarray]) -> None:
+    tf.raw_ops.Save(
+        filename=path,
+        tensor_names=list(tensors),
+        data=[
+            tf.constant(v.tolist(), tf.string, v.shape) if v.dtype == object else tf.constant(v)
+            for v in tensors.values()
+        ],
+    )
+
+
+@given(
+    st.dictionaries(st.sampled_from(["a", "a/b", "c"]), st.tuples(st.sampled_from(WRITTEN), shapes()), min_size=1),
+    st.data(),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+def test_what_tensorflow_wrote(
+    tmp_path: Path, wanted: dict[str, tuple[str, tuple[int, ...]]], data: st.DataObject
+) -> None:
+    tf = need("tensorflow")
+    tensors = {name: random_value(dtype, shape, n) for n, (name, (dtype, shape)) in enumerate(wanted.items())}
+    path = str(tmp_path / "c")
+    save(tf, path, tensors)
+    with tf_v1.open_source(path) as source:
+        assert set(source.specs()) == set(tensors)
+        for name, value in tensors.items():
+            spec = source.specs()[name]
+            assert (spec.dtype, spec.shape) == (value.dtype, value.shape)
+            same(source.read(name), value)
+            index = tuple(slice(data.draw(st.integers(0, 4)), None, data.draw(st.integers(1, 3))) for _ in value.shape)
+            same(source.read(name, index), value[index].copy() if value.ndim else value)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=3).map(tuple), st.sampled_from(["float32", "int16"]), st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+def test_slices_that_tensorflow_wrote(tmp_path: Path, shape: tuple[int, ...], dtype: str, data: st.DataObject) -> None:
+    tf = need("tensorflow")
+    value = random_value(dtype, shape, 5)
+    places, parts = [], []
+    for box in itertools.product(*[cut_points(data, dim) for dim in shape]):
+        places.append(f"{' '.join(map(str, shape))} " + ":".join(f"{a},{b - a}" for a, b in box))
+        parts.append(tf.constant(value[tuple(slice(a, b) for a, b in box)]))
+    path = str(tmp_path / "c")
+    tf.raw_ops.SaveSlices(filename=path, tensor_names=["v"] * len(parts), shapes_and_slices=places, data=parts)
+    source = tf_v1.open_source(path)
+    index = tuple(slice(data.draw(st.integers(0, 6)), None, data.draw(st.integers(1, 3))) for _ in shape)
+    same(source.read("v", index), value[index].copy())
+    same(source.read("v"), value)
+
+
+def test_many_tensors_and_blocks(tmp_path: Path) -> None:
+    tf = need("tensorflow")
+    values = {f"{n * 7919 % 3001:05d}/a/long/scope/of/many/parts": np.full(50, n, np.float32) for n in range(3000)}
+    values["big"] = np.arange(2_000_000, dtype=np.float32).reshape(2000, 1000)
+    save(tf, str(tmp_path / "c"), values)
+    source = tf_v1.open_source(str(tmp_path / "c"))
+    assert set(source.specs()) == set(values)
+    for name, value in values.items():
+        same(source.read(name), value)
+    same(source.read("big", (slice(7, 9),)), values["big"][7:9])
+
+
+def test_parts_read_what_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = np.arange(2_000_000, dtype=np.float32).reshape(2000, 1000)
+    proto = bytes_field(5, value.tobytes())
+    (tmp_path / "c").write_bytes(table(one(1, value.shape, proto)))
+    done: list[int] = []
+    read, read_into = ByteFile.read, ByteFile.read_into
+    monkeypatch.setattr(ByteFile, "read", lambda s, o, n, **k: (done.append(n), read(s, o, n, **k))[1])
+    monkeypatch.setattr(ByteFile, "read_into", lambda s, o, b, **k: (done.append(len(b)), read_into(s, o, b, **k))[1])
+    source = tf_v1.open_source(str(tmp_path / "c"))
+    assert source.specs()["v"].shape == (2000, 1000)
+    assert sum(done) < 100_000  # the head shares its block with eight megabytes
+    same(source.read("v", (slice(10, 12),)), value[10:12])  # verifies
+    done.clear()
+    same(source.read("v", (slice(10, 12),)), value[10:12])
+    assert sum(done) < 100_000
+
+
+def test_every_encoding(tmp_path: Path) -> None:
+    floats = struct.pack("<3f", 1, 2, 3)
+    tensors: dict[str, Tensor] = {}
+    expected = {}
+
+    def add(name: str, number: int, value: np.ndarray, proto: bytes) -> None:
+        tensors[name] = (number, value.shape, {whole(value.shape): proto})
+        expected[name] = value
+
+    three = np.array([1, 2, 3], np.float32)
+    add("packed", 1, three, bytes_field(5, floats))
+    add("content", 1, three, bytes_field(4, floats))
+    add("unpacked", 1, three, b"".join(b"\x2d" + floats[n : n + 4] for n in (0, 4, 8)))
+    add("with dtype and shape", 1, three, b"\x08\1" + bytes_field(2, shape_proto((3,))) + bytes_field(5, floats))
+    add("splat", 1, np.array([1, 2, 3, 3, 3], np.float32), bytes_field(5, floats))
+    add("zeros", 1, np.zeros((4, 4), np.float32), b"")
+    add("int32", 3, np.array([-1, 2, -(2**31)], np.int32), bytes_field(7, packed([-1, 2, -(2**31)])))
+    add("int64", 9, np.array([-1, 2**62]), bytes_field(10, packed([-1, 2**62])))
+    add("uint64", 23, np.array([2**64 - 1], np.uint64), bytes([0x8A, 1]) + bytes([10]) + packed([2**64 - 1]))
+    add("half", 19, np.array([1, -2], np.float16), bytes_field(13, packed([0x3C00, 0xC000])))
+    add("bfloat16", 14, np.array([1, -2], dtype_named("bfloat16")), bytes_field(13, packed([0x3F80, 0xC000])))
+    add("bool", 10, np.array([True, False]), bytes_field(11, b"\1\0"))
+    add("string", 7, np.array([b"a", b"\xff"], object), bytes_field(8, b"a") + bytes_field(8, b"\xff"))
+    add("complex", 8, np.array([1 + 2j], np.complex64), bytes_field(9, floats[:8]))
+    add("scalar", 9, np.array(99), bytes_field(10, b"\x63"))
+    for options in ({}, {"compress": True}, {"compress": True, "block_size": 30}, {"block_size": 1}):
+        (tmp_path / "c").write_bytes(table(tensors, **options))
+        source = tf_v1.open_source(str(tmp_path / "c"))
+        for name, value in expected.items():
+            same(source.read(name), value)
+            if value.ndim:
+                same(source.read(name, (slice(1, None),)), value[1:])
+
+
+def test_slices_over_shards(tmp_path: Path) -> None:
+    value = np.arange(12, dtype=np.float32).reshape(4, 3)
+    halves = [((0, 2), (0, -1)), ((2, 2), (0, -1))]
+    for n, cut in enumerate(halves):
+        part = bytes_field(5, value[2 * n : 2 * n + 2].tobytes())
+        tensors: dict[str, Tensor] = {"v": (1, (4, 3), {cut: part}), f"only {n}": one(1, (), b"")["v"]}
+        (tmp_path / f"m.ckpt-{n:05d}-of-00002").write_bytes(table(tensors))
+    for path in ("m.ckpt", "m.ckpt-?????-of-00002", "m.ckpt-00001-of-00002"):
+        source = tf_v1.open_source(str(tmp_path / path))
+        assert list(source.specs()) == ["v", "only 0", "only 1"]
+        same(source.read("v"), value)
+        same(source.read("v", (slice(1, 3), slice(0, 2))), value[1:3, 0:2].copy())
+    (tmp_path / "m.ckpt-00001-of-00002").unlink()
+    with pytest.raises(FormatError, match=r"1 of 2 shards missing: .*m\.ckpt-00001-of-00002'"):
+        tf_v1.open_source(str(tmp_path / "m.ckpt"))
+    (tmp_path / "m.ckpt-00001-of-00002").write_bytes(table({"v": (3, (4, 3), {halves[1]: b""})}))
+    source = tf_v1.open_source(str(tmp_path / "m.ckpt"))
+    with pytest.raises(FormatError, match=r"dtype 1 of shape \[4, 3\] in one shard, dtype 3 of shape \[4, 3\] in"):
+        source.read("v")
+
+
+def test_missing_shard_of_a_fixture(tmp_path: Path) -> None:
+    model = fixture("d_checkpoints/sharded")
+    shutil.copy(model.folder / "model_v1.ckpt-00000-of-00002", tmp_path)
+    for path in ("model_v1.ckpt", "model_v1.ckpt-?????-of-00002", "model_v1.ckpt-00000-of-00002"):
+        with pytest.raises(FormatError, match=r"1 of 2 shards missing: .*model_v1\.ckpt-00001-of-00002"):
+            tf_v1.open_source(str(tmp_path / path))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "what"),
+    [
+        (one(1, (1 << 31, 1 << 31), b""), "tensor bytes"),
+        (one(1, (1 << 20, 1 << 20), bytes_field(5, b"\0\0\x80?")), "a repeated value of"),
+        (one(1, (-1,), b""), "negative dimension"),
+        (one(99, (2,), b""), "unknown dtype number 99"),
+        (one(20, (), b""), "a resource handle has no values"),
+        (one(1, (2,), b"\x08\3"), "dtype number 3, expected 1"),
+        (one(1, (2,), bytes_field(5, b"123")), "no whole number"),
+        (one(1, (2,), bytes_field(5, bytes(12))), "3 values for 2 elements"),
+        (one(3, (2,), bytes_field(7, b"\xff" * 12)), "malformed varint"),
+        ({"v": (1, (4,), {((0, 2),): b""})}, "they leave gaps"),
+        ({"v": (1, (4,), {((0, 2),): b"", ((1, 2),): b""})}, "its slices overlap"),
+        ({"v": (1, (4,), {((0, 2), (0, 1)): b""})}, "a slice of 2 axes"),
+        ({"v": (1, (4,), {})}, "they leave gaps"),
+        (
+            {"v": (1, (1 << 30,), {((0, 1 << 29),): b"", ((1 << 29, 1 << 29),): b""})},
+            "repeated values of 4,294,967,296 bytes",
+        ),
+    ],
+    ids=itertools.count(),
+)
+def test_hostile(tmp_path: Path, tensors: dict[str, Tensor], what: str) -> None:
+    good = one(1, (2,), bytes_field(5, bytes(8)))["v"]
+    (tmp_path / "c").write_bytes(table({**tensors, "good": good}))
+    with tf_v1.open_source(str(tmp_path / "c")) as source:
+        same(source.read("good"), np.zeros(2, np.float32))
+        with pytest.raises(FormatError, match=what):
+            source.read("v")
+
+
+def test_slice_without_data(tmp_path: Path) -> None:
+    head = (
+        bytes_field(1, b"v") + bytes_field(2, shape_proto((2,))) + b"\x18\1" + bytes_field(4, slice_proto(((0, -1),)))
+    )
+    items = {b"": bytes_field(1, bytes_field(1, head))}
+    (tmp_path / "c").write_bytes(build(items))
+    with pytest.raises(FormatError, match=r"the data of slice \[\(0, -1\)\] is not there"):
+        tf_v1.open_source(str(tmp_path / "c")).read("v")
+    items[_slices.slice_key(b"v", ((0, -1),))] = bytes_field(2, bytes_field(1, b"v"))
+    (tmp_path / "c").write_bytes(build(items))
+    with pytest.raises(FormatError, match=r"slice \[\(0, -1\)\] holds no data"):
+        tf_v1.open_source(str(tmp_path / "c")).read("v")
+
+
+def test_every_truncation_and_flip(tmp_path: Path) -> None:
+    data = table({"v": one(1, (3,), bytes_field(5, struct.pack("<3f", 1, 2, 3)))["v"], "w": one(3, (), b"")["v"]})
+    path = tmp_path / "c"
+
+    def attempt() -> dict[str, bytes]:
+        with tf_v1.V1Source(str(path), [str(path)]) as source:
+            return {name: source.read(name).tobytes() for name in source.specs()}
+
+    path.write_bytes(data)
+    expected = attempt()
+    for size in range(len(data)):
+        path.write_bytes(data[:size])
+        with pytest.raises(FormatError):
+            attempt()
+    for at in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[at // 8] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        with contextlib.suppress(FormatError):
+            assert attempt() == expected
+
+
+def test_names_and_closing(tmp_path: Path) -> None:
+    (tmp_path / "c").write_bytes(table(one(1, (2,), b"")))
+    source = tf_v1.open_source(str(tmp_path / "c"))
+    assert source.raw_names() == {"v": "v"}
+    assert source.facts(["v"]) == {}
+    with pytest.raises(TensorNotFound, match="no tensor 'w'"):
+        source.read("w")
+    source.close()
+    with pytest.raises(Error, match="is closed"):
+        source.read("v")
+    with pytest.raises(BudgetExceeded, match="tensors"):
+        tf_v1.open_source(str(tmp_path / "c"), budget=Budget(tensors=0))
+
+
+def test_a_table_that_is_no_checkpoint(tmp_path: Path) -> None:
+    for items in ({}, {b"a": b"b"}, {b"": b""}, {b"": b"\x0a\x7f"}):
+        (tmp_path / "c").write_bytes(build(items))
+        with pytest.raises(FormatError):
+            tf_v1.V1Source(str(tmp_path / "c"), [str(tmp_path / "c")])
