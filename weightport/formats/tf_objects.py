@@ -47,7 +47,7 @@ _COLLECTIONS = {
 }
 _OPTIMIZER_REFERENCE = re.compile(r"_?(?:base_|inner_)?optimizers?")
 _OPTIMIZER_CHILDREN = {"iter", "_iterations", "beta1_power", "beta2_power"}
-# Longer paths are not followed: no name of a chain of a million objects is one that a person recognises.
+# Longer paths are not spelt out: no name of a chain of a million objects is one that a person recognises.
 _MAX_DEPTH = 100
 _DEFAULT_NAME = re.compile(r"(?:.*/)?Variable(?:_\d+)?")
 
@@ -130,7 +130,7 @@ def from_graph(
         elif owner[key] in reached and _SLOT not in key:
             full = full_names.get(key, "")
             name = full if full and full not in shared else natural.get(owner[key]) or key.removesuffix(_SUFFIX)
-            wished[key] = (name, _plain_role(natural.get(owner[key]) or reached[owner[key]]))
+            wished[key] = (name, _plain_role(natural.get(owner[key]) or reached[owner[key]] or name))
     variables = {
         attribute[key][1]: name for key, (name, role) in wished.items() if role == "weight" and key in attribute
     }
@@ -225,17 +225,18 @@ def _optimizers(nodes: list[_Node]) -> set[int]:
 
 
 def _paths(nodes: list[_Node], optimizers: set[int], *, collections: bool) -> dict[int, str]:
-    """Node -> shortest path from the root, not through optimizers, nor (unless asked for) through collections."""
+    """Node -> shortest path from the root, not through optimizers, nor (unless asked for) through collections.
+
+    The path is empty for the root, and for what lies too deep to be named by it.
+    """
     paths = {0: ""}
     queue = deque([(0, 0)]) if nodes else deque[tuple[int, int]]()
     while queue:
         at, depth = queue.popleft()
-        if depth == _MAX_DEPTH:
-            continue
         for name, child in nodes[at].children:
             if child in paths or child in optimizers or (name in _COLLECTIONS and not collections):
                 continue
-            paths[child] = f"{paths[at]}/{name}" if paths[at] else name
+            paths[child] = "" if depth >= _MAX_DEPTH else f"{paths[at]}/{name}" if paths[at] else name
             queue.append((child, depth + 1))
     return paths
 

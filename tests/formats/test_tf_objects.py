@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.formats.test_tf_bundle import bytes_field, number_field
+from tests.support import need
+from weightport.errors import BudgetExceeded, FormatError
+from weightport.formats import tf_bundle, tf_objects
+from weightport.tensors import Budget, TensorSpec
+
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+def node(
+    children: dict[str, int] | None = None,
+    variable: tuple[str, str] | None = None,
+    slots: tuple[tuple[str, int, int], ...] = (),
+) -> bytes:
+    """A TrackableObject; ``variable`` is its full name and key."""
+    out = b"".join(
+        bytes_field(1, number_field(1, n) + bytes_field(2, name.encode())) for name, n in (children or {}).items()
+    )
+    if variable:
+        full, key = (text.encode() for text in variable)
+        out += bytes_field(2, bytes_field(1, b"VARIABLE_VALUE") + bytes_field(2, full) + bytes_field(3, key))
+    for name, original, slot in slots:
+        out += bytes_field(3, number_field(1, original) + bytes_field(2, name.encode()) + number_field(3, slot))
+    return out
+
+
+def named(*nodes: bytes, keys: tuple[str, ...], same: bool = False) -> dict[str, tuple[str, str]]:
+    graph = b"".join(bytes_field(1, n) for n in nodes)
+    return tf_objects.from_graph(graph, "f", keys, lambda *_: same, Budget())[0]
+
+
+def test_full_names_and_paths() -> None:
+    keys = tuple(f"{k}{VALUE}" for k in ("variables/0", "variables/1", "variables/2", "variables/3"))
+    result = named(
+        node({"variables": 1, "layer_with_weights-0": 2, "layer-1": 2}),
+        node({"0": 3, "1": 4, "2": 5, "3": 6}),
+        node({"kernel": 3, "bias": 4, "gate": 5}),
+        node(variable=("dense/kernel", keys[0])),
+        node(variable=("Variable", keys[1])),
+        node(variable=("w", keys[2])),
+        node(variable=("w", keys[3])),
+        keys=(*keys, f"not/in/the/graph{VALUE}"),
+    )
+    assert result == {
+        "dense/kernel": (keys[0], "weight"),
+        "layer_with_weights-0/bias": (keys[1], "weight"),  # the default name says nothing
+        "layer_with_weights-0/gate": (keys[2], "weight"),  # not unique
+        "variables/3": (keys[3], "weight"),  # not unique, and no object holds it
+        "not/in/the/graph": (f"not/in/the/graph{VALUE}", "weight"),
+    }
+
+
+def test_names_never_collide() -> None:
+    keys = (f"a{VALUE}", f"b{VALUE}", "b", "c")
+    result = named(
+        node({"x": 1, "y": 2}),
+        node(variable=("b", keys[0])),
+        node(variable=("c", keys[1])),
+        keys=keys,
+    )
+    assert sorted(key for key, _ in result.values()) == sorted(keys)
+    assert len(result) == 4
+
+
+def test_bad_graphs() -> None:
+    # References to objects that are not there, and circles.
+    loop = named(
+        node({"self": 0, "gone": 99, "before": -1, "v": 1}, slots=(("m", 7, 8),)),
+        node({"up": 0}, variable=("v", f"v{VALUE}")),
+        keys=(f"v{VALUE}",),
+    )
+    assert loop == {"v": (f"v{VALUE}", "weight")}
+    assert named(keys=("a",)) == {"a": ("a", "weight")}
+    # A chain as long as it likes costs no more than its length.
+    chain = [node({"next" * 20: n + 1}) for n in range(20_000)]
+    key = f"deep{VALUE}"
+    assert named(*chain, node(variable=("", key)), keys=(key,)) == {"deep": (key, "weight")}
+    for junk in (b"\x0a\x7f", b"\x0a\x02\x0a\x7f", b"\xff"):
+        with pytest.raises(FormatError):
+            tf_objects.from_graph(junk, "f", ("a",), lambda *_: False, Budget())
+    with pytest.raises(BudgetExceeded, match="tensors"):
+        tf_objects.from_graph(b"\x0a\0" * 20, "f", (), lambda *_: False, Budget(tensors=10))
+
+
+def test_roles_by_name() -> None:
+    shapes: dict[str, tuple[int, ...]] = {"rnn/kernel": (3, 4), "bias": (4,)}
+
+    def role(name: str, shape: tuple[int, ...], dtype: str = "float32") -> str:
+        return tf_objects.role_of(name, TensorSpec.of(dtype, shape), shapes.get)
+
+    for suffix in (
+        "Adam",
+        "Adam_1",
+        "Adam_3",
+        "Momentum",
+        "RMSProp",
+        "RMSProp_1",
+        "Adagrad",
+        "Adadelta_1",
+        "Ftrl",
+        "adam_m",
+    ):
+        assert role(f"rnn/kernel/{suffix}", (3, 4)) == "slot"
+        assert role(f"optimize/rnn/kernel/{suffix}", (3, 4)) == "slot"  # made inside a scope
+        assert role(f"rnn/kernel/{suffix}", (4, 3)) == "weight"
+        assert role(f"rnn/other/{suffix}", (3, 4)) == "weight"
+    assert role("rnn/kernel/ExponentialMovingAverage", (3, 4)) == "weight"
+    assert role("rnn/kernel", (3, 4)) == "weight"
+    assert role("Adam", (3, 4)) == "weight"
+    assert role("beta1_power", ()) == role("train/beta2_power_1", ()) == "optimizer"
+    assert role("beta1_power", (2,)) == "weight"
+    assert role("global_step", (), "int64") == role("train/global_step", (), "int32") == "counter"
+    assert role("global_step", (), "float32") == "weight"
+
+
+def listing(path: Path | str) -> dict[str, str]:
+    """Name -> role, after reading everything by both of its names."""
+    with tf_bundle.open_source(str(path)) as source:
+        for key, name in source.raw_names().items():
+            assert source.read(key).tobytes() == source.read(name).tobytes()
+        return {name: spec.role for name, spec in source.specs().items()}
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the frameworks' own
+        yield
+
+
+def test_modules(tmp_path: Path) -> None:
+    tf = need("tensorflow")
+
+    class Model(tf.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = tf.Variable([1.0])
+            self.b = tf.Variable([1.0])
+            self.cells = [tf.Variable(1.0), tf.Variable(2.0, name="named")]
+
+    checkpoint = tf.train.Checkpoint(model=Model(), step=tf.Variable(3), **{"odd.name/x": tf.Variable(5.0)})
+    checkpoint.save(str(tmp_path / "c"))
+    assert listing(tmp_path) == {
+        "model/a": "weight",
+        "model/b": "weight",
+        "model/cells/0": "weight",
+        "named": "weight",
+        "odd.name/x": "weight",
+        "save_counter": "counter",
+        "step": "counter",
+    }
+
+
+def expected_slots(variables: list[str], optimizer: str, slots: tuple[str, str]) -> dict[str, str]:
+    return {f"{v}/.OPTIMIZER_SLOT/{optimizer}/{slot}": "slot" for v in variables for slot in slots}
+
+
+LAYERS = [
+    "lstm/lstm_cell/kernel",
+    "lstm/lstm_cell/recurrent_kernel",
+    "lstm/lstm_cell/bias",
+    "dense/kernel",
+    "dense/bias",
+]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tf_keras(tmp_path: Path, legacy: bool) -> None:
+    tf, keras = need("tensorflow"), need("tf_keras")
+    with quiet():
+        keras.backend.clear_session()
+        model = keras.Sequential(
+            [keras.layers.Input((6, 5)), keras.layers.LSTM(7, name="lstm"), keras.layers.Dense(2, name="dense")]
+        )
+        optimizer = keras.optimizers.legacy.Adam() if legacy else keras.optimizers.Adam()
+        model.compile(optimizer, "mse")
+        optimizer.apply_gradients([(tf.ones_like(v), v) for v in model.trainable_variables])
+        model.save_weights(str(tmp_path / "w.ckpt"), save_format="tf")
+        tf.train.Checkpoint(net=model, optimizer=optimizer).write(str(tmp_path / "both"))
+    own = ("iter", "beta_1", "beta_2", "decay", "learning_rate") if legacy else ("_iterations", "_learning_rate")
+    wanted = dict.fromkeys(LAYERS, "weight")
+    wanted |= {f"optimizer/{name}": "optimizer" for name in own}
+    wanted |= expected_slots(LAYERS, "optimizer", ("m", "v"))
+    assert listing(tmp_path / "w.ckpt") == wanted
+    assert listing(tmp_path / "both") == wanted
+    with tf_bundle.open_source(str(tmp_path / "w.ckpt")) as source:
+        for variable, name in zip(model.variables, LAYERS, strict=True):
+            assert source.read(name).tobytes() == variable.numpy().tobytes()
+
+
+def test_keras_3(tmp_path: Path) -> None:
+    tf, keras = need("tensorflow"), need("keras")
+    with quiet():
+        keras.backend.clear_session()
+        model = keras.Sequential(
+            [keras.layers.Input((6, 5)), keras.layers.LSTM(7, name="lstm"), keras.layers.Dense(2, name="dense")],
+            name="net",
+        )
+        model.compile("adam", "mse")
+        model.optimizer.build(model.trainable_variables)
+        model.export(str(tmp_path / "exported"), verbose=False)
+        tf.train.Checkpoint(model=model, optimizer=model.optimizer).write(str(tmp_path / "c"))
+    layers = [f"net/{name}" for name in LAYERS]
+    values = {v.path: np.asarray(v) for v in model.trainable_variables}
+    assert list(values) == layers
+
+    # The export has every weight twice, and a seed.
+    exported = listing(tmp_path / "exported" / "variables" / "variables")
+    seeds = {name for name in exported if "seed" in name}
+    assert exported == dict.fromkeys({*layers, *seeds}, "weight")
+
+    # The checkpoint has the weights under the optimizer's keys.
+    wanted = dict.fromkeys(layers, "weight")
+    wanted |= {f"optimizer/{name}": "optimizer" for name in ("_iterations", "_learning_rate")}
+    wanted |= expected_slots(layers, "optimizer", ("momentum", "velocity"))
+    assert listing(tmp_path / "c") == wanted
+    for path in ("c", "exported/variables/variables"):
+        with tf_bundle.open_source(str(tmp_path / path)) as source:
+            for name, value in values.items():
+                assert source.read(name).tobytes() == value.tobytes()
+
+
+def test_copies_that_differ_are_all_listed() -> None:
+    keys = (f"_all_variables/0{VALUE}", f"variables/0{VALUE}")
+    nodes = (
+        node({"variables": 1, "_all_variables": 2}),
+        node({"0": 3}),
+        node({"0": 4}),
+        node(variable=("net/kernel", keys[1])),
+        node(variable=("net/kernel", keys[0])),
+    )
+    assert set(named(*nodes, keys=keys)) == {"_all_variables/0", "variables/0"}
+    assert named(*nodes, keys=keys, same=True) == {"net/kernel": (keys[1], "weight")}
