@@ -73,6 +73,8 @@ class ByteFile:
 
     def check(self, offset: int, count: int, *, tensor: str | None = None) -> None:
         """Refuse a byte range that does not lie inside the file."""
+        if self._fd < 0:
+            raise Error(f"{self.path}: is closed")
         if offset < 0 or count < 0 or offset + count > self.size:
             raise FormatError(
                 self.path,

@@ -1,0 +1,177 @@
+"""Members of zip archives, read by position: stored ones as they lie in the file, deflated ones as a bounded stream.
+
+Promise: a member's own header must agree with the directory's entry; what a member claims to decompress to is checked
+against what deflate can reach before anything is allocated; CRCs are checked on demand, once. Reading a deflated member
+front to back costs one pass, however many reads it takes. Limit: no encryption, no other compression.
+
+Source: APPNOTE.TXT 6.3.9 (PKWARE), 4.3.7 and 4.4.
+"""
+
+from __future__ import annotations
+
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+from weightport.errors import FormatError
+from weightport.formats._io import CHUNK, ByteFile
+
+LOCAL = b"PK\x03\x04"
+_MAX_RATIO = 1032  # what deflate can reach
+
+
+class Stored:
+    """A member's bytes as they lie in the file."""
+
+    def __init__(self, file: ByteFile, offset: int, size: int, crc: int | None) -> None:
+        self.file, self.offset, self.size, self._crc = file, offset, size, crc
+        self.path = file.path
+
+    def check(self, offset: int, count: int, *, tensor: str | None = None) -> None:
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise FormatError(
+                self.path, f"truncated or corrupt: the member has {self.size} bytes, {offset + count} are needed",
+                tensor=tensor, offset=self.offset,
+            )  # fmt: skip
+        self.file.check(self.offset + offset, count, tensor=tensor)
+
+    def read(self, offset: int, count: int, *, tensor: str | None = None) -> bytes:
+        self.check(offset, count, tensor=tensor)
+        return self.file.read(self.offset + offset, count, tensor=tensor)
+
+    def read_into(self, offset: int, buffer: memoryview, *, tensor: str | None = None) -> None:
+        self.check(offset, len(buffer), tensor=tensor)
+        self.file.read_into(self.offset + offset, buffer, tensor=tensor)
+
+    def verify(self, tensor: str) -> None:
+        """Check the CRC, once."""
+        if self._crc is not None:
+            found = 0
+            for piece in self.file.chunks(self.offset, self.size, tensor=tensor):
+                found = zlib.crc32(piece, found)
+            _compare(self.path, tensor, found, self._crc, self.offset)
+            self._crc = None
+
+
+class Deflated:
+    """A member's bytes behind deflate: a stream of which only the range asked for is kept."""
+
+    def __init__(self, file: ByteFile, offset: int, packed: int, size: int, crc: int) -> None:
+        self.file, self.offset, self.packed, self.size = file, offset, packed, size
+        self._crc: int | None = crc
+        self._lock = threading.Lock()
+        # Where the stream stands: reads that follow one another go on from there.
+        self._at, self._tail = 0, b""
+        self._cursor: Iterator[bytes] | None = None
+        self.path = file.path
+
+    def check(self, offset: int, count: int, *, tensor: str | None = None) -> None:
+        if offset < 0 or count < 0 or offset + count > self.size:
+            raise FormatError(
+                self.path, f"truncated or corrupt: the member has {self.size} bytes, {offset + count} are needed",
+                tensor=tensor, offset=self.offset,
+            )  # fmt: skip
+
+    def _stream(self, tensor: str | None) -> Iterator[bytes]:
+        decoder = zlib.decompressobj(-15)
+        done = 0
+        try:
+            for piece in self.file.chunks(self.offset, self.packed, tensor=tensor):
+                while piece and not decoder.eof:
+                    out = decoder.decompress(piece, CHUNK)
+                    piece = decoder.unconsumed_tail
+                    done += len(out)
+                    if done > self.size:
+                        raise FormatError(self.path, "the member is longer than it says", tensor=tensor)
+                    if out:
+                        yield out
+            while not decoder.eof and (out := decoder.decompress(b"", CHUNK)):
+                done += len(out)
+                if done > self.size:
+                    raise FormatError(self.path, "the member is longer than it says", tensor=tensor)
+                yield out
+        except zlib.error:
+            raise FormatError(
+                self.path, "corrupt: the member does not decompress", tensor=tensor, offset=self.offset
+            ) from None
+        if done != self.size or not decoder.eof:
+            raise FormatError(
+                self.path, f"truncated: the member has {done} bytes of {self.size}", tensor=tensor, offset=self.offset
+            )
+
+    def read(self, offset: int, count: int, *, tensor: str | None = None) -> bytes:
+        buffer = bytearray(count)
+        self.read_into(offset, memoryview(buffer), tensor=tensor)
+        return bytes(buffer)
+
+    def read_into(self, offset: int, buffer: memoryview, *, tensor: str | None = None) -> None:
+        self.check(offset, len(buffer), tensor=tensor)
+        with self._lock:
+            self._fill(offset, buffer, tensor)
+
+    def _fill(self, offset: int, buffer: memoryview, tensor: str | None) -> None:
+        if offset < self._at:  # behind the cursor: from the start again
+            self._at, self._tail, self._cursor = 0, b"", None
+        stop = offset + len(buffer)
+        while self._at < stop:
+            if not self._tail:
+                self._cursor = self._cursor or self._stream(tensor)
+                try:
+                    self._tail = next(self._cursor, b"")
+                except FormatError:
+                    self._at, self._cursor = 0, None
+                    raise
+                continue
+            low, high = max(self._at, offset), min(self._at + len(self._tail), stop)
+            if low < high:
+                buffer[low - offset : high - offset] = self._tail[low - self._at : high - self._at]
+            used = min(len(self._tail), stop - self._at)
+            self._at, self._tail = self._at + used, self._tail[used:]
+
+    def verify(self, tensor: str) -> None:
+        """Check the CRC, once."""
+        if self._crc is not None:
+            found = 0
+            for out in self._stream(tensor):
+                found = zlib.crc32(out, found)
+            _compare(self.path, tensor, found, self._crc, self.offset)
+            self._crc = None
+
+
+def _compare(path: str, tensor: str, found: int, stored: int, offset: int) -> None:
+    if found != stored:
+        raise FormatError(
+            path, f"corrupt: the member's CRC is {found:08x}, {stored:08x} is stored", tensor=tensor, offset=offset
+        )
+
+
+def member_of(file: ByteFile, info: zipfile.ZipInfo, name: str) -> Stored | Deflated:
+    if info.flag_bits & 0x1:
+        raise FormatError(file.path, "the member is encrypted", tensor=name, offset=info.header_offset)
+    head = file.read(info.header_offset, 30, tensor=name)
+    if head[:4] != LOCAL:
+        raise FormatError(file.path, "corrupt: no member begins here", tensor=name, offset=info.header_offset)
+    name_size, extra_size = int.from_bytes(head[26:28], "little"), int.from_bytes(head[28:30], "little")
+    local = file.read(info.header_offset + 30, name_size, tensor=name)
+    try:
+        same = local.decode("utf-8" if int.from_bytes(head[6:8], "little") & 0x800 else "cp437")
+    except UnicodeDecodeError:
+        same = ""
+    if same != info.orig_filename:
+        raise FormatError(
+            file.path, f"corrupt: the member is {same!r} in its own header", tensor=name, offset=info.header_offset
+        )
+    offset = info.header_offset + 30 + name_size + extra_size
+    file.check(offset, info.compress_size, tensor=name)
+    if info.compress_type == zipfile.ZIP_STORED:
+        if info.file_size != info.compress_size:
+            raise FormatError(file.path, "corrupt: a stored member of two sizes", tensor=name, offset=offset)
+        return Stored(file, offset, info.file_size, info.CRC)
+    if info.compress_type != zipfile.ZIP_DEFLATED:
+        what = f"the compression method {info.compress_type} is not supported, only stored and deflated members"
+        raise FormatError(file.path, what, tensor=name, offset=info.header_offset)
+    if info.file_size > (info.compress_size + 16) * _MAX_RATIO:
+        what = f"{info.compress_size} bytes cannot decompress to {info.file_size}"
+        raise FormatError(file.path, what, tensor=name, offset=offset)
+    return Deflated(file, offset, info.compress_size, info.file_size, info.CRC)
