@@ -75,15 +75,23 @@ def fields(data: bytes | memoryview, path: object, base: int = 0) -> Iterator[Fi
     position, end = 0, len(data)
     while position < end:
         start = position
-        key, position = varint(data, position, end, path, base)
+        # Nearly all keys, numbers and sizes take one byte: calling for each of them would take most of the time.
+        key = data[position]
+        position += 1
+        if key >= 0x80:
+            key, position = varint(data, start, end, path, base)
         number, wire = key >> 3, key & 7
         if number == 0:
             raise FormatError(path, "field number 0", offset=base + start)
+        if wire in (VARINT, BYTES):
+            if position < end and data[position] < 0x80:
+                size = data[position]
+                position += 1
+            else:
+                size, position = varint(data, position, end, path, base)
         if wire == VARINT:
-            value, position = varint(data, position, end, path, base)
-            yield number, wire, value
+            yield number, wire, size
         elif wire == BYTES:
-            size, position = varint(data, position, end, path, base)
             if size > end - position:
                 raise FormatError(
                     path, f"a field of {size} bytes in {end - position} that are left", offset=base + start

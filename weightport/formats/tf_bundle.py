@@ -31,6 +31,10 @@ from weightport.tensors import Array, Budget, Index, TensorSpec
 
 #: The newest layout of a bundle that this reader knows (``kTensorBundleVersion``).
 VERSION = 1
+_MAX_SEEN = 10_000
+
+#: (dtype number, stored shape) -> dtype, shape, bytes
+_Seen = dict[tuple[int, bytes], tuple[np.dtype[Any], tuple[int, ...], int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class Entry:
     number: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    nbytes: int
     shard: int
     offset: int
     size: int
@@ -47,37 +52,45 @@ class Entry:
     slices: tuple[_slices.Slice, ...]
 
     @classmethod
-    def parse(cls, data: bytes, path: str, name: str, budget: Budget) -> Entry:
-        """The entry of a tensor, or of a slice's data, with its sizes checked; ``path`` is the index."""
+    def parse(cls, data: bytes, path: str, name: str, budget: Budget, seen: _Seen) -> Entry:
+        """The entry of a tensor, or of a slice's data, with its sizes checked; ``path`` is the index.
+
+        ``seen`` remembers the dtypes and shapes that were checked before: the layers of a model are much alike.
+        """
         numbers = {1: 0, 3: 0, 4: 0, 5: 0}
         crc = 0
-        shape: tuple[int, ...] = ()
+        stored = b""
         slices = []
         for field, wire, value in fields(data, path):
             if isinstance(value, bytes):
                 if field == 2:
-                    shape += shape_of(Memory(value, path), 0, len(value), name)
+                    stored += value
                 elif field == 7:
                     slices.append(_slices.slice_of(value, path))
             elif wire == VARINT:
                 numbers[field] = signed(value)
             elif field == 6 and wire == FIXED32:
                 crc = value
-        dtype = dtype_of(numbers[1], path, name)
-        nbytes = _strided.checked(dtype, shape, budget, path, name)
+        known = seen.get((numbers[1], stored))
+        if known is None:
+            dtype = dtype_of(numbers[1], path, name)
+            shape = shape_of(Memory(stored, path), 0, len(stored), name)
+            known = dtype, shape, _strided.checked(dtype, shape, budget, path, name)
+            if len(seen) < _MAX_SEEN:
+                seen[numbers[1], stored] = known
+        dtype, shape, nbytes = known
         size = numbers[5]
         if dtype.kind != "O" and not slices and size != nbytes:
             raise FormatError(
                 path, f"{size} bytes stored for {dtype.name}{list(shape)}, which needs {nbytes}", tensor=name
             )
         number = numbers[1] - 100 if numbers[1] > 100 else numbers[1]
-        return cls(number, dtype, shape, numbers[3], numbers[4], size, crc, tuple(slices))
+        return cls(number, dtype, shape, nbytes, numbers[3], numbers[4], size, crc, tuple(slices))
 
     def spec(self, role: str) -> TensorSpec:
         """The header as the rest of weightport sees it."""
-        if self.dtype.kind == "O":
-            return TensorSpec(self.dtype, self.shape, self.size, role)
-        return TensorSpec.of(self.dtype, self.shape, role)
+        nbytes = self.size if self.dtype.kind == "O" else self.nbytes
+        return TensorSpec(self.dtype, self.shape, nbytes, role)
 
 
 class BundleSource:
@@ -101,6 +114,7 @@ class BundleSource:
         self._names: dict[str, tuple[bytes, str | None]] | None = None
         self._aliases: dict[str, str] = {}
         self._entries: dict[bytes, bytes] = {}
+        self._seen: _Seen = {}
         with ByteFile(self._index) as file, _no_gc():
             items = Table(file, self._budget).items()
             key, header = next(items, (None, b""))
@@ -182,7 +196,7 @@ class BundleSource:
         )
 
     def _entry(self, key: bytes, name: str) -> Entry:
-        return Entry.parse(self._entries[key], self._index, name, self._budget)
+        return Entry.parse(self._entries[key], self._index, name, self._budget, self._seen)
 
     def _spec(self, name: str, key: bytes, role: str | None) -> TensorSpec:
         entry = self._entry(key, name)
@@ -246,7 +260,7 @@ class BundleSource:
         data = self._entries.get(_slices.slice_key(key, cut))
         if data is None:
             raise FormatError(self._index, f"the data of slice {list(cut)} is not there", tensor=name)
-        part = Entry.parse(data, self._index, name, self._budget)
+        part = Entry.parse(data, self._index, name, self._budget, self._seen)
         if part.slices:
             raise FormatError(self._index, f"slice {list(cut)} is sliced itself", tensor=name)
         return part
