@@ -24,8 +24,8 @@ NEW_MODELS: dict[str, Callable[[], Any]] = {
     "g2p-en": models.pronouncer,
     "basic-pitch": models.transcriber,
 }
-#: The cells that ``inspect`` finds: scope -> layout, input size, units. The arrays of g2p-en have names of their own.
-CELLS = {
+#: The layouts of the cells that ``inspect`` finds. The arrays of g2p-en have names of their own.
+CELLS: dict[str, set[str]] = {
     "cutkum": {"gru.tf1"},
     "textgenrnn": {"lstm.keras-cudnn"},
     "g2p-en": set(),
