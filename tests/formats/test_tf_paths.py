@@ -101,6 +101,13 @@ def test_a_prefix_that_is_only_a_slash(tmp_path: Path) -> None:
     assert tf_paths.resolve(f"{tmp_path}/d").prefix == f"{tmp_path}/d/"
 
 
+def test_a_folder_of_the_prefix_s_name(tmp_path: Path) -> None:
+    v2(tmp_path, "model")
+    v2(tmp_path / "model", "inner")
+    assert tf_paths.resolve(tmp_path / "model").prefix == f"{tmp_path}/model"
+    assert tf_paths.resolve(f"{tmp_path}/model/").prefix == f"{tmp_path}/model/inner"
+
+
 def test_state_files(tmp_path: Path) -> None:
     v2(tmp_path, "m-9", "m-100")
     for latest, expected in (

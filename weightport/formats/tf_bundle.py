@@ -24,6 +24,7 @@ import numpy as np
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _slices, _strided, tf_objects, tf_paths
 from weightport.formats._io import CHUNK, ByteFile
+from weightport.formats._lazy import LazySpecs
 from weightport.formats._proto import FIXED32, VARINT, Memory, fields, signed, varint
 from weightport.formats._table import Table, mask, streamed_crc
 from weightport.formats._tensorproto import OPAQUE, STRING, dtype_of, shape_of, sub_byte
@@ -112,6 +113,7 @@ class BundleSource:
         self._closed = False
         self._verified: set[tuple[int, int, int]] = set()
         self._names: dict[str, tuple[bytes, str | None]] | None = None
+        self._specs: LazySpecs | None = None
         self._aliases: dict[str, str] = {}
         self._entries: dict[bytes, bytes] = {}
         self._seen: _Seen = {}
@@ -146,7 +148,11 @@ class BundleSource:
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Name -> spec, in the order of the keys. A spec is decoded when it is asked for."""
-        return _Specs(self, self._named())
+        named = self._named()
+        with self._lock:
+            if self._specs is None:
+                self._specs = LazySpecs(named, lambda name: self._spec(name, *named[name]))
+            return self._specs
 
     def raw_names(self) -> Mapping[str, str]:
         """Key in the file -> name that :meth:`specs` lists. Copies of a variable map to the variable's name."""
@@ -364,29 +370,6 @@ class BundleSource:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Specs(Mapping[str, TensorSpec]):
-    """Specs that are decoded when they are asked for: a name costs nothing but its key."""
-
-    def __init__(self, source: BundleSource, named: Mapping[str, tuple[bytes, str | None]]) -> None:
-        self._source, self._named = source, named
-
-    def __getitem__(self, name: str) -> TensorSpec:
-        key, role = self._named[name]
-        return self._source._spec(name, key, role)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._named)
-
-    def __len__(self) -> int:
-        return len(self._named)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._named
-
-    def __repr__(self) -> str:
-        return f"<specs of {len(self)} tensors>"
 
 
 def string_lengths(lengths: Sequence[int]) -> bytes:

@@ -69,8 +69,8 @@ def resolve(path: str | os.PathLike[str]) -> Resolved:
     text = os.fspath(path)
     if os.path.isdir(text):
         state = os.path.join(text, STATE)
-        if text.endswith(os.sep) and os.path.isfile(text + ".index") and not os.path.isfile(state):
-            return _v2(text)  # the prefix that is only a trailing slash
+        if os.path.isfile(text + ".index") and not (text.endswith(os.sep) and os.path.isfile(state)):
+            return _v2(text)  # the prefix that is only a trailing slash, or one that is a folder's name too
         return _folder(text)
     found = _exact(text)
     if found is None:

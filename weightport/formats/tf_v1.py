@@ -20,6 +20,7 @@ from typing import Any
 from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
 from weightport.formats import _slices, _strided, tf_objects, tf_paths
 from weightport.formats._io import ByteFile
+from weightport.formats._lazy import LazySpecs
 from weightport.formats._proto import BYTES, VARINT, Memory, fields, spans
 from weightport.formats._table import Block, Table
 from weightport.formats._tensorproto import OPAQUE, SPLAT_BYTES, TensorProtoRef, dtype_of, shape_of
@@ -103,6 +104,7 @@ class V1Source:
         self._shards: list[_Shard] = []
         self._stored: dict[str, list[tuple[int, bytes]]] = {}
         self._heads: dict[str, _Head] = {}
+        self._specs = LazySpecs(self._stored, self._spec)
         missing = [file for file in files if not os.path.exists(file)]
         if missing:
             raise FormatError(path, f"{len(missing)} of {len(files)} shards missing: {tf_paths.some(missing)}")
@@ -163,7 +165,7 @@ class V1Source:
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Name -> spec, in the order of the lists. For strings, ``nbytes`` is what their slices take in the file."""
-        return {name: self._spec(name) for name in self._stored}
+        return self._specs
 
     def raw_names(self) -> Mapping[str, str]:
         """Name in the file -> name that :meth:`specs` lists: the same."""
