@@ -1,7 +1,7 @@
 """Specs that are decoded when they are asked for, so that opening a file costs its names only.
 
-Promise: each spec is made once. Limit: a spec that cannot be made is an error when it is asked for, not before; the rest
-of the file stays usable.
+Promise: each spec is made once. Limit: a spec that cannot be made is an error when it is asked for, not before; the
+rest of the file stays usable.
 """
 
 from __future__ import annotations
