@@ -4,7 +4,8 @@ Promise: tensors stream through, a tile at a time; the index is renamed into pla
 prefix is the old one or the complete new one at any moment. To overwrite one, the data is given a shard name that the
 old one does not use (``data-00001-of-00002``, of which TensorFlow never opens the other), then the index is swapped,
 then the old shards are removed. Limit: nothing but index and data is written: no ``checkpoint`` state file (which
-would change what is the latest checkpoint of a folder), no ``.meta``; ``metadata`` has no place in this format.
+would change what is the latest checkpoint of a folder), no ``.meta``; ``metadata`` has no place in this format. An
+index that is a symbolic link is replaced, not written through: its data could not follow.
 
 Source: tensorflow/core/util/tensor_bundle/tensor_bundle.cc (``BundleWriter``), tensor_bundle.proto.
 """
@@ -32,7 +33,7 @@ from weightport.tensors import Array, TensorSpec, Tiles
 
 # Strings' bytes follow all of their lengths: up to this much waits in memory, more in a temporary file.
 _SPOOLED = 4 << 20
-_SUFFIX = ".weightport-tmp"
+_MARK, _SUFFIX = ".bundle-", ".weightport-tmp"
 
 #: dtype number, shape, offset, size, masked checksum
 _Entry = tuple[int, tuple[int, ...], int, int, int]
@@ -176,6 +177,7 @@ def _commit(prefix: str, folder: str, data_path: str, entries: Mapping[bytes, _E
                 os.unlink(shard)
             raise
         fsync_folder(folder)
+        _remove_stale(prefix, folder)
         pattern = re.compile(re.escape(os.path.basename(prefix)) + r"\.data-\d{5}-of-\d{5}")
         for name in os.listdir(folder):
             if pattern.fullmatch(name) and name != os.path.basename(shard):
@@ -216,9 +218,11 @@ def _bytes_field(number: int, value: bytes) -> bytes:
 
 @contextlib.contextmanager
 def _temporary(prefix: str) -> Iterator[tuple[BinaryIO, str]]:
-    """A file beside the checkpoint, removed unless it was renamed."""
+    """A file beside the checkpoint, removed unless it was renamed. It is locked as long as this process writes it."""
     folder, base = os.path.split(prefix)
-    descriptor, path = tempfile.mkstemp(prefix=f".{base}.", suffix=_SUFFIX, dir=folder or ".")
+    with _locked(folder or "."):
+        descriptor, path = tempfile.mkstemp(prefix=f".{base}{_MARK}", suffix=_SUFFIX, dir=folder or ".")
+        _try_lock(descriptor)
     try:
         umask = os.umask(0)
         os.umask(umask)
@@ -233,6 +237,33 @@ def _temporary(prefix: str) -> Iterator[tuple[BinaryIO, str]]:
 def _sync(handle: BinaryIO) -> None:
     handle.flush()
     os.fsync(handle.fileno())
+
+
+def _remove_stale(prefix: str, folder: str) -> None:
+    """Remove what writers of this checkpoint left that were killed: their temporary files are locked by nobody.
+
+    Called with the folder locked, so that no file is met between its creation and its lock.
+    """
+    pattern = re.compile(rf"\.{re.escape(os.path.basename(prefix))}{re.escape(_MARK)}\w+{re.escape(_SUFFIX)}")
+    for name in filter(pattern.fullmatch, os.listdir(folder)):
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+            try:
+                if _try_lock(descriptor):
+                    os.unlink(path)
+            finally:
+                os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
