@@ -1,0 +1,327 @@
+"""HDF5 files looked over before anything in them is believed: every link and every dataset's header, no values.
+
+Promise: external and user-defined links, external storage, virtual datasets, filters that would have to be loaded and
+shapes that the stored bytes cannot fill are refused before a value is read; the walk is bounded by the budget and goes
+through every group once; HDF5's own errors become :class:`FormatError`. Soft links are resolved only after the whole
+file was found to have no link that leaves it. Limit: the structures below the links are the HDF5 library's to parse; a
+file made to attack the library itself is not stopped here.
+
+Sources: HDF5 File Format Specification 3.0; H5Lpublic.h, H5Zpublic.h; h5py/_hl/group.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from weightport.errors import FormatError
+from weightport.formats import _strided
+from weightport.formats._io import ByteFile
+from weightport.tensors import Budget, dtype_named
+
+MAGIC = b"\x89HDF\r\n\x1a\n"
+#: deflate, shuffle, fletcher32, szip, nbit, scale-offset, and h5py's own lzf. Any other is a library that HDF5 would
+#: look for and load.
+_FILTERS = (1, 2, 3, 4, 5, 6, 32000)
+# Deflate reaches 1032:1; datasets of less than this are not worth the question.
+_MAX_RATIO, _FLOOR = 1032, 64 << 20
+_FOREIGN = (
+    OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, SystemError,
+    NotImplementedError, MemoryError, RecursionError,
+)  # fmt: skip
+_STORED_EOF = re.compile(r"truncated file: eof = (\d+).*stored_eof = (\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A dataset's header. ``dtype`` is as stored, byte order included; ``offset`` only where it is one run of bytes."""
+
+    handle: Any  # h5py.h5d.DatasetID
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int | None
+    strings: str  # "": no strings; "fixed"; "variable"
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+@contextlib.contextmanager
+def translated(path: str, tensor: str | None = None, what: str = "corrupt") -> Iterator[None]:
+    """HDF5's and h5py's exceptions as one :class:`FormatError` that names the file."""
+    try:
+        yield
+    except _FOREIGN as error:
+        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).split("\n", 1)[0]
+        cut = _STORED_EOF.search(text)
+        if cut:
+            raise FormatError(
+                path, f"truncated: the file should have {cut[2]} bytes, it has {cut[1]}", offset=int(cut[1])
+            ) from None
+        raise FormatError(path, f"{what}: {text or type(error).__name__}", tensor=tensor) from None
+
+
+def superblock(file: ByteFile) -> int | None:
+    """Where the HDF5 signature stands: at 0, 512, 1024, 2048 ...; None if the file is no HDF5."""
+    at = 0
+    while at + len(MAGIC) <= file.size and at <= 1 << 30:
+        if file.read(at, len(MAGIC)) == MAGIC:
+            return at
+        at = at * 2 or 512
+    return None
+
+
+class Preflight:
+    """An HDF5 file, opened read-only and looked over.
+
+    Attributes:
+        root: the root group (``h5py.h5g.GroupID``).
+        paths: path -> dataset, for all that hard links, and soft links to datasets, reach, in the file's order.
+    """
+
+    def __init__(self, path: str, size: int, budget: Budget) -> None:
+        import h5py
+
+        self.path, self._size, self._budget = path, size, budget
+        self.paths: dict[str, Dataset] = {}
+        self._checked: dict[Any, Dataset] = {}
+        self._soft: list[str] = []
+        with translated(path, what="is no readable HDF5 file"):
+            self._file = h5py.File(path, "r", locking="best-effort", rdcc_nbytes=8 << 20)
+        try:
+            self.root = self._file.id
+            with translated(path):
+                self._walk()
+                self._resolve_soft()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Release the file, and all that was opened in it."""
+        self.paths.clear()
+        self._checked.clear()
+        with contextlib.suppress(*_FOREIGN):
+            self._file.close()
+
+    # -- the walk ---------------------------------------------------------------------------------------------------
+
+    def _walk(self) -> None:
+        import h5py
+
+        seen = {_address(self.root)}
+        waiting: list[tuple[str, Any, int]] = [("", h5py.Group(self.root), 0)]
+        while waiting:
+            prefix, group, depth = waiting.pop()
+            self._budget.check("depth", depth, self.path)
+            inner = []
+            for name in _names(group):
+                path = f"{prefix}/{name}" if prefix else name
+                raw = name.encode("utf-8", "surrogateescape")
+                self._budget.spend("tensors", 1, self.path)
+                self._budget.spend("header_bytes", len(path), self.path)
+                kind = group.id.links.get_info(raw).type
+                if kind == h5py.h5l.TYPE_SOFT:
+                    self._soft.append(path)
+                    continue
+                if kind != h5py.h5l.TYPE_HARD:
+                    what = (
+                        "an external link" if kind == h5py.h5l.TYPE_EXTERNAL else f"a link of the unknown type {kind}"
+                    )
+                    raise FormatError(self.path, f"{path!r} is {what}, which may lead out of the file: refused")
+                found = h5py.h5o.open(group.id, raw)
+                if isinstance(found, h5py.h5g.GroupID):
+                    address = _address(found)
+                    if address not in seen:
+                        seen.add(address)
+                        inner.append((path, h5py.Group(found), depth + 1))
+                elif isinstance(found, h5py.h5d.DatasetID):
+                    self.paths[path] = self._dataset(found, path)
+            waiting.extend(reversed(inner))
+
+    def _resolve_soft(self) -> None:
+        """Soft links to datasets are further names of theirs. They cannot leave the file any more."""
+        import h5py
+
+        for path in self._soft:
+            with translated(self.path, what=f"the soft link {path!r} leads nowhere, or in a circle"):
+                found = h5py.h5o.open(self.root, path.encode("utf-8", "surrogateescape"))
+            if isinstance(found, h5py.h5d.DatasetID):
+                self.paths[path] = self._dataset(found, path)
+
+    def group(self, start: Any, name: str) -> Any | None:
+        """The group of that relative path below a group, or None."""
+        import h5py
+
+        found = self._open(start, name)
+        return found if isinstance(found, h5py.h5g.GroupID) else None
+
+    def dataset(self, start: Any, name: str) -> Dataset | None:
+        """The dataset of that relative path below a group, or None."""
+        import h5py
+
+        found = self._open(start, name)
+        return self._dataset(found, name) if isinstance(found, h5py.h5d.DatasetID) else None
+
+    def _open(self, start: Any, name: str) -> Any | None:
+        import h5py
+
+        relative = "/".join(part for part in name.split("/") if part and part != ".")
+        if not relative or "\0" in relative:
+            return None
+        try:
+            return h5py.h5o.open(start, relative.encode("utf-8", "surrogateescape"))
+        except _FOREIGN:
+            return None
+
+    # -- a dataset's header -------------------------------------------------------------------------------------------
+
+    def _dataset(self, handle: Any, path: str) -> Dataset:
+        address = _address(handle)
+        found = self._checked.get(address)
+        if found is None:
+            with translated(self.path, path):
+                found = self._checked[address] = self._header(handle, path)
+        return found
+
+    def _header(self, handle: Any, path: str) -> Dataset:
+        import h5py
+
+        def refuse(what: str) -> FormatError:
+            return FormatError(self.path, what, tensor=path)
+
+        plist = handle.get_create_plist()
+        layout = plist.get_layout()
+        if layout == h5py.h5d.VIRTUAL:
+            raise refuse("a virtual dataset, whose values lie in other files: refused")
+        if layout == h5py.h5d.CONTIGUOUS and plist.get_external_count():
+            raise refuse("external storage: its values lie in another file: refused")
+        for number in range(plist.get_nfilters()):
+            code = plist.get_filter(number)[0]
+            if code not in _FILTERS:
+                raise refuse(f"the filter {code} is not built in: refused, rather than to load a library for it")
+        space = handle.get_space()
+        if space.get_simple_extent_type() == h5py.h5s.NULL:
+            raise refuse("a dataset without values (null dataspace)")
+        shape = tuple(int(dim) for dim in space.get_simple_extent_dims())
+        dtype, strings = self._dtype(handle, path)
+        nbytes = _strided.checked(dtype, shape, self._budget, self.path, path)
+        stored = handle.get_storage_size()
+        offset = handle.get_offset() if layout == h5py.h5d.CONTIGUOUS and not strings else None
+        if offset is not None and offset + nbytes > self._size:
+            raise refuse(f"truncated or corrupt: {nbytes} bytes of values at byte {offset}, the file has {self._size}")
+        if stored > self._size:
+            raise refuse(f"{stored} bytes are said to be stored, the file has {self._size}")
+        claims = nbytes
+        if layout == h5py.h5d.CHUNKED:
+            claims = max(claims, prod(int(dim) for dim in plist.get_chunk()) * dtype.itemsize)
+        if claims > _FLOOR and claims > (stored + 1024) * _MAX_RATIO:
+            raise refuse(f"{claims:,} bytes of values are claimed, {stored:,} are stored: refused")
+        return Dataset(handle, dtype, shape, offset, strings)
+
+    def _dtype(self, handle: Any, path: str) -> tuple[np.dtype[Any], str]:
+        import h5py
+
+        kind = handle.get_type()
+        try:
+            dtype = np.dtype(handle.dtype)
+        except _FOREIGN:
+            raise FormatError(self.path, "a data type that numpy does not have", tensor=path) from None
+        if dtype.kind in "biufc":
+            return np.dtype(dtype.str), ""  # without what h5py attaches to enumerations
+        if dtype.kind == "S":
+            return dtype, "fixed"
+        if dtype.kind == "O" and h5py.check_string_dtype(dtype) is not None:
+            return dtype, "variable"
+        if dtype.kind == "V" and dtype.names is None and dtype.subdtype is None:
+            said = self.text(handle, "dtype")
+            # h5py stores what numpy does not have as opaque bytes: of two bytes, that is bfloat16 alone.
+            name = said if said is not None else ("bfloat16" if dtype.itemsize == 2 else "")
+            if kind.get_class() == h5py.h5t.OPAQUE and not kind.get_tag() and re.fullmatch(r"\w{1,30}", name):
+                with contextlib.suppress(TypeError):
+                    resolved = dtype_named(name)
+                    if resolved.itemsize == dtype.itemsize and resolved.kind not in "OSUmM":
+                        return resolved, ""
+        raise FormatError(self.path, f"the data type {dtype.str} is not supported", tensor=path)
+
+    # -- attributes ---------------------------------------------------------------------------------------------------
+
+    def attribute(self, owner: Any, name: str) -> Any | None:
+        """An attribute's value, or None if there is none of this name."""
+        import h5py
+
+        raw = name.encode("utf-8")
+        where = os.fsdecode(h5py.h5i.get_name(owner) or b"/")
+        with translated(self.path, what=f"the attribute {name!r} of {where!r} is corrupt"):
+            if not h5py.h5a.exists(owner, raw):
+                return None
+            handle = h5py.h5a.open(owner, raw)
+            size = prod(handle.shape or (0,)) * handle.dtype.itemsize
+            if size > self._size:
+                raise ValueError(f"{size:,} bytes are claimed")
+            self._budget.spend("header_bytes", size, self.path)
+            value = h5py.AttributeManager(_Owner(owner))[name]
+        if isinstance(value, str | bytes):
+            self._budget.spend("header_bytes", len(value), self.path)
+        return value
+
+    def text(self, owner: Any, name: str) -> str | None:
+        """An attribute that is one string, bytes or text; None if it is not there."""
+        value = self.attribute(owner, name)
+        if isinstance(value, np.ndarray) and value.shape in ((), (1,)):
+            value = value.reshape(-1)[0]
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        return value if isinstance(value, str) else None
+
+    def strings(self, owner: Any, name: str) -> list[str] | None:
+        """An attribute that is a list of names, whole or in chunks (``name0``, ``name1`` ...); None if absent."""
+        import h5py
+
+        whole = self.attribute(owner, name)
+        pieces = [whole] if whole is not None else []
+        while whole is None and (piece := self.attribute(owner, f"{name}{len(pieces)}")) is not None:
+            pieces.append(piece)
+        if not pieces:
+            return None
+        found: list[str] = []
+        for piece in pieces:
+            values = piece.reshape(-1).tolist() if isinstance(piece, np.ndarray) else None
+            if values is None or not all(isinstance(value, str | bytes) for value in values):
+                where = os.fsdecode(h5py.h5i.get_name(owner) or b"/")
+                raise FormatError(self.path, f"the attribute {name!r} of {where!r} is no list of names")
+            for value in values:
+                self._budget.spend("header_bytes", len(value), self.path)
+                found.append(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value)
+        self._budget.check("tensors", len(found), self.path)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """What h5py's attribute manager wants of an object: its id."""
+
+    id: Any
+
+
+def _address(handle: Any) -> Any:
+    import h5py
+
+    info = h5py.h5o.get_info(handle)
+    return info.fileno, info.addr
+
+
+def _names(group: Any) -> list[str]:
+    """The names in a group, in its order; numbers by value (``vars/2`` before ``vars/10``)."""
+    names = list(group)
+    return (
+        sorted(names, key=int) if names and all(n.isascii() and n.isdigit() and len(n) < 10 for n in names) else names
+    )

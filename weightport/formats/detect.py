@@ -1,0 +1,253 @@
+"""Which format a path is, by its content, and which writer an output path means.
+
+Promise: a suffix never decides what is read; ``FORMAT:PATH`` does, and otherwise the bytes; what is no model file is one
+error that says what the file looks like. Pickles are recognised, never loaded. Limit: local paths; an output's format is
+told by its suffix, since there is nothing there yet.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from weightport.errors import Error, FormatError, closest
+from weightport.formats._io import ByteFile
+from weightport.tensors import Budget, FileWriter, Source, TensorSpec, Tiles
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+#: name -> module that reads it.
+READERS = {
+    "tf-checkpoint": "tf_bundle",
+    "tf-checkpoint-v1": "tf_v1",
+    "tf-frozen": "tf_frozen",
+    "tf-meta": "tf_meta",
+    "tf-saved-model": "tf_saved_model",
+    "keras-h5": "keras_h5",
+    "hdf5": "keras_h5",
+    "npz": "npz",
+    "npy": "npz",
+    "safetensors": "safetensors_file",
+}
+#: name -> module that writes it.
+WRITERS = {
+    "npz": "npz",
+    "safetensors": "safetensors_file",
+    "keras-h5": "keras_h5_write",
+    "tf-checkpoint": "tf_bundle_write",
+}
+#: suffix -> what an output of that name is.
+SUFFIXES = {
+    ".npz": "npz",
+    ".safetensors": "safetensors",
+    ".h5": "keras-h5",
+    ".hdf5": "keras-h5",
+    ".ckpt": "tf-checkpoint",
+}
+# By content, the surest signs first: magic numbers, then structures that must parse.
+_BY_CONTENT = ("keras-h5", "npz", "tf-meta", "tf-frozen", "safetensors")
+_CHECKPOINTS = {"v2": "tf-checkpoint", "v1": "tf-checkpoint-v1", "v1-sharded": "tf-checkpoint-v1"}
+_FORMAT = re.compile(r"([A-Za-z][A-Za-z0-9_-]+):(?!//)(.+)", re.DOTALL)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def split_format(path: str) -> tuple[str | None, str]:
+    """``FORMAT:PATH`` as its two parts; the format is None where the path names none.
+
+    A single letter is a drive, ``x://`` a URL, and a path that exists as it stands is that path.
+
+    Raises:
+        Error: a format that is not known; the message lists those that are.
+    """
+    if _URL.match(path):
+        raise Error(f"{path}: URLs are not supported yet: copy the file here first")
+    match = _FORMAT.fullmatch(path)
+    if match is None:
+        return None, path
+    name, rest = match[1], match[2]
+    if name in READERS:
+        return name, rest
+    if os.sep in path[: len(name)] or os.path.lexists(path) or os.path.lexists(path + ".index"):
+        return None, path
+    near = closest(name, READERS)
+    raise Error(f"{path}: unknown format {name!r}; known: {', '.join(READERS)}" + (f"; {near}" if near else ""))
+
+
+def open_source(path: str | os.PathLike[str], *, budget: Budget | None = None) -> Source:
+    """Open a model file, whatever its format: ``FORMAT:PATH``, a file, a checkpoint's prefix, or a folder.
+
+    Raises:
+        FormatError: missing, truncated, corrupt, or of no format that is known.
+        Error: an unknown FORMAT.
+    """
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise Error(f"{text!r} is no path")
+    name, rest = split_format(text)
+    found = name or detect(rest)
+    source: Source = _module(READERS[found]).open_source(rest, budget=budget)
+    if name is not None and source.format != name and {source.format, name} != {"keras-h5", "hdf5"}:
+        source.close()
+        raise FormatError(rest, f"is {source.format}, not {name}")
+    return source
+
+
+def detect(path: str) -> str:
+    """The format of a file, prefix or folder, a key of :data:`READERS`.
+
+    Raises:
+        FormatError: it is not there, or of no format that is known.
+    """
+    if os.path.isfile(path):
+        for name in _BY_CONTENT:
+            if _module(READERS[name]).sniff(path):
+                return name
+        from weightport.formats import _table
+
+        if not _table.has_magic(path) and not _names_checkpoint(path):
+            if _module(READERS["tf-saved-model"]).sniff(path):
+                return "tf-saved-model"
+            raise unknown(path)
+    from weightport.formats import tf_paths
+
+    kind = tf_paths.resolve(path).kind
+    return _CHECKPOINTS.get(kind, "tf-saved-model")
+
+
+def _names_checkpoint(path: str) -> bool:
+    """Whether a file that is no table leads to a checkpoint: a data shard, a state file, one beside an index."""
+    base = os.path.basename(path)
+    if base == "checkpoint" or os.path.isfile(path + ".index"):
+        return True
+    data = re.fullmatch(r"(.*)\.data-\d{5}-of-\d{5}", path, re.DOTALL)
+    return data is not None and os.path.isfile(data[1] + ".index")
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"weightport.formats.{name}")
+
+
+# -- what it looks like -------------------------------------------------------------------------------------------------
+
+
+def unknown(path: str) -> FormatError:
+    """The error for a file of no known format, saying what its first bytes look like."""
+    with ByteFile(path) as file:
+        head = file.read(0, min(512, file.size))
+    if not head:
+        return FormatError(path, "is an empty file")
+    what, hint = _looks(path, head)
+    return FormatError(path, f"is no model file that weightport reads: {what}", hint=hint)
+
+
+def _looks(path: str, head: bytes) -> tuple[str, str]:
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if head.startswith(b"version https://git-lfs.github.com/"):
+        return "this is a Git LFS pointer", "fetch the real file: git lfs pull"
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
+        return "this is a web page, maybe an error instead of the download", "download it again"
+    if head.startswith(b"PK\x03\x04") or head.startswith(b"PK\x05\x06"):
+        return _looks_zip(path)
+    if head[:1] == b"\x80" and len(head) > 1 and head[1] in range(1, 6):
+        return "this is a pickle, which can run code when it is loaded: never loaded here", _RESAVE
+    if head.startswith(b"\x1f\x8b"):
+        return "this is compressed with gzip", "unpack it first"
+    for magic, name in ((b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")):
+        if head.startswith(magic):
+            return f"this is compressed with {name}", "unpack it first"
+    if head[257:262] == b"ustar":
+        return "this is a tar archive", "unpack it first"
+    if head[4:8] == b"TFL3":
+        return "this is a TensorFlow Lite model: not supported", ""
+    if head.startswith((b"GGUF", b"GGML")):
+        return "this is a GGUF model: not supported", ""
+    if b"onnx" in head or b"pytorch" in head or re.match(rb"\x08[\x01-\x0f]\x12", head):
+        return "this may be an ONNX model: not supported yet", ""
+    if text[:1] in (b"{", b"["):
+        return "this is JSON", ""
+    if not re.search(rb"[^\t\n\r\x20-\x7e]", head):
+        return f"this is text that begins with {head[:24].decode('ascii')!r}", ""
+    return f"it begins with the bytes {head[:8].hex(' ')}", ""
+
+
+_RESAVE = "save its tensors as .safetensors or .npz where you trust it"
+
+
+def _looks_zip(path: str) -> tuple[str, str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [info.filename for info in archive.infolist()[:200]]
+    except Exception:
+        return "this is a zip archive, truncated or corrupt", ""
+    if any(name.endswith("data.pkl") for name in names):
+        return "this is a PyTorch archive, whose index is a pickle: never loaded here", _RESAVE
+    if "model.weights.h5" in names:
+        return "this is a .keras archive: not supported yet", "its model.weights.h5 can be unpacked and read"
+    return "this is a zip archive" + (f" that begins with {names[0]!r}" if names else ""), ""
+
+
+# -- writers ------------------------------------------------------------------------------------------------------------
+
+
+def writer_for(out: str, *, format: str | None = None, like: str | None = None) -> tuple[str, FileWriter]:
+    """The path to write to and the function that writes it.
+
+    Args:
+        out: ``FORMAT:PATH``, or a path whose suffix says the format.
+        format: a format that wins over both.
+        like: a TARGET file: an ``.h5`` is written with its structure.
+
+    Raises:
+        Error: no such format, or none that the path implies.
+    """
+    named, path = _split_out(out)
+    chosen = format or named or SUFFIXES.get(os.path.splitext(path)[1].lower())
+    if chosen == "hdf5":
+        chosen = "keras-h5"
+    if chosen not in WRITERS:
+        known = ", ".join(WRITERS)
+        if chosen is not None:
+            near = closest(chosen, WRITERS)
+            raise Error(
+                f"{out}: the format {chosen!r} cannot be written; known: {known}" + (f"; {near}" if near else "")
+            )
+        raise Error(
+            f"{out}: the suffix says no format to write; known: {', '.join(SUFFIXES)}, or --format with one of {known}"
+        )
+    write: FileWriter = _module(WRITERS[chosen]).write
+    if chosen == "keras-h5" and like is not None:
+        _, like_path = split_format(like)
+        if _module("keras_h5").sniff(like_path):
+            return path, _LikeWriter(like_path)
+    return path, write
+
+
+def _split_out(out: str) -> tuple[str | None, str]:
+    if _URL.match(out):
+        raise Error(f"{out}: URLs are not supported yet: write to a local path")
+    match = _FORMAT.fullmatch(out)
+    if match is None:
+        return None, out
+    if match[1] in WRITERS or match[1] in READERS:
+        return match[1], match[2]
+    if os.path.isdir(os.path.dirname(out)):
+        return None, out  # a colon in a folder's name, or in the file's
+    return match[1], match[2]
+
+
+class _LikeWriter:
+    """A :class:`~weightport.tensors.FileWriter` of Keras files with the structure of another."""
+
+    def __init__(self, like: str) -> None:
+        self._like = like
+
+    def __call__(
+        self, path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
+    ) -> None:
+        """Write the file, see :func:`weightport.formats.keras_h5_write.write`."""
+        _module("keras_h5_write").write(path, specs, tiles, metadata=metadata, like=self._like)
