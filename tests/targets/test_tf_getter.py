@@ -369,8 +369,9 @@ def test_constants_over_the_limit_are_refused_with_the_choice_or_held_outside(
         with pytest.raises(RefusedError) as caught:
             v1.get_variable("d", [])
     assert str(caught.value) == (
-        "constant 'e/d': the constants of this graph come to 104 bytes, a GraphDef can hold 100; large_constants='variable'"
-        " holds them outside the graph as variables that are not trainable, or give some of them as: initial"
+        "constant 'e/d': the constants of this graph come to 104 bytes, a GraphDef can hold 100; "
+        "large_constants='variable' holds them outside the graph as variables that are not trainable, "
+        "or give some of them as: initial"
     )
     assert names(graph) == []
     with v1.variable_scope("e", custom_getter=make_getter(lookup(weights, True), large_constants="variable")):
@@ -385,7 +386,7 @@ def test_constants_over_the_limit_are_refused_with_the_choice_or_held_outside(
 
 @pytest.mark.parametrize("v2", [True, False])
 @pytest.mark.parametrize("constant", [True, False])
-def test_a_variable_first_asked_for_inside_a_loop_stands_outside(graph: Any, v2: bool, constant: bool) -> None:
+def test_a_variable_asked_for_inside_a_loop_stands_outside(graph: Any, v2: bool, constant: bool) -> None:
     getter = make_getter(lookup({"e/w": W[:3, :3], "e/b": W[:, 0]}, constant))
     before = v1.control_flow_v2_enabled()
     (v1.enable_control_flow_v2 if v2 else v1.disable_control_flow_v2)()

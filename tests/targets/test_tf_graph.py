@@ -71,7 +71,7 @@ def test_specs_of_a_model_with_its_optimizer(graph: Any, resource: bool) -> None
         "e/m": ("float32", (2,), "weight"),
         "one": ("float32", (4, 2), "weight"),
         "global_step": ("int64", (), "counter"),
-        "e/w/ExponentialMovingAverage": ("float32", (3, 4), "slot"),
+        "e/w/ExponentialMovingAverage": ("float32", (3, 4), "weight"),
         "train/beta1_power": ("float32", (), "optimizer"),
         "train/beta2_power": ("float32", (), "optimizer"),
         "train/e/w/Adam": ("float32", (3, 4), "slot"),
@@ -174,15 +174,47 @@ def test_the_graph_does_not_swell_with_the_weights(graph: Any) -> None:
     assert graph.as_graph_def().ByteSize() < before + 40 * 1024
 
 
-def test_a_keras_model_in_a_graph_takes_values(graph: Any) -> None:
-    keras = need("keras")
-    if keras.backend.backend() != "tensorflow":
+@pytest.mark.parametrize("package", ["keras", "tf_keras"])
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_keras_lstm_in_a_graph_takes_values(package: str, constant: bool) -> None:
+    keras = need(package)
+    if package == "keras" and keras.backend.backend() != "tensorflow":
         pytest.skip("Keras runs on another backend")
-    layer = keras.layers.Dense(3, name="d")
-    out = layer(tf.ones([1, 3]))
-    GraphTarget(graph).assign([value("d/kernel", W), value("d/bias", W[0], constant=True)])
+    data = numbers(2, 5, 3)
+    found = []
+    for freeze in (False, constant):
+        with tf.Graph().as_default() as graph:
+            x = v1.placeholder(tf.float32, [2, 5, 3])
+            out = keras.layers.LSTM(4, name="l")(x)
+            target = GraphTarget(graph)
+            weights = {n: s for n, s in target.specs().items() if s.role == "weight"}
+            assert list(weights) == [f"l/lstm_cell/{n}" for n in ("kernel", "recurrent_kernel", "bias")]
+            target.assign([value(n, numbers(*s.shape), freeze) for n, s in weights.items()])
+            assert trainable() == [] if freeze else len(trainable()) == 3
+            slope = tf.gradients(out, [x])
+            with initialised(tf, graph) as session:
+                found.append(session.run([out, *slope], {x: data}))
+    for left, right in zip(*found, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_a_saved_model_holds_constants_and_restores_the_rest(
+    graph: Any, resource: bool, flow: str, tmp_path: Any
+) -> None:
+    w = v1.get_variable("w", [3, 3], use_resource=resource)
+    b = v1.get_variable("b", [3, 3], use_resource=resource)
+    x = v1.placeholder(tf.float32, [None, 3])
+    out = tf.identity(loop(w, b, x))
+    GraphTarget(graph).assign([value("w", W, constant=True), value("b", numbers(3, 3, seed=4))])
+    ones = np.ones([2, 3], np.float32)
     with initialised(tf, graph) as session:
-        np.testing.assert_allclose(session.run(out)[0], W.sum(0) + W[0], rtol=1e-6)
+        expected = session.run(out, {x: ones})
+        v1.saved_model.simple_save(session, str(tmp_path / flow), {"x": x}, {"y": out})
+    assert [n for n, _ in tf.train.list_variables(str(tmp_path / flow / "variables/variables"))] == ["b"]
+    with tf.Graph().as_default(), v1.Session() as session:
+        v1.saved_model.load(session, ["serve"], str(tmp_path / flow))
+        np.testing.assert_array_equal(session.run(out.name, {x.name: ones}), expected)
 
 
 # --- validation ---

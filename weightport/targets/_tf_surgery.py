@@ -207,6 +207,8 @@ class Surgery:
                 else:
                     later.append((op, inputs))
             todo = later
+        if not groups:
+            return
         written = {v.initializer.name for v in self.variables if v.initializer is not None}
         for op in self.graph.get_operations():
             if op.name not in written and not _restores(op):

@@ -3,9 +3,9 @@
 Promise: an initial value costs the GraphDef one small ``PyFunc`` node whatever its size, the variable owns its memory
 (it shares none with what ``produce`` returned), and a constant holds the value's very bytes, signalling NaNs
 included.
-Limits: a ``PyFunc`` runs in the process that built the graph. A MetaGraph or SavedModel exported from the graph and
-loaded in another process restores its variables from their checkpoint as ever, but cannot run these initializers
-there.
+Limits: TensorFlow runs initializers in several threads, so ``produce`` may be called by several at once. A ``PyFunc``
+runs in the process that built the graph. A MetaGraph or SavedModel exported from the graph and loaded in another
+process restores its variables from their checkpoint as ever, but cannot run these initializers there.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def initial_tensor(
 
     # The function lives in this process: whatever device the variable is placed on, its value comes by this CPU.
     with tf.compat.v1.device("/cpu:0"):
-        tensor = tf.compat.v1.py_func(pretrained, [], tf.as_dtype(value.spec.dtype), stateful=True, name=name)
+        tensor = tf.numpy_function(pretrained, [], tf.as_dtype(value.spec.dtype), name=name)
     tensor.set_shape(shape)
     return tensor
 

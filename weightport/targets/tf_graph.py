@@ -9,28 +9,21 @@ Limits: a session copies the graph when it first runs it. One that has run is to
 session is, by itself): the variables that are initialised in it are assigned there at once, but its own copy of the
 initializers stays what it was, and so do its reads of a variable made constant. What was computed from a variable's
 initial value before (``initialized_value()`` of a second variable) keeps the old one. Variables of unknown shape are
-not seen.
+not seen. Ops cannot be taken out of a graph: after a failure in the session the new ones are left, unread.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from weightport.errors import PlanError, Problem, RefusedError, closest
+from weightport.formats.tf_objects import role_of
 from weightport.targets import _tf_values as values
 from weightport.targets._tf_session import Part, assign
 from weightport.targets._tf_surgery import Edits, Surgery
 from weightport.tensors import Index, TensorSpec, Value
-
-# get_slot_names() of tf.compat.v1.train's optimizers and of Keras' optimizers, and the moving averages.
-_SLOTS = re.compile(
-    r"(Ada(Max|grad|gradDA|delta|m)|LazyAdam|AMSGrad|Momentum|RMSProp|Ftrl|ProximalAdagrad|ExponentialMovingAverage"
-    r"|accumulator|linear|gradient_(squared_)?accumulator|m|v|vhat|rms|momentum|mg|velocity|accum_(grad|var))(_\d+)?"
-)
-_OPTIMIZER = re.compile(r"(beta1_power|beta2_power|beta_[12]|decay|learning_rate|rho|momentum|epsilon|iter)(_\d+)?")
 
 
 @dataclass(slots=True)
@@ -140,7 +133,7 @@ class GraphTarget:
         if ran is None:
             return constant
         # An initializer made before still runs for a variable that became a constant; it costs no second read.
-        with self._tf.control_dependencies([self._tf.compat.v1.py_func(tell, [], [], stateful=True)]):
+        with self._tf.control_dependencies([self._tf.numpy_function(tell, [], [])]):
             return self._tf.identity(constant, f"{name}/Initializer/pretrained")
 
     def _variables(self) -> dict[str, _Variable]:
@@ -169,8 +162,7 @@ class GraphTarget:
                 learned.add(id(found[name]))
         for name, known in found.items():
             if known.spec.role == "weight" and id(known) not in learned:
-                role = _role(name, found)
-                known.spec = TensorSpec(known.spec.dtype, known.spec.shape, known.spec.nbytes, role)
+                known.spec = replace(known.spec, role=_role(name, known.spec, found))
         return found
 
     def _check(self, new: Sequence[Value], variables: Mapping[str, _Variable]) -> tuple[Surgery, set[str]]:
@@ -234,18 +226,8 @@ def _own_name(variable: Any) -> str:
     return str(variable.name).rsplit(":", 1)[0]
 
 
-def _role(name: str, variables: Mapping[str, _Variable]) -> str:
-    """The role of a variable that is not trainable, by the names that optimizers give theirs.
-
-    ``[PREFIX/]VARIABLE/SLOT`` beside ``VARIABLE`` is a slot: slot_creator.py and Keras' optimizers name them so.
-    """
-    path = name.split("/")
-    if _SLOTS.fullmatch(path[-1]):
-        owner = path[:-1]
-        while owner:
-            if "/".join(owner) in variables:
-                return "slot"
-            owner = owner[1:]
-    if path[-1] in ("global_step", "iterations"):
+def _role(name: str, spec: TensorSpec, variables: Mapping[str, _Variable]) -> str:
+    """What a variable that is not trainable is, told by its name as in a checkpoint."""
+    if name.rsplit("/", 1)[-1] == "seed_generator_state":  # Keras 3's, the counter of its random numbers
         return "counter"
-    return "optimizer" if _OPTIMIZER.fullmatch(path[-1]) else "weight"
+    return role_of(name, spec, lambda other: variables[other].spec.shape if other in variables else None)
