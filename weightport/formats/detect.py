@@ -1,8 +1,8 @@
 """Which format a path is, by its content, and which writer an output path means.
 
-Promise: a suffix never decides what is read; ``FORMAT:PATH`` does, and otherwise the bytes; what is no model file is one
-error that says what the file looks like. Pickles are recognised, never loaded. Limit: local paths; an output's format is
-told by its suffix, since there is nothing there yet.
+Promise: a suffix never decides what is read; ``FORMAT:PATH`` does, and otherwise the bytes; what is no model file is
+one error that says what the file looks like. Pickles are recognised, never loaded. Limit: local paths; an output's
+format is told by its suffix, since there is nothing there yet.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"weightport.formats.{name}")
 
 
-# -- what it looks like -------------------------------------------------------------------------------------------------
+# -- what it looks like --------------------------------------------------------------------------------------------
 
 
 def unknown(path: str) -> FormatError:
@@ -151,7 +151,7 @@ def _looks(path: str, head: bytes) -> tuple[str, str]:
         return "this is a Git LFS pointer", "fetch the real file: git lfs pull"
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
         return "this is a web page, maybe an error instead of the download", "download it again"
-    if head.startswith(b"PK\x03\x04") or head.startswith(b"PK\x05\x06"):
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _looks_zip(path)
     if head[:1] == b"\x80" and len(head) > 1 and head[1] in range(1, 6):
         return "this is a pickle, which can run code when it is loaded: never loaded here", _RESAVE
@@ -191,7 +191,7 @@ def _looks_zip(path: str) -> tuple[str, str]:
     return "this is a zip archive" + (f" that begins with {names[0]!r}" if names else ""), ""
 
 
-# -- writers ------------------------------------------------------------------------------------------------------------
+# -- writers -------------------------------------------------------------------------------------------------------
 
 
 def writer_for(out: str, *, format: str | None = None, like: str | None = None) -> tuple[str, FileWriter]:

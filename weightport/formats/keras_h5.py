@@ -4,7 +4,7 @@ Promise: headers only at opening, after :mod:`~weightport.formats._h5_preflight`
 position where they lie in one run, else as the slice that was asked for. Names are stable and unique:
 
 - a weight's name is its entry in ``weight_names`` without ``:0`` (``lstm_1/kernel``);
-- one without ``/`` stands below its layer (``lstm_1/lstm_1_W_i``, ``dense_1/param_0``);
+- one without ``/`` stands below its layer (``lstm_1/lstm_1_W_i``, ``dense_1/param_0``), unless it is called like it;
 - one that occurs in several layers stands below its layer in each of them (``encoder/lstm/kernel``);
 - the optimizer's stand below ``optimizer_weights/``: a tensor of any axes is a ``slot``, a scalar that belongs to no
   weight is the ``optimizer``'s own;
@@ -165,9 +165,10 @@ class KerasH5Source:
         def plain(weight: str) -> str:
             return weight.removesuffix(":0").strip("/")
 
-        firsts = [
-            plain(weight) if "/" in plain(weight) else f"{layer}/{plain(weight)}" for _, layer, weight, _ in found
-        ]
+        def first_choice(layer: str, weight: str) -> str:
+            return weight if "/" in weight or weight == layer else f"{layer}/{weight}"
+
+        firsts = [first_choice(layer, plain(weight)) for _, layer, weight, _ in found]
         often = Counter(firsts)
         names = [
             first if often[first] == 1 else f"{layer}/{plain(weight)}"

@@ -5,10 +5,11 @@ destination is the old file or the complete new one. What :class:`~weightport.fo
 has the same names in the same order of layers. Limit: Keras loads such a file by position: the layers with weights must
 come in the model's order, and each layer's weights in its own (trainable first).
 
-Without ``like``, a layer is the first part of the names (``lstm`` of ``lstm/lstm_cell/kernel``), in the order in which they
-first come; a name without ``/`` is a layer of its own. That is right where the model's layers are named so; a nested
-model, of which the file must have one group, needs ``like``: an ``.h5`` of the target, whose layers, groups, order and
-attributes (a full model's ``model_config`` too) are repeated, with other values. The optimizer's weights are left out.
+Without ``like``, a layer is the first part of the names (``lstm`` of ``lstm/lstm_cell/kernel``), in the order in which
+they first come; a name without ``/`` is a layer of its own. That is right where the model's layers are named so; a
+nested model, of which the file must have one group, needs ``like``: an ``.h5`` of the target, whose layers, groups,
+order and attributes (a full model's ``model_config`` too) are repeated, with other values. The optimizer's weights are
+left out.
 
 Sources: tf_keras/src/saving/legacy/hdf5_format.py and keras/src/legacy/saving/legacy_h5_format.py
 (``save_weights_to_hdf5_group``, ``load_weights_from_hdf5_group``, ``save_attributes_to_hdf5_group``).
@@ -81,7 +82,7 @@ def _check(path: str, name: str) -> None:
         raise Error(f"{path}: tensor {name!r}: the name is no valid text") from None
 
 
-# -- from names ---------------------------------------------------------------------------------------------------------
+# -- from names ----------------------------------------------------------------------------------------------------
 
 
 def _write_layers(path: str, file: Any, specs: Mapping[str, TensorSpec], tiles: Tiles) -> None:
@@ -119,7 +120,7 @@ def _put_names(path: str, owner: Any, name: str, values: Sequence[str]) -> None:
         owner.attrs[f"{name}{number}"] = np.array(raw[at : at + each], f"S{widest}")
 
 
-# -- like another file --------------------------------------------------------------------------------------------------
+# -- like another file ---------------------------------------------------------------------------------------------
 
 
 def _places(path: str, specs: Mapping[str, TensorSpec], model: KerasH5Source) -> dict[str, str]:
@@ -154,7 +155,7 @@ def _places(path: str, specs: Mapping[str, TensorSpec], model: KerasH5Source) ->
 
 
 def _copy_structure(path: str, source: Any, file: Any) -> None:
-    """Groups and attributes; what is under the optimizer stays behind. Only hard links are followed, each group once."""
+    """Groups and attributes, without the optimizer's. Only hard links are followed, each group once."""
     import h5py
 
     with _translated(path):
@@ -174,7 +175,7 @@ def _copy_structure(path: str, source: Any, file: Any) -> None:
                     waiting.append((child, new.create_group(name)))
 
 
-# -- datasets -----------------------------------------------------------------------------------------------------------
+# -- datasets ------------------------------------------------------------------------------------------------------
 
 
 def _write_dataset(path: str, group: Any, place: str, name: str, spec: TensorSpec, tiles: Tiles) -> None:
