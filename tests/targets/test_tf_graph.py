@@ -426,6 +426,78 @@ def test_a_constant_inside_loops_and_branches(graph: Any, resource: bool) -> Non
     np.testing.assert_allclose(slope, 2 * ones @ W.T @ W.T, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("flow")
+def test_a_gradient_and_the_heads_optimizer_may_exist_already(graph: Any, resource: bool) -> None:
+    w = v1.get_variable("w", [3, 3], use_resource=resource)
+    b = v1.get_variable("b", [3, 3], use_resource=resource)
+    top = v1.get_variable("head", [3, 1], use_resource=resource, initializer=v1.zeros_initializer())
+    x = v1.placeholder(tf.float32, [None, 3])
+    h = tf.cond(tf.reduce_sum(x) > 0, lambda: loop(w, b, x), lambda: x @ w)
+    loss = tf.reduce_mean((h @ top - 1.0) ** 2)
+    train = v1.train.AdamOptimizer(0.1).minimize(loss, var_list=[top])
+    gradients = tf.gradients(h, [x, w])
+    bias = numbers(3, 3, seed=4)
+    GraphTarget(graph).assign([value("w", W, constant=True), value("b", bias, constant=True)])
+    assert [v.op.name for v in v1.global_variables()][:1] == ["head"]
+    ones = np.ones([2, 3], np.float32)
+    with initialised(tf, graph) as session:
+        first, got, slopes = session.run([loss, h, gradients], {x: ones})
+        for _ in range(20):
+            session.run(train, {x: ones})
+        last, again, other = session.run([loss, h, h * 2], {x: ones})
+        negative = session.run(h, {x: -ones})
+    np.testing.assert_allclose(got, expected_loop(W, bias, ones), rtol=1e-5)
+    np.testing.assert_allclose(slopes[0], ones @ W.T @ W.T, rtol=1e-4)
+    np.testing.assert_allclose(negative, -ones @ W, rtol=1e-5)
+    np.testing.assert_array_equal(got, again)
+    np.testing.assert_array_equal(got * 2, other)
+    assert last < first
+
+
+def test_a_read_that_the_model_still_holds_gives_the_constant(graph: Any) -> None:
+    w = v1.get_variable("w", [3, 3], use_resource=True)
+    held = [w.value(), tf.gather(w, [1]), tf.gather_nd(w, [[0, 2]])]
+    GraphTarget(graph).assign([value("w", W, constant=True)])
+    used_later = [t * 2 for t in held]
+    with v1.Session() as session:  # nothing is initialised
+        for got, wanted in zip(session.run(used_later), [W, W[[1]], W[0, [2]]], strict=True):
+            np.testing.assert_array_equal(got, wanted * 2)
+
+
+def test_a_gather_with_batch_dimensions_is_refused(graph: Any) -> None:
+    w = v1.get_variable("w", [3, 3], use_resource=True)
+    tf.raw_ops.ResourceGather(resource=w.handle, indices=[[0], [1], [2]], dtype=tf.float32, batch_dims=1, name="g")
+    with pytest.raises(
+        PlanError, match="ResourceGather 'g' has batch dimensions; build the scope with the custom getter"
+    ):
+        GraphTarget(graph).assign([value("w", W, constant=True)])
+
+
+def test_a_variable_whose_handle_goes_elsewhere_is_refused(graph: Any, resource: bool) -> None:
+    w = v1.get_variable("w", [3, 3], use_resource=resource)
+    if resource:
+        tf.raw_ops.IdentityN(input=[w.handle], name="n")
+        op = "IdentityN 'n'"
+    else:
+        tf.raw_ops.RefIdentity(input=w._ref(), name="n")
+        op = "RefIdentity 'n'"
+    with pytest.raises(PlanError) as caught:
+        GraphTarget(graph).assign([value("w", W, constant=True)])
+    assert str(caught.value) == (
+        f"variable 'w': {op} uses it in a way that is no read; build the scope with the custom getter instead"
+    )
+
+
+def test_strings_over_the_limit_are_refused(graph: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tf_values, "EMBED_LIMIT", 100)
+    words = np.array([b"x" * 101], object)
+    v1.get_variable("w", initializer=words, trainable=False)
+    with pytest.raises(
+        RefusedError, match="constant 'w/pretrained': its strings come to 101 bytes, a GraphDef can hold 100"
+    ):
+        GraphTarget(graph).assign([value("w", words, constant=True)])
+
+
 def test_a_function_that_calls_a_function(graph: Any) -> None:
     w = v1.get_variable("w", [3, 3], use_resource=True)
 

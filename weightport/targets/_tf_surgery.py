@@ -20,6 +20,8 @@ from weightport.targets._tf_values import tensorflow
 _RESTORES = ("RestoreV2", "Restore", "RestoreSlice")
 _HARMLESS = ("VarIsInitializedOp", "IsVariableInitialized", "DestroyResourceOp", "DestroyTemporaryVariable")
 
+_BUILD = "build the scope with the custom getter instead"
+
 
 class Edits:
     """Changes to a graph's edges and objects, each with its way back."""
@@ -114,7 +116,7 @@ class Surgery:
                 self._retyped(op, inputs)
             except functions.UnreadableError as error:
                 self._problems.append(
-                    Problem(f"{op.type} {op.name!r}", f"uses a constant in a way that is no read: {error}")
+                    Problem(f"{op.type} {op.name!r}", f"uses a constant in a way that is no read: {error}", _BUILD)
                 )
 
     def problems(self) -> list[Problem]:
@@ -160,7 +162,7 @@ class Surgery:
             hint = "a constant cannot be written: make it an initial value, or make constants before that op is built"
         else:
             what = f"{op.type} {op.name!r} uses it in a way that is no read"
-            hint = "build the scope with the custom getter instead"
+            hint = _BUILD
         self._problems.append(Problem(f"variable {name!r}", what, hint))
 
     def _definition(self, name: str) -> Any:

@@ -145,7 +145,11 @@ def initial_tensor(
 
 
 def constant_op(array: Array, name: str) -> Any:
-    """The tensor of a ``Const`` of that name in the default graph, with the array's bytes in it."""
+    """The tensor of a ``Const`` of that name in the default graph, with the array's bytes in it.
+
+    Raises:
+        RefusedError: strings that do not fit into a GraphDef.
+    """
     tf = tensorflow()
     dtype = tf.as_dtype(array.dtype)
     # Not tf.constant: it takes a lone number apart, and a signalling NaN does not survive that.
@@ -153,6 +157,10 @@ def constant_op(array: Array, name: str) -> Any:
     proto.tensor.dtype = dtype.as_datatype_enum
     proto.tensor.tensor_shape.CopyFrom(tf.TensorShape(array.shape).as_proto())
     if dtype == tf.string:
+        size = sum(len(item) for item in array.reshape(-1))  # known only now: a spec does not tell it
+        if size > EMBED_LIMIT:
+            what = f"its strings come to {size:,} bytes, a GraphDef can hold {EMBED_LIMIT:,}"
+            raise RefusedError(Problem(f"constant {name!r}", what, "make it an initial value"))
         proto.tensor.string_val.extend(bytes(item) for item in array.reshape(-1))
     else:
         proto.tensor.tensor_content = array.tobytes()
