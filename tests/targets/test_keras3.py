@@ -237,7 +237,7 @@ def test_keras_3_s_hard_sigmoid_is_not_that_of_keras_2() -> None:
     x = np.float32([-2.9, -1, 0, 1, 2.9])
     three = np.asarray(keras.activations.hard_sigmoid(x))
     np.testing.assert_allclose(three, np.clip(x + 3, 0, 6) / 6, rtol=1e-6)
-    two = np.asarray(need("tf_keras").activations.hard_sigmoid(x))
+    two = np.asarray(need("tf_keras").activations.hard_sigmoid(need("tensorflow").constant(x)))
     np.testing.assert_allclose(two, np.clip(0.2 * x + 0.5, 0, 1), rtol=1e-6)
 
 
@@ -378,7 +378,7 @@ def test_a_constant_encoder_stays_while_the_head_learns(optimizer: str, compile_
     after = current(model)
     assert same({n: after[n] for n in CELL}, arrays)
     assert after["head/kernel"].tobytes() != before["head/kernel"].tobytes()
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_one_variable_of_a_layer_stays_and_the_others_learn() -> None:
@@ -411,6 +411,7 @@ def test_a_constant_is_not_thawed_by_its_layer() -> None:
     assert [w.path for w in model.trainable_weights] == [*CELL[1:], "head/kernel", "head/bias"]
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
 def test_a_frozen_model_saves_and_loads_as_any_other(tmp_path: Any) -> None:
     def square() -> Any:  # kernel and recurrent kernel of one shape: a change of order would pass unseen
         return model_of(layers.LSTM(3, name="lstm"), layers.Dense(1, name="head"))

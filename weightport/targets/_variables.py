@@ -131,11 +131,14 @@ def _unbuilt(model: Any) -> list[str]:
 
 
 def _builds_without_shape(model: Any) -> bool:
-    build = type(model).build
-    if build.__module__.split(".")[0] in ("keras", "tf_keras"):
-        return False  # the framework's own build wants a shape, whatever its signature says
-    parameters = list(inspect.signature(build).parameters.values())[1:]
-    return all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    """Whether ``build()`` makes the variables whatever the input is, as an embedding's does.
+
+    The build of a framework's base class takes anything and makes nothing: only named parameters with defaults count.
+    """
+    named = list(inspect.signature(type(model).build).parameters.values())[1:]
+    own = type(model).build.__module__.split(".")[0] not in ("keras", "tf_keras")
+    fixed = all(p.default is not p.empty and p.kind is p.POSITIONAL_OR_KEYWORD for p in named)
+    return fixed and (own or not hasattr(model, "layers"))
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------

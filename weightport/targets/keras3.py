@@ -111,10 +111,12 @@ class Keras3Target:
     def _snapshot(self, name: str) -> Any:
         import keras
 
-        variable = self._owned[name].variable
-        if keras.backend.backend() in ("tensorflow", "jax"):
-            return keras.ops.convert_to_tensor(variable)  # immutable: the old buffer itself, not a copy of it
-        return np.array(keras.ops.convert_to_numpy(variable.value), copy=True)
+        value = self._owned[name].variable.value
+        if hasattr(value, "read_value"):
+            return value.read_value()  # TensorFlow copies on write: no byte is copied, the old buffer just lives on
+        if keras.backend.backend() == "jax":
+            return value  # immutable
+        return np.array(keras.ops.convert_to_numpy(value), copy=True)
 
 
 def _held(optimizer: Any, variable: Any) -> bool:
