@@ -12,21 +12,8 @@ from hypothesis.extra import numpy as hnp
 
 from weightport.tensors import TensorSpec, Tiles
 
-NUMPY = [
-    "bool",
-    "uint8",
-    "int8",
-    "int16",
-    "uint16",
-    "float16",
-    "int32",
-    "uint32",
-    "float32",
-    "complex64",
-    "float64",
-    "int64",
-    "uint64",
-]
+NUMPY = ["bool", "uint8", "int8", "int16", "uint16", "float16", "int32", "uint32", "float32", "complex64", "float64"]
+NUMPY += ["int64", "uint64"]
 EXTRA = ["bfloat16", "float8_e5m2", "float8_e4m3fn", "float8_e8m0fnu", "float8_e4m3fnuz", "float8_e5m2fnuz"]
 
 

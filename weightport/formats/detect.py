@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from weightport.errors import Error, FormatError, closest
+from weightport.formats import _table, tf_paths
 from weightport.formats._io import ByteFile
 from weightport.tensors import Budget, FileWriter, Source, TensorSpec, Tiles
 
@@ -49,8 +50,9 @@ SUFFIXES = {
     ".hdf5": "keras-h5",
     ".ckpt": "tf-checkpoint",
 }
-# By content, the surest signs first: magic numbers, then structures that must parse.
-_BY_CONTENT = ("keras-h5", "npz", "tf-meta", "tf-frozen", "safetensors")
+# By content: files with a magic number, and after the tables of checkpoints those that only have a structure.
+_BY_MAGIC = ("keras-h5", "npz", "safetensors")
+_BY_STRUCTURE = ("tf-saved-model", "tf-meta", "tf-frozen")
 _CHECKPOINTS = {"v2": "tf-checkpoint", "v1": "tf-checkpoint-v1", "v1-sharded": "tf-checkpoint-v1"}
 _FORMAT = re.compile(r"([A-Za-z][A-Za-z0-9_-]+):(?!//)(.+)", re.DOTALL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -104,19 +106,26 @@ def detect(path: str) -> str:
         FormatError: it is not there, or of no format that is known.
     """
     if os.path.isfile(path):
-        for name in _BY_CONTENT:
-            if _module(READERS[name]).sniff(path):
-                return name
-        from weightport.formats import _table
-
+        for name in _BY_MAGIC:
+            if _sniffs(name, path):
+                return "npy" if name == "npz" and _is_array(path) else name
         if not _table.has_magic(path) and not _names_checkpoint(path):
-            if _module(READERS["tf-saved-model"]).sniff(path):
-                return "tf-saved-model"
+            for name in _BY_STRUCTURE:
+                if _sniffs(name, path):
+                    return name
             raise unknown(path)
-    from weightport.formats import tf_paths
-
     kind = tf_paths.resolve(path).kind
     return _CHECKPOINTS.get(kind, "tf-saved-model")
+
+
+def _sniffs(name: str, path: str) -> bool:
+    found: bool = _module(READERS[name]).sniff(path)
+    return found
+
+
+def _is_array(path: str) -> bool:
+    with ByteFile(path) as file:
+        return file.read(0, 1) == b"\x93"
 
 
 def _names_checkpoint(path: str) -> bool:

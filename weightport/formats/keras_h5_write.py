@@ -89,7 +89,9 @@ def _write_layers(path: str, file: Any, specs: Mapping[str, TensorSpec], tiles: 
     layers: dict[str, list[tuple[str, str]]] = {}
     for name in specs:
         layer, slash, rest = name.partition("/")
-        entry = f"{rest if slash and layer in (OPTIMIZER, TOP_LEVEL) else name}:0"
+        # What stands in the optimizer's group is named below it anyway; so is a bare name at the top level.
+        below = slash and (layer == OPTIMIZER or (layer == TOP_LEVEL and "/" not in rest))
+        entry = f"{rest if below else name}:0"
         layers.setdefault(layer, []).append((entry, name))
     named = [layer for layer in layers if layer not in (OPTIMIZER, TOP_LEVEL)]
     with _translated(path):

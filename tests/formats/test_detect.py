@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.formats._arrays import same, specs_of, tiles_of
+from tests.support import Fixture, fixture, fixtures
+from weightport.errors import Error, FormatError
+from weightport.formats import detect
+from weightport.tensors import Source
+
+ARRAYS = {"lstm/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "lstm/bias": np.zeros(3, np.float32)}
+RESAVE = "save its tensors as .safetensors or .npz where you trust it"
+OUTPUTS = ["w.npz", "w.safetensors", "w.h5", "w.hdf5", "w.ckpt", "tf-checkpoint:some/prefix", "npz:w.h5", "hdf5:x"]
+
+
+def said(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    with pytest.raises(FormatError) as caught:
+        detect.open_source(str(path))
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("out", OUTPUTS)
+def test_what_is_written_is_found_again_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some").mkdir()
+    path, write = detect.writer_for(out)
+    write(path, specs_of(ARRAYS), tiles_of(ARRAYS), metadata={"k": "v"})
+    source = detect.open_source(path)
+    assert isinstance(source, Source)
+    assert set(source.specs()) == set(ARRAYS)
+    assert all(same(source.read(name), array) for name, array in ARRAYS.items())
+    source.close()
+    if (tmp_path / path).is_file():
+        shutil.copy(path, "model.bin")  # whatever it is called
+        assert detect.detect("model.bin") == source.format
+    assert detect.open_source(f"{source.format}:{path}").format == source.format
+
+
+@pytest.mark.parametrize("model", fixtures("keras_h5")[:2], ids=str)
+def test_keras_fixtures(model: Fixture) -> None:
+    assert detect.detect(model.path("keras_h5")) == "keras-h5"
+    assert detect.open_source("hdf5:" + model.path("keras_h5")).format == "keras-h5"
+
+
+def test_array(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(3))
+    assert detect.open_source(tmp_path / "a.npy").format == "npy"
+    assert detect.open_source(f"npy:{tmp_path / 'a.npy'}").format == "npy"
+
+
+@pytest.mark.parametrize("model", fixtures("checkpoint_v2")[:2], ids=str)
+def test_checkpoints(model: Fixture) -> None:
+    prefix = model.path("checkpoint_v2")
+    for path in (prefix, prefix + ".index", prefix + ".data-00000-of-00001"):
+        source = detect.open_source(path)
+        assert source.format == "tf-checkpoint"
+        source.close()
+
+
+def test_v1_checkpoint() -> None:
+    model = fixtures("checkpoint_v1")[0]
+    assert detect.open_source(model.path("checkpoint_v1")).format == "tf-checkpoint-v1"
+
+
+def test_seed_model_by_folder(tmp_path: Path) -> None:
+    model = fixture("a_seed_char_lstm")
+    for file in Path(model.path("checkpoint_v2")).parent.glob(Path(model.path("checkpoint_v2")).name + ".*"):
+        shutil.copy(file, tmp_path)
+    assert detect.open_source(tmp_path).format == "tf-checkpoint"
+
+
+def test_wrong_format(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(3))
+    with pytest.raises(FormatError) as caught:
+        detect.open_source(f"npz:{tmp_path / 'a.npy'}")
+    assert str(caught.value) == f"{tmp_path / 'a.npy'}: is npy, not npz"
+
+
+def test_unknown_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Error) as caught:
+        detect.open_source("safetensor:x")
+    assert str(caught.value) == (
+        "safetensor:x: unknown format 'safetensor'; known: tf-checkpoint, tf-checkpoint-v1, tf-frozen, tf-meta, "
+        "tf-saved-model, keras-h5, hdf5, npz, npy, safetensors; closest: 'safetensors'"
+    )
+    monkeypatch.chdir(tmp_path)
+    np.savez("odd:name", a=np.zeros(1))
+    assert detect.open_source("odd:name.npz").format == "npz"
+    assert detect.split_format("C:\\models\\a.npz") == (None, "C:\\models\\a.npz")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/a.npz", "https://host/a.h5", "gs://x"])
+def test_urls_are_refused(url: str) -> None:
+    with pytest.raises(Error, match=f"^{url}: URLs are not supported yet: copy the file here first$"):
+        detect.open_source(url)
+    with pytest.raises(Error, match=f"^{url}: URLs are not supported yet: write to a local path$"):
+        detect.writer_for(url)
+
+
+def archive(*names: str) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name in names:
+            file.writestr(name, b"x")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            "this is a Git LFS pointer; fetch the real file: git lfs pull",
+        ),
+        (b"\n<!DOCTYPE html><p>", "this is a web page, maybe an error instead of the download; download it again"),
+        (gzip.compress(b"x"), "this is compressed with gzip; unpack it first"),
+        (pickle.dumps({"a": 1}), "this is a pickle, which can run code when it is loaded: never loaded here; @"),
+        (
+            archive("model/data.pkl", "model/data/0"),
+            "this is a PyTorch archive, whose index is a pickle: never loaded here; @",
+        ),
+        (
+            archive("metadata.json", "model.weights.h5"),
+            "this is a .keras archive: not supported yet; its model.weights.h5 can be unpacked and read",
+        ),
+        (archive("a.txt"), "this is a zip archive that begins with 'a.txt'"),
+        (b"PK\3\4 and then nothing", "this is a zip archive, truncated or corrupt"),
+        (b'{"a": 1}', "this is JSON"),
+        (b"hello there", "this is text that begins with 'hello there'"),
+        (b"\x08\x07\x12\x07pytorch\x1a\x05", "this may be an ONNX model: not supported yet"),
+        (b"\x1c\0\0\0TFL3\0\0", "this is a TensorFlow Lite model: not supported"),
+        (b"\xfe\xed\xfa\xce\0\1\2\3\4", "it begins with the bytes fe ed fa ce 00 01 02 03"),
+    ],
+)
+def test_what_it_looks_like(tmp_path: Path, content: bytes, message: str) -> None:
+    told = said(tmp_path / "model.ckpt", content)
+    assert told == f"is no model file that weightport reads: {message.replace('@', RESAVE)}"
+
+
+def test_empty_and_missing(tmp_path: Path) -> None:
+    assert said(tmp_path / "empty", b"") == "is an empty file"
+    with pytest.raises(FormatError, match="no such file or checkpoint"):
+        detect.open_source(tmp_path / "nothing")
+    with pytest.raises(Error, match="is no path"):
+        detect.open_source("")
+
+
+def test_pickles_are_not_run(tmp_path: Path) -> None:
+    class Boom:
+        def __reduce__(self) -> tuple:
+            return Path.touch, (tmp_path / "ran",)
+
+    for protocol in range(6):
+        said(tmp_path / "m.pt", pickle.dumps(Boom(), protocol))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_writers(tmp_path: Path) -> None:
+    from weightport.formats import keras_h5_write, npz, safetensors_file, tf_bundle_write
+
+    assert detect.writer_for("a/b.NPZ") == ("a/b.NPZ", npz.write)
+    assert detect.writer_for("b.safetensors", format="npz") == ("b.safetensors", npz.write)
+    assert detect.writer_for("tf-checkpoint:d/model") == ("d/model", tf_bundle_write.write)
+    assert detect.writer_for("model.ckpt") == ("model.ckpt", tf_bundle_write.write)
+    assert detect.writer_for("m", format="safetensors") == ("m", safetensors_file.write)
+    assert detect.writer_for("m.h5", like=str(tmp_path / "no.npz")) == ("m.h5", keras_h5_write.write)
+    with pytest.raises(Error) as caught:
+        detect.writer_for("model.pt")
+    assert str(caught.value) == (
+        "model.pt: the suffix says no format to write; known: .npz, .safetensors, .h5, .hdf5, .ckpt, "
+        "or --format with one of npz, safetensors, keras-h5, tf-checkpoint"
+    )
+    with pytest.raises(Error, match=r"^a.npz: the format 'npy' cannot be written; known: npz, .*; closest: 'npz'$"):
+        detect.writer_for("a.npz", format="npy")
+
+
+def test_like_keeps_the_structure(tmp_path: Path) -> None:
+    like = fixture("c_keras/nested_model").path("keras_h5")
+    path, write = detect.writer_for(str(tmp_path / "w.h5"), like="keras-h5:" + like)
+    arrays = fixture("c_keras/nested_model").variables
+    write(path, specs_of(arrays), tiles_of(arrays))
+    assert list(detect.open_source(path).specs()) == list(detect.open_source(like).specs())

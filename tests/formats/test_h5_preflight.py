@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from weightport.errors import FormatError
+from weightport.formats import keras_h5
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(FormatError) as caught:
+        keras_h5.open_source(str(path))
+    return str(caught.value).removeprefix(str(path))
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["x"] = np.arange(4.0)
+    return tmp_path / "secret.h5"
+
+
+def test_external_link(tmp_path: Path, secret: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["deep/x"] = h5py.ExternalLink(str(secret), "/x")
+    assert refused(tmp_path / "a.h5") == ": 'deep/x' is an external link, which may lead out of the file: refused"
+
+
+def test_soft_link_through_an_external_one(tmp_path: Path, secret: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a"] = h5py.SoftLink("/z/x")
+        file["z"] = h5py.ExternalLink(str(secret), "/")
+    assert "is an external link" in refused(tmp_path / "a.h5")
+
+
+def test_external_storage(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(32))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", (4,), "f8", external=[(str(tmp_path / "secret"), 0, 32)])
+    assert refused(tmp_path / "a.h5") == ": tensor 'x': external storage: its values lie in another file: refused"
+
+
+def test_virtual_dataset(tmp_path: Path, secret: Path) -> None:
+    layout = h5py.VirtualLayout((4,), "f8")
+    layout[:] = h5py.VirtualSource(str(secret), "x", (4,))
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_virtual_dataset("x", layout)
+    assert refused(tmp_path / "a.h5") == ": tensor 'x': a virtual dataset, whose values lie in other files: refused"
+
+
+@pytest.mark.parametrize("target", ["/a", "/nowhere", "a/b"])
+def test_soft_links_that_lead_nowhere(tmp_path: Path, target: str) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a"] = h5py.SoftLink(target)
+    assert ": the soft link 'a' leads nowhere, or in a circle: " in refused(tmp_path / "a.h5")
+
+
+def test_circles_of_hard_links_end(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        group = file.create_group("g")
+        group["up"] = file["/"]
+        group["self"] = group
+        group["soft"] = h5py.SoftLink("/g")
+        file["g/x"] = np.arange(3)
+        file["g/again"] = file["g/x"]
+    with keras_h5.open_source(str(tmp_path / "a.h5")) as source:
+        assert list(source.specs()) == ["g/again", "g/x"]
+
+
+def test_unknown_filter(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk((4,))
+        plist.set_filter(307, h5py.h5z.FLAG_OPTIONAL, ())
+        h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_DOUBLE, h5py.h5s.create_simple((4,)), plist)
+    assert refused(tmp_path / "a.h5") == (
+        ": tensor 'x': the filter 307 is not built in: refused, rather than to load a library for it"
+    )
+
+
+@pytest.mark.parametrize("chunks", [None, (1 << 20,)])
+def test_shapes_that_nothing_fills(tmp_path: Path, chunks: Any) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", (1 << 40,), "f8", chunks=chunks)
+    assert refused(tmp_path / "a.h5") == (
+        ": tensor 'x': 8,796,093,022,208 bytes of values are claimed, 0 are stored: refused"
+    )
+
+
+def test_a_chunk_larger_than_all(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", (4,), "u1", chunks=(1 << 30,), maxshape=(None,))
+    assert "1,073,741,824 bytes of values are claimed, 0 are stored" in refused(tmp_path / "a.h5")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda f: f.create_dataset("x", data=h5py.Empty("f4")), "a dataset without values (null dataspace)"),
+        (lambda f: f.create_dataset("x", (2,), [("a", "f4")]), "the data type [('a', '<f4')] is not supported"),
+        (lambda f: f.create_dataset("x", (2,), h5py.ref_dtype), "the data type |O is not supported"),
+        (lambda f: f.create_dataset("x", (2,), "V1"), "the data type |V1 is not supported"),
+    ],
+)
+def test_what_is_no_tensor(tmp_path: Path, make: Any, message: str) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        make(file)
+    got = refused(tmp_path / "a.h5")
+    assert got.startswith(": tensor 'x': ")
+    assert message.split(" [", maxsplit=1)[0] in got
+
+
+def test_flipped_bytes_never_leak(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs["layer_names"] = [b"d"]
+        file.create_group("d").attrs["weight_names"] = [b"d/kernel:0", b"d/bias:0"]
+        file["d/d/kernel:0"] = np.arange(12.0).reshape(3, 4)
+        file.create_dataset("d/d/bias:0", data=np.arange(40), chunks=(7,), compression="gzip")
+    whole = (tmp_path / "a.h5").read_bytes()
+    rng = np.random.default_rng(5)
+    fine = 0
+    told = set()
+    for _ in range(400):
+        changed = bytearray(whole)
+        changed[rng.integers(96, len(whole))] = rng.integers(256)
+        (tmp_path / "b.h5").write_bytes(changed)
+        try:
+            with keras_h5.open_source(str(tmp_path / "b.h5")) as source:
+                for name in source.specs():
+                    source.read(name)
+                    source.facts([name])
+            fine += 1
+        except FormatError as error:
+            told.add(str(error).startswith(str(tmp_path / "b.h5")))
+    assert told == {True}
+    assert fine
