@@ -220,13 +220,17 @@ class Surgery:
         self, tf: Any, op: Any, inputs: Mapping[int, functions.Kind], values: dict[str, Any], edits: Edits
     ) -> None:
         """Make the op that takes the value and give it all that depended on the one that takes the handle."""
-        copy = self._copy(tf, op, inputs, values)
-        handles = functions.handle_outputs(op.type, inputs)
-        for k, output in enumerate(op.outputs):
-            if k in handles:
-                values[output.name] = copy.outputs[k]
-            else:
-                edits.consumers(output, copy.outputs[k])
+        if op.type == "ReadVariableOp":
+            copy = values[op.inputs[0].name].op  # what comes instead of the handle is what was read
+            edits.consumers(op.outputs[0], values[op.inputs[0].name])
+        else:
+            copy = self._copy(tf, op, inputs, values)
+            handles = functions.handle_outputs(op.type, inputs)
+            for k, output in enumerate(op.outputs):
+                if k in handles:
+                    values[output.name] = copy.outputs[k]
+                else:
+                    edits.consumers(output, copy.outputs[k])
         edits.followers(op, copy)
         if op._get_control_flow_context() is None:
             # The model may hold the old op's tensor and use it yet: it gives the constant too, by way of the variable.
