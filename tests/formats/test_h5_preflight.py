@@ -138,3 +138,50 @@ def test_flipped_bytes_never_leak(tmp_path: Path) -> None:
             told.add(str(error).startswith(str(tmp_path / "b.h5")))
     assert told == {True}
     assert fine
+
+
+def text_file(path: Path) -> bytes:
+    with h5py.File(path, "w", userblock_size=512) as file:
+        file.attrs["layer_names"] = ["déjà", "b"]
+        file["déjà/déjà/w"] = np.zeros(2)
+        file.create_group("b").attrs["weight_names"] = [b"text"]
+        file["déjà"].attrs["weight_names"] = ["déjà/w"]
+        file.create_dataset("b/text", data=["first string", "second"])
+    return path.read_bytes()
+
+
+def test_variable_strings(tmp_path: Path) -> None:
+    text_file(tmp_path / "a.h5")
+    with keras_h5.open_source(str(tmp_path / "a.h5")) as source:
+        assert list(source.specs()) == ["déjà/w", "b/text"]
+        for _ in range(2):
+            assert source.read("b/text").tolist() == [b"first string", b"second"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (5, (1 << 32) - 1, "refers to 4294967295 bytes that the heap does not hold"),
+        (12, 100, "corrupt: the tensor 'b/text' refers to 100 bytes that the heap does not hold"),
+    ],
+)
+def test_lengths_that_the_heap_does_not_hold(tmp_path: Path, old: int, new: int, message: str) -> None:
+    raw = bytearray(text_file(tmp_path / "a.h5"))
+    heap = raw.index(b"GCOL") - 512
+    needle = old.to_bytes(4, "little") + heap.to_bytes(8, "little")
+    at = raw.index(needle) if old == 12 else raw.index((6).to_bytes(4, "little") + heap.to_bytes(8, "little"))
+    raw[at : at + 4] = new.to_bytes(4, "little")
+    (tmp_path / "a.h5").write_bytes(raw)
+    with pytest.raises(FormatError, match=message), keras_h5.open_source(str(tmp_path / "a.h5")) as source:
+        source.read("b/text")
+
+
+def test_a_heap_that_is_no_chain(tmp_path: Path) -> None:
+    raw = bytearray(text_file(tmp_path / "a.h5"))
+    at = raw.index(b"GCOL") + 16 + 8
+    raw[at : at + 8] = b"\xff" * 8
+    (tmp_path / "a.h5").write_bytes(raw)
+    assert refused(tmp_path / "a.h5").endswith("the attribute 'layer_names' of '/' refers to is no chain")
+    raw[raw.index(b"GCOL")] = 0
+    (tmp_path / "a.h5").write_bytes(raw)
+    assert refused(tmp_path / "a.h5").endswith("the attribute 'layer_names' of '/' refers to a heap that is none")

@@ -23,6 +23,7 @@ import numpy as np
 
 from weightport.errors import FormatError
 from weightport.formats import _strided
+from weightport.formats._h5_heap import Heap
 from weightport.formats._io import ByteFile
 from weightport.tensors import Budget, dtype_named
 
@@ -87,10 +88,12 @@ class Preflight:
         paths: path -> dataset, for all that hard links, and soft links to datasets, reach, in the file's order.
     """
 
-    def __init__(self, path: str, size: int, budget: Budget) -> None:
+    def __init__(self, file: ByteFile, base: int, budget: Budget) -> None:
         import h5py
 
-        self.path, self._size, self._budget = path, size, budget
+        path = file.path
+        self.path, self._size, self._budget = path, file.size, budget
+        self.heap = Heap(file, base, budget)
         self.paths: dict[str, Dataset] = {}
         self._checked: dict[Any, Dataset] = {}
         self._soft: list[str] = []
@@ -215,7 +218,7 @@ class Preflight:
         dtype, strings = self._dtype(handle, path)
         nbytes = _strided.checked(dtype, shape, self._budget, self.path, path)
         stored = handle.get_storage_size()
-        offset = handle.get_offset() if layout == h5py.h5d.CONTIGUOUS and not strings else None
+        offset = handle.get_offset() if layout == h5py.h5d.CONTIGUOUS else None
         if offset is not None and offset + nbytes > self._size:
             raise refuse(f"truncated or corrupt: {nbytes} bytes of values at byte {offset}, the file has {self._size}")
         if stored > self._size:
@@ -268,6 +271,8 @@ class Preflight:
             if size > self._size:
                 raise ValueError(f"{size:,} bytes are claimed")
             self._budget.spend("header_bytes", size, self.path)
+            if handle.dtype.kind == "O":
+                self.heap.check_attribute(_address(owner)[1], name, f"the attribute {name!r} of {where!r}")
             value = h5py.AttributeManager(_Owner(owner))[name]
         if isinstance(value, str | bytes):
             self._budget.spend("header_bytes", len(value), self.path)

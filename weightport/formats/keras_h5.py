@@ -77,12 +77,14 @@ class KerasH5Source:
         self._model: keras_config.Config | None = None
         self._specs: dict[str, TensorSpec] = {}
         self._datasets: dict[str, Dataset] = {}
+        self._heaps: set[int] = set()
         self._bytes = ByteFile(path)
         self._h5: Preflight | None = None
         try:
-            if superblock(self._bytes) is None:
+            base = superblock(self._bytes)
+            if base is None:
                 raise FormatError(path, "is no HDF5 file: its signature is missing", offset=0)
-            self._h5 = Preflight(path, self._bytes.size, budget or Budget())
+            self._h5 = Preflight(self._bytes, base, budget or Budget())
             with translated(path):
                 self._open(self._h5)
         except BaseException:
@@ -245,7 +247,9 @@ class KerasH5Source:
         out = np.empty(_strided.counts(cuts), object)
         if not out.size:
             return out
-        # Variable strings: no two elements share their bytes, so a file cannot hold more of them than it has bytes.
+        if dataset.strings == "variable":
+            self._check_heap(dataset, name)
+        # No two elements share their bytes, so a file cannot hold more of them than it has bytes.
         left = self._bytes.size
         rows = max(1, _STRINGS_AT_ONCE // max(1, prod(out.shape[1:])))
         start, stop, step = cuts[0] if cuts else (0, 1, 1)
@@ -267,6 +271,14 @@ class KerasH5Source:
             else:
                 out[()] = flat[0]
         return out
+
+    def _check_heap(self, dataset: Dataset, name: str) -> None:
+        """Strings of one run: look at every reference, once, before HDF5 allocates what it claims."""
+        if dataset.offset is not None and dataset.offset not in self._heaps and self._h5 is not None:
+            size = prod(dataset.shape) * 16
+            for piece in self._bytes.chunks(dataset.offset, size, tensor=name):
+                self._h5.heap.check_values(piece, f"the tensor {name!r}")
+            self._heaps.add(dataset.offset)
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What ``model_config`` records about the layer or cell that owns these weights, and who wrote the file.

@@ -1,0 +1,120 @@
+"""Variable-length values of HDF5 attributes and datasets, looked over in the file's own bytes before HDF5 follows them.
+
+Promise: a claimed length that the global heap does not hold, a heap that is no chain of objects and values that share
+their bytes are a :class:`FormatError`; HDF5 itself would allocate what is claimed, or walk such a heap for ever. Limit:
+object headers of version 1, as HDF5 writes them unless it is asked for a newer format: version 2 has checksums.
+
+Source: HDF5 File Format Specification 3.0, III.E (global heap), IV.A.1.a (object header), IV.A.2.m (attribute message).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from weightport.errors import FormatError
+from weightport.formats._io import ByteFile
+from weightport.tensors import Budget
+
+_ATTRIBUTE, _CONTINUATION = 0x0C, 0x10
+_VARIABLE = 9  # class of a variable-length datatype
+_REFERENCE = struct.Struct("<IQI")  # length, address of the collection, index in it
+_UNDEFINED = (1 << 64) - 1
+
+
+class Heap:
+    """The global heap of a file: which object of which collection has how many bytes."""
+
+    def __init__(self, file: ByteFile, base: int, budget: Budget) -> None:
+        self._file, self._base, self._budget = file, base, budget
+        self._collections: dict[int, dict[int, int]] = {}
+        self._used: set[tuple[int, int]] = set()
+
+    def check_attribute(self, header: int, name: str, where: str) -> None:
+        """Check the references of one attribute. ``header`` is the address of its object's header."""
+        for kind, at, size in self._messages(header):
+            if kind != _ATTRIBUTE or size < 8:
+                continue
+            raw = self._file.read(at, size)
+            version = raw[0]
+            name_size, type_size, space_size = struct.unpack_from("<HHH", raw, 2)
+            start = 8 if version < 3 else 9
+            if raw[start : start + name_size].split(b"\0", 1)[0] != name.encode():
+                continue
+            sizes = [name_size, type_size, space_size]
+            if version == 1:
+                sizes = [-(-part // 8) * 8 for part in sizes]
+            datatype = start + sizes[0]
+            if datatype < size and raw[datatype] & 0x0F == _VARIABLE and not raw[1] & 1:
+                values = raw[start + sum(sizes) :]
+                self._check(values[: len(values) // 16 * 16], where, set())
+            return
+
+    def check_values(self, raw: bytes, where: str) -> None:
+        """Check a run of references of a dataset; none may be one that was checked before."""
+        self._check(raw, where, self._used)
+
+    def _check(self, raw: bytes, where: str, used: set[tuple[int, int]]) -> None:
+        for length, address, index in _REFERENCE.iter_unpack(raw):
+            if not length or address in (0, _UNDEFINED):
+                continue
+            held = self._collection(address, where).get(index)
+            if held is None or length > held or (address, index) in used:
+                raise FormatError(
+                    self._file.path,
+                    f"corrupt: {where} refers to {length} bytes that the heap does not hold",
+                    offset=min(self._base + address, self._file.size),
+                )
+            used.add((address, index))
+
+    def _collection(self, address: int, where: str) -> dict[int, int]:
+        found = self._collections.get(address)
+        if found is not None:
+            return found
+        at = self._base + address
+        head = self._file.read(at, 16) if at + 16 <= self._file.size else b""
+        end = at + int.from_bytes(head[8:16], "little")
+        if head[:5] != b"GCOL\1" or end > self._file.size:
+            raise FormatError(
+                self._file.path, f"corrupt: {where} refers to a heap that is none", offset=min(at, self._file.size)
+            )
+        found = self._collections[address] = {}
+        at += 16
+        while at + 16 <= end:
+            index, _, size = struct.unpack("<HHxxxxQ", self._file.read(at, 16))
+            if not index:  # the free space is the rest
+                break
+            self._budget.spend("header_bytes", 16, self._file.path)
+            if at + 16 + size > end or index in found:
+                raise FormatError(self._file.path, f"corrupt: the heap that {where} refers to is no chain", offset=at)
+            found[index] = size
+            at += 16 + -(-size // 8) * 8
+        return found
+
+    def _messages(self, header: int) -> Iterator[tuple[int, int, int]]:
+        """Type, place and size of an object header's messages; nothing where it is of another version."""
+        at = self._base + header
+        if at + 16 > self._file.size:
+            return
+        head = self._file.read(at, 16)
+        if head[0] != 1:
+            return
+        blocks = [(at + 16, int.from_bytes(head[8:12], "little"))]
+        seen = {at + 16}
+        for start, size in blocks:
+            here, end = start, start + size
+            self._file.check(start, size)
+            while here + 8 <= end:
+                kind, length = struct.unpack("<HH", self._file.read(here, 4))
+                here += 8
+                if here + length > end:
+                    return  # HDF5 refuses it itself
+                if kind == _CONTINUATION and length >= 16:
+                    offset, span = struct.unpack("<QQ", self._file.read(here, 16))
+                    if self._base + offset in seen or offset + span > self._file.size:
+                        return
+                    seen.add(self._base + offset)
+                    blocks.append((self._base + offset, span))
+                else:
+                    yield kind, here, length
+                here += length
