@@ -82,13 +82,14 @@ class Heap:
         at += 16
         while at + 16 <= end:
             index, _, size = struct.unpack("<HHxxxxQ", self._file.read(at, 16))
-            if not index:  # the free space is the rest
-                break
             self._budget.spend("header_bytes", 16, self._file.path)
-            if at + 16 + size > end or index in found:
+            # Free space counts its own header; of none at all, HDF5 would never come to the end.
+            step = 16 + -(-size // 8) * 8 if index else size
+            if step < 16 or at + step > end or (index and index in found):
                 raise FormatError(self._file.path, f"corrupt: the heap that {where} refers to is no chain", offset=at)
-            found[index] = size
-            at += 16 + -(-size // 8) * 8
+            if index:
+                found[index] = size
+            at += step
         return found
 
     def _messages(self, header: int) -> Iterator[tuple[int, int, int]]:
