@@ -1,0 +1,171 @@
+"""The layout notation: how the canonical parameters of an RNN cell are packed into one stored tensor.
+
+``wx[input (gate unit)]`` says: the stored tensor has two axes; the first runs over inputs, the second over gates and,
+inside each gate, over units. A parenthesis composes axes in row-major order, as in einops. ``{r z}`` after the
+parameter restricts and orders the gates; ``as [input unit]`` says that the block's bytes, in C order, are declared with
+that other shape (cuDNN weights in Keras files). A list of terms is a concatenation, on the first axis on which the terms
+differ, else on the last; ``{concat: AXIS, of: [...]}`` names the axis.
+
+Promise: parsing is linear and every mistake is a :class:`LayoutError` that quotes the text. Limit: an axis that is indexed
+(gate, layer, direction) stands at the outer or inner end of its parenthesis, so that every block is a slice.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from weightport.errors import LayoutError, closest
+
+#: The canonical parameters and the axes each of them has beside ``layer`` and ``direction``.
+PARAMETERS: Mapping[str, tuple[str, ...]] = {
+    "wx": ("gate", "input", "unit"),
+    "wt": ("gate", "hidden", "unit"),
+    "bi": ("gate", "unit"),
+    "bt": ("gate", "unit"),
+    "wp": ("gate", "unit"),
+    "wr": ("unit", "hidden"),
+}
+#: Axes that select a canonical block; the others run inside it.
+INDEXED = ("layer", "direction", "gate")
+AXES = (*INDEXED, "input", "hidden", "unit")
+
+_TERM = re.compile(r"\s*(?P<param>\w+)\s*(?:\{(?P<gates>[^{}]*)\})?\s*\[(?P<axes>[^\[\]]*)\]\s*(?:as\s*\[(?P<as>[^\[\]]*)\]\s*)?")
+_TOKEN = re.compile(r"\s*(\(|\)|[A-Za-z_]+|1)")
+
+Group = tuple[str, ...]  #: the axes composed into one dimension, outermost first; ``()`` is a dimension of size 1
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One canonical parameter inside a stored tensor.
+
+    Attributes:
+        param: a key of :data:`PARAMETERS`.
+        gates: the gates it holds, in order; None means all of the layout's.
+        axes: the dimensions, each a group of axes.
+        declared: the dimensions of the file where the bytes are declared with another shape (``as``), else None.
+    """
+
+    param: str
+    gates: tuple[str, ...] | None
+    axes: tuple[Group, ...]
+    declared: tuple[Group, ...] | None = None
+
+    def names(self) -> set[str]:
+        """Every axis that occurs."""
+        return {axis for group in self.axes for axis in group}
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """What one stored tensor holds: terms side by side on an axis (one term: the axis does not matter)."""
+
+    terms: tuple[Term, ...]
+    axis: int
+
+    @property
+    def rank(self) -> int:
+        """The number of dimensions of the stored tensor."""
+        return len(self.terms[0].declared or self.terms[0].axes)
+
+
+def parse_packing(value: Any, where: str) -> Packing:
+    """A packing from its notation: a string, a list of strings, or ``{concat: AXIS, of: [...]}``.
+
+    Raises:
+        LayoutError: with ``where`` and the text that does not parse.
+    """
+    axis: int | None = None
+    if isinstance(value, Mapping):
+        unknown = [k for k in value if k not in ("concat", "of")]
+        if unknown or "of" not in value or not isinstance(value.get("concat"), int) or isinstance(value["concat"], bool):
+            raise LayoutError(f"{where}: expected {{concat: AXIS, of: [TERM, ...]}}, found {dict(value)!r}")
+        axis, value = value["concat"], value["of"]
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) for t in texts):
+        raise LayoutError(f"{where}: expected a term such as 'wx[input (gate unit)]' or a list of terms, found {value!r}")
+    terms = tuple(parse_term(text, where) for text in texts)
+    shapes = [t.declared or t.axes for t in terms]
+    if len({len(s) for s in shapes}) != 1:
+        raise LayoutError(f"{where}: the terms of one tensor have different numbers of dimensions: {texts!r}")
+    rank = len(shapes[0])
+    if axis is None:
+        differing = [d for d in range(rank) if len({s[d] for s in shapes}) > 1]
+        axis = differing[0] if differing else rank - 1
+    if rank and not -rank <= axis < rank:
+        raise LayoutError(f"{where}: concat axis {axis} of a tensor with {rank} dimensions")
+    return Packing(terms, axis % rank if rank else 0)
+
+
+def parse_term(text: str, where: str) -> Term:
+    """One term of the notation."""
+    match = _TERM.fullmatch(text)
+    if match is None:
+        raise LayoutError(f"{where}: {text!r} is not a term; expected PARAMETER[AXES] such as 'wx[input (gate unit)]'")
+    param = match["param"]
+    if param not in PARAMETERS:
+        raise LayoutError(f"{where}: no parameter {param!r} in {text!r}; one of {', '.join(PARAMETERS)}")
+    gates = None
+    if match["gates"] is not None:
+        gates = tuple(match["gates"].replace(",", " ").split())
+        if not gates or len(set(gates)) != len(gates):
+            raise LayoutError(f"{where}: {text!r} must name each gate once")
+    axes = _groups(match["axes"], text, where)
+    allowed = {"layer", "direction", *PARAMETERS[param]}
+    flat = [axis for group in axes for axis in group]
+    for axis in flat:
+        if axis not in allowed:
+            raise LayoutError(f"{where}: {param} has no axis {axis!r} in {text!r}; {closest(axis, allowed) or 'one of ' + ', '.join(sorted(allowed))}")
+    if len(set(flat)) != len(flat):
+        raise LayoutError(f"{where}: an axis stands twice in {text!r}")
+    missing = [a for a in PARAMETERS[param] if a not in flat and a != "gate"]
+    if missing:
+        raise LayoutError(f"{where}: {text!r} lacks the axis {missing[0]!r} of {param}")
+    for group in axes:
+        inside = [axis in INDEXED for axis in group]
+        # Outer or inner end: after the indexed ones are taken off either end, none may be left between the others.
+        core = [k for k, indexed in enumerate(inside) if not indexed]
+        if core and any(inside[core[0] : core[-1] + 1]):
+            raise LayoutError(f"{where}: in {text!r} gate, layer and direction must stand at an end of their parenthesis")
+        if core and inside[0] and inside[-1]:
+            raise LayoutError(f"{where}: in {text!r} gate, layer and direction must stand at one end of their parenthesis")
+    declared = None
+    if match["as"] is not None:
+        declared = _groups(match["as"], text, where)
+        if sorted(a for g in declared for a in g) != sorted(flat) or any(a in INDEXED for a in flat):
+            raise LayoutError(f"{where}: 'as' in {text!r} must rearrange the same axes, without gate, layer and direction")
+    return Term(param, gates, axes, declared)
+
+
+def _groups(text: str, term: str, where: str) -> tuple[Group, ...]:
+    groups: list[Group] = []
+    open_group: list[str] | None = None
+    position = 0
+    text = text.rstrip()
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise LayoutError(f"{where}: {text[position:].strip()!r} in {term!r} is not an axis")
+        token, position = match[1], match.end()
+        if token == "(":
+            if open_group is not None:
+                raise LayoutError(f"{where}: a parenthesis inside a parenthesis in {term!r}")
+            open_group = []
+        elif token == ")":
+            if open_group is None:
+                raise LayoutError(f"{where}: a parenthesis is closed that was not opened in {term!r}")
+            groups.append(tuple(open_group))
+            open_group = None
+        elif token == "1":
+            if open_group is None:
+                groups.append(())
+        elif open_group is not None:
+            open_group.append(token)
+        else:
+            groups.append((token,))
+    if open_group is not None:
+        raise LayoutError(f"{where}: a parenthesis is not closed in {term!r}")
+    return tuple(groups)
