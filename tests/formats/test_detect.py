@@ -122,7 +122,7 @@ def archive(*names: str) -> bytes:
             "this is a Git LFS pointer; fetch the real file: git lfs pull",
         ),
         (b"\n<!DOCTYPE html><p>", "this is a web page, maybe an error instead of the download; download it again"),
-        (gzip.compress(b"x"), "this is compressed with gzip; unpack it first"),
+        (gzip.compress(b"x", mtime=0), "this is compressed with gzip; unpack it first"),
         (pickle.dumps({"a": 1}), "this is a pickle, which can run code when it is loaded: never loaded here; @"),
         (
             archive("model/data.pkl", "model/data/0"),

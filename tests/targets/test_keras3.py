@@ -65,6 +65,7 @@ def test_recognising_imports_no_framework() -> None:
 
 
 def test_names_are_the_variables_paths() -> None:
+    keras.utils.clear_session()  # Keras counts layers without a name, in all models of the process
     model = model_of(
         layers.Bidirectional(layers.LSTM(4, return_sequences=True, name="l"), name="bi"),
         layers.TimeDistributed(layers.Dense(3, name="d"), name="td"),

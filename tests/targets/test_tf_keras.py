@@ -57,6 +57,7 @@ def test_accepts_legacy_keras_and_nothing_else() -> None:
 
 
 def test_names_are_the_variables_names() -> None:
+    keras.backend.clear_session()  # Keras counts layers without a name, in all models of the process
     model = model_of(
         layers.Bidirectional(layers.LSTM(4, return_sequences=True, name="l"), name="bi"),
         layers.TimeDistributed(layers.Dense(3, name="d"), name="td"),
