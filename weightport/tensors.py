@@ -51,7 +51,8 @@ class TensorSpec:
     @property
     def dtype_name(self) -> str:
         """The dtype by numpy's or ml_dtypes' name, as the JSON documents print it."""
-        return self.dtype.name
+        name: str = self.dtype.name
+        return name
 
 
 @runtime_checkable
@@ -96,7 +97,9 @@ class FileWriter(Protocol):
 
     def __call__(
         self, path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
-    ) -> None: ...
+    ) -> None:
+        """Write the tensors of ``specs`` in its order, with the values that ``tiles`` yields."""
+        ...
 
 
 def dtype_named(name: str) -> np.dtype[Any]:
@@ -113,7 +116,8 @@ def dtype_named(name: str) -> np.dtype[Any]:
         found = getattr(ml_dtypes, name, None)
         if found is None:
             raise
-        return np.dtype(found)
+        dtype: np.dtype[Any] = np.dtype(found)
+        return dtype
 
 
 @dataclass(slots=True)

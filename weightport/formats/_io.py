@@ -1,7 +1,7 @@
 """Bytes of files: bounded positional reads, and destinations that are the old file or the complete new one.
 
-Promise: a read past the end is a :class:`FormatError` with the offset, never a short result; a destination appears by one
-rename after fsync. Limit: local files only; the folder's file system must support rename.
+Promise: a read past the end is a :class:`FormatError` with the offset, never a short result; a destination appears by
+one rename after fsync. Limit: local files only; the folder's file system must support rename.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class ByteFile:
             )
 
     def close(self) -> None:
+        """Release the file handle. Reading afterwards is an error."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
