@@ -28,10 +28,11 @@ PARAM_GATES: Mapping[tuple[str, str], tuple[str, ...]] = {("lstm", "wp"): ("i", 
 
 _KEYS = {
     "title", "source", "gates", "gate_names", "complement", "derived", "forget_bias", "activation", "recurrent_activation",
-    "reset", "cells", "naming", "directions", "tensors", "variants", "spellings", "suffixes", "flags",
+    "reset", "cells", "inner", "directions", "tensors", "variants", "spellings", "suffixes",
 }  # fmt: skip
-_VARIANT_KEYS = {"title", "reset", "forget_bias", "tensors", "cells", "flags"}
-RESETS = ("before", "after")
+_VARIANT_KEYS = {"title", "reset", "forget_bias", "tensors", "cells"}
+#: Where a GRU's reset gate acts; ``unknown`` where a file cannot say.
+RESETS = ("before", "after", "unknown")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +51,19 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """One concrete spelling and packing of a layout."""
+    """One concrete spelling and packing of a layout.
+
+    Attributes:
+        rows: what is stored.
+        reset: of a GRU: ``before`` or ``after`` the matrix product; None where it is unknown.
+        forget_bias: what the framework adds to the forget gate at run time unless it was told otherwise.
+        cells: the names that the framework gives to the cell's own scope; empty where the tensors' names tell enough.
+    """
 
     rows: tuple[Row, ...]
     reset: str | None = None
     forget_bias: float = 0.0
     cells: tuple[str, ...] = ()
-    flags: frozenset[str] = frozenset()
 
     @property
     def params(self) -> frozenset[str]:
@@ -76,7 +83,7 @@ class Layout:
         derived: gates that are not stored but follow from another one: ``{"i": "~f"}`` for coupled gates.
         forms: every spelling and packing, the preferred one first.
         activation, recurrent_activation: what the framework uses by default; a file or a mapping may say otherwise.
-        naming: the family of stack scopes (:mod:`weightport.layouts.naming`).
+        inner: a scope that may stand between a layer's scope and its tensors (``lstm/lstm_cell/kernel``).
         directions: ``forward`` / ``backward`` -> text in names.
         suffixes: several cells of one scope are told apart by ``_1``, ``_2`` at the end of the tensors' names.
     """
@@ -90,7 +97,7 @@ class Layout:
     derived: Mapping[str, str] = field(default_factory=dict)
     activation: str | None = None
     recurrent_activation: str | None = None
-    naming: str = "plain"
+    inner: str = ""
     directions: Mapping[str, str] = field(default_factory=dict)
     suffixes: bool = False
     title: str = ""
@@ -194,7 +201,7 @@ def parse_layout(name: str, table: Any, where: str) -> Layout:
         derived=derived,
         activation=table.get("activation"),
         recurrent_activation=table.get("recurrent_activation"),
-        naming=str(table.get("naming", "plain")),
+        inner=str(table.get("inner", "")),
         directions={str(k): str(v) for k, v in directions.items()},
         suffixes=bool(table.get("suffixes", False)),
         title=str(table.get("title", "")),
@@ -206,36 +213,56 @@ def _forms(table: Mapping[str, Any], where: str, gates: tuple[str, ...], kind: s
     """Every variant in every spelling, the plain ones first."""
     problems: list[Problem] = []
     variants = table.get("variants") or [{}]
-    spellings: list[Mapping[str, str]] = [{}, *(table.get("spellings") or [])]
+    spellings = [{}, *(table.get("spellings") or [])]
+    for key, entries in (("variants", variants), ("spellings", spellings)):
+        if not all(isinstance(entry, Mapping) for entry in entries):
+            raise LayoutError(f"{where}.{key}: expected a list of mappings")
+    seen: set[tuple[Row, ...]] = set()
     for spelling, (number, variant) in itertools.product(spellings, enumerate(variants)):
         at = f"{where}.variants[{number}]" if table.get("variants") else where
+        if spelling.get("cells") and number:
+            continue  # a spelling of certain cells has one variant
         for key in variant:
             if key not in _VARIANT_KEYS:
                 problems.append(Problem(at, f"unknown key {key!r}", closest(str(key), _VARIANT_KEYS)))
         reset = variant.get("reset", table.get("reset"))
         if reset is not None and reset not in RESETS:
-            problems.append(Problem(f"{at}.reset", f"expected before or after, found {reset!r}"))
+            problems.append(Problem(f"{at}.reset", f"expected {', '.join(RESETS)}, found {reset!r}"))
         forget_bias = variant.get("forget_bias", table.get("forget_bias", 0.0))
         if isinstance(forget_bias, bool) or not isinstance(forget_bias, int | float):
             problems.append(Problem(f"{at}.forget_bias", f"expected a number, found {forget_bias!r}"))
             forget_bias = 0.0
-        rows = []
-        for template, packing in {**(table.get("tensors") or {}), **(variant.get("tensors") or {})}.items():
-            optional = str(template).endswith("?")
-            plain = str(template).removesuffix("?")
-            try:
-                row = Row(spelling.get(plain, plain), parse_packing(packing, f"{at}.tensors.{plain}"), optional)
-                _check_row(row, f"{at}.tensors.{plain}", gates, kind)
-                rows.append(row)
-            except LayoutError as error:
-                problems.extend(p for p in error.problems if p not in problems)
-        if rows and not any(not row.optional for row in rows):
+        tensors = {**(table.get("tensors") or {}), **(variant.get("tensors") or {})}
+        if not {k for k in spelling if k != "cells"} <= {str(t).removesuffix("?") for t in tensors}:
+            continue  # it spells tensors of another variant
+        rows = _rows(tensors, spelling, at, gates, kind)
+        problems.extend(p for p in rows if isinstance(p, Problem) and p not in problems)
+        good = tuple(row for row in rows if isinstance(row, Row))
+        if good and not any(not row.optional for row in good):
             problems.append(Problem(at, "every tensor is optional: a cell could not be recognised"))
-        cells = variant.get("cells", table.get("cells")) or ()
-        flags = frozenset(variant.get("flags", table.get("flags")) or ())
-        yield Form(tuple(rows), reset, float(forget_bias), tuple(cells), flags)
+        cells = tuple(spelling.get("cells") or variant.get("cells", table.get("cells")) or ())
+        if good and (not spelling or good not in seen or cells):
+            yield Form(good, None if reset == "unknown" else reset, float(forget_bias), cells)
+        seen.add(good)
+    problems = list(dict.fromkeys(problems))
     if problems:
         raise LayoutError(problems)
+
+
+def _rows(
+    tensors: Mapping[str, Any], spelling: Mapping[str, Any], at: str, gates: tuple[str, ...], kind: str
+) -> list[Row | Problem]:
+    rows: list[Row | Problem] = []
+    for template, packing in tensors.items():
+        optional = str(template).endswith("?")
+        plain = str(template).removesuffix("?")
+        try:
+            row = Row(str(spelling.get(plain, plain)), parse_packing(packing, f"{at}.tensors.{plain}"), optional)
+            _check_row(row, f"{at}.tensors.{plain}", gates, kind)
+            rows.append(row)
+        except LayoutError as error:
+            rows.extend(error.problems)
+    return rows
 
 
 def _check_row(row: Row, where: str, gates: tuple[str, ...], kind: str) -> None:

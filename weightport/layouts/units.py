@@ -1,0 +1,251 @@
+"""One RNN cell as a file or model stores it: which tensor is which row of which layout, and how large its axes are.
+
+A :class:`Unit` is one layer in one direction. :func:`match` decides by names whether the tensors under a path are a form
+of a layout, and only then solves the axes' sizes from the shapes; names that fit with shapes that don't are no match.
+
+Promise: a layout is never told by shapes alone. Limit: where a layer or direction is an axis of the shape, all of them
+must have the same sizes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+from weightport.layouts.notation import Group, Term
+from weightport.layouts.table import Form, Layout, Row
+
+Shapes = Mapping[str, tuple[int, ...]]
+FORWARD, BACKWARD = "forward", "backward"
+DIRECTIONS = (FORWARD, BACKWARD)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A row of a form, for one gate where the gate stands in the name: the tensor that holds it."""
+
+    row: Row
+    gate: str | None
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One layer, one direction.
+
+    Attributes:
+        scope: the path under which its tensors stand.
+        layer, direction: as the names under ``scope`` or the axes of its tensors say.
+        tensors: what is stored.
+        sizes: ``input``, ``hidden``, ``unit``, and ``layer``, ``direction`` where they are axes.
+        index: the position on the axes ``layer`` and ``direction`` of its tensors.
+    """
+
+    layout: Layout
+    form: Form
+    scope: str
+    layer: int
+    direction: str
+    tensors: tuple[Stored, ...]
+    sizes: Mapping[str, int]
+    index: Mapping[str, int]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors' names."""
+        return tuple(s.name for s in self.tensors)
+
+    @property
+    def params(self) -> frozenset[str]:
+        """The canonical parameters that are stored."""
+        return frozenset(t.param for s in self.tensors for t in s.row.packing.terms)
+
+
+def spelled(layout: Layout, template: str, gate: str | None, layer: int, direction: str) -> str:
+    """A tensor's name under its cell's scope."""
+    text = gate if gate is None else layout.gate_names.get(gate, gate)
+    if text is not None:
+        template = template.replace("{gate}", text).replace("{GATE}", text.upper())
+    return template.replace("{layer}", str(layer)).replace("{direction}", layout.directions.get(direction, ""))
+
+
+def stored_rows(layout: Layout, form: Form) -> Iterator[tuple[Row, str | None]]:
+    """Every row, once for each gate where the gate stands in its name."""
+    for row in form.rows:
+        if row.per_gate:
+            for gate in layout.gate_order(row.packing.terms[0].param, row.packing.terms[0].gates):
+                yield row, gate
+        else:
+            yield row, None
+
+
+def match(layout: Layout, form: Form, scope: str, shapes: Shapes, suffix: str = "") -> list[Unit]:
+    """The units of that form whose tensors stand directly under ``scope``: one for each layer and direction found.
+
+    Args:
+        shapes: name -> shape of every tensor of the model.
+        suffix: what follows every tensor's name (``_1`` where several cells share a scope).
+    """
+    prefix = f"{scope}/" if scope else ""
+    units = []
+    for layer, direction in _indices(layout, form, prefix, shapes):
+        tensors = []
+        for row, gate in stored_rows(layout, form):
+            name = prefix + spelled(layout, row.template, gate, layer, direction) + suffix
+            if name in shapes:
+                tensors.append(Stored(row, gate, name))
+            elif not row.optional:
+                break
+        else:
+            if not _complete(tensors, layout, form):
+                continue
+            sizes = solve(layout, tensors, shapes)
+            if sizes is not None:
+                number = int(suffix[1:]) if suffix else layer
+                units.extend(_spread(layout, form, scope, number, direction, tuple(tensors), sizes))
+    return units
+
+
+def _indices(layout: Layout, form: Form, prefix: str, shapes: Shapes) -> list[tuple[int, str]]:
+    """The layers and directions that the names of the first required row show."""
+    anchor = next(row for row in form.rows if not row.optional)
+    gate = None
+    if anchor.per_gate:
+        gate = layout.gate_order(anchor.packing.terms[0].param, anchor.packing.terms[0].gates)[0]
+    if "{layer}" not in anchor.template and "{direction}" not in anchor.template:
+        return [(0, FORWARD)]
+    text = layout.gate_names.get(gate, gate) if gate else ""
+    pattern = re.escape(anchor.template.replace("{gate}", text).replace("{GATE}", text.upper()))
+    pattern = pattern.replace(r"\{layer\}", r"(?P<layer>0|[1-9][0-9]{0,5})")
+    texts = {v: k for k, v in layout.directions.items()}
+    choices = "|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True))
+    pattern = pattern.replace(r"\{direction\}", f"(?P<direction>{choices})")
+    compiled = re.compile(re.escape(prefix) + pattern)
+    found = []
+    for name in shapes:
+        hit = compiled.fullmatch(name)
+        if hit:
+            groups = hit.groupdict()
+            found.append((int(groups.get("layer", 0)), texts.get(groups.get("direction", ""), FORWARD)))
+    return sorted(found, key=lambda key: (key[0], DIRECTIONS.index(key[1])))
+
+
+def _complete(tensors: list[Stored], layout: Layout, form: Form) -> bool:
+    """Whether a row that is stored for one gate is stored for all of its gates."""
+    return all(
+        sum(s.row is row for s in tensors) in (0, sum(r is row for r, _ in stored_rows(layout, form)))
+        for row in form.rows
+        if row.per_gate
+    )
+
+
+def _spread(
+    layout: Layout,
+    form: Form,
+    scope: str,
+    layer: int,
+    direction: str,
+    tensors: tuple[Stored, ...],
+    sizes: Mapping[str, int],
+) -> Iterator[Unit]:
+    """One unit for each index of the axes ``layer`` and ``direction``, if they are axes."""
+    for k in range(sizes.get("layer", 1)):
+        for d in range(sizes.get("direction", 1)):
+            index = {axis: at for axis, at in (("layer", k), ("direction", d)) if axis in sizes}
+            which = DIRECTIONS[d] if "direction" in sizes else direction
+            yield Unit(layout, form, scope, layer + k, which, tensors, sizes, index)
+
+
+# Sizes ---------------------------------------------------------------------------------------------------------------
+
+
+def gates_of(layout: Layout, term: Term, gate: str | None) -> tuple[str, ...]:
+    """The gates that a term holds, in stored order; ``gate`` is the one in the tensor's name."""
+    if "gate" in term.names():
+        return layout.gate_order(term.param, term.gates)
+    if gate is not None:
+        return (gate,)
+    return term.gates or layout.gates[:1]
+
+
+def dims_of(term: Term) -> tuple[Group, ...]:
+    """The dimensions under which the term is stored."""
+    return term.declared or term.axes
+
+
+def extent(layout: Layout, term: Term, dim: int, sizes: Mapping[str, int]) -> int:
+    """The term's extent on a stored dimension."""
+    return prod(
+        len(layout.gate_order(term.param, term.gates)) if axis == "gate" else sizes[axis] for axis in dims_of(term)[dim]
+    )
+
+
+def solve(layout: Layout, tensors: list[Stored], shapes: Shapes) -> dict[str, int] | None:
+    """The sizes of the axes, from the shapes; None where the shapes don't fit the packing."""
+    projected = any(t.param == "wr" for s in tensors for t in s.row.packing.terms)
+    sizes: dict[str, int] = {}
+    wanted = {axis for s in tensors for t in s.row.packing.terms for axis in t.names()} - {"gate"}
+    if any(len(shapes[s.name]) != s.row.packing.rank for s in tensors):
+        return None
+    for _ in range(len(wanted) + 1):
+        for stored in tensors:
+            if not _learn(layout, stored, shapes[stored.name], sizes, projected):
+                return None
+    if not wanted <= set(sizes):
+        return None
+    sizes.setdefault("hidden", sizes.get("unit", 0))
+    if any(packed_shape(layout, s, sizes) != shapes[s.name] for s in tensors):
+        return None
+    return sizes if sizes.get("direction", 1) <= len(DIRECTIONS) else None
+
+
+def packed_shape(layout: Layout, stored: Stored, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of a stored tensor whose axes have those sizes (-1 where its terms disagree)."""
+    packing = stored.row.packing
+    shape = []
+    for dim in range(packing.rank):
+        extents = [extent(layout, term, dim, sizes) for term in packing.terms]
+        if dim == packing.axis:
+            shape.append(sum(extents))
+        else:
+            shape.append(extents[0] if len(set(extents)) == 1 else -1)
+    return tuple(shape)
+
+
+def _learn(layout: Layout, stored: Stored, shape: tuple[int, ...], sizes: dict[str, int], projected: bool) -> bool:
+    """Take in what one tensor's shape says; False where it cannot be."""
+    packing = stored.row.packing
+    for dim, total in enumerate(shape):
+        groups = [packing.terms] if dim == packing.axis else [(term,) for term in packing.terms]
+        for terms in groups:
+            known = 0
+            open_terms: list[tuple[int, str]] = []
+            for term in terms:
+                factor, unknown = 1, set()
+                for axis in dims_of(term)[dim]:
+                    if axis == "gate":
+                        factor *= len(layout.gate_order(term.param, term.gates))
+                    elif axis in sizes:
+                        factor *= sizes[axis]
+                    else:
+                        unknown.add(axis)
+                if not unknown:
+                    known += factor
+                elif len(unknown) == 1:
+                    open_terms.append((factor, unknown.pop()))
+                else:
+                    open_terms.append((0, ""))
+            names = {name for _, name in open_terms}
+            factor = sum(f for f, _ in open_terms)
+            if len(names) != 1 or not factor:
+                continue
+            rest = total - known
+            if rest < 0 or rest % factor:
+                return False
+            name = names.pop()
+            sizes[name] = rest // factor
+            if not projected and name in ("unit", "hidden"):
+                sizes["unit"] = sizes["hidden"] = rest // factor
+    return True

@@ -1,0 +1,210 @@
+"""The scope tree of a model, and the RNN cells that stand in it.
+
+Promise: a cell is found by the names that a layout table gives to its tensors, and then confirmed by their shapes; by
+shapes alone nothing is ever called a cell. Limit: a cell whose own scope has a name that its table does not know is
+found only where a mapping says its scope and layout.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from weightport.errors import LayoutError, closest
+from weightport.layouts import Form, Layout, builtin
+from weightport.layouts.stacks import Cell, stacked
+from weightport.layouts.units import DIRECTIONS, Shapes, Unit, match, spelled
+from weightport.tensors import TensorSpec
+
+
+@dataclass(slots=True)
+class Scope:
+    """A scope: the scopes in it, and the tensors that stand directly in it (last part of the name -> spec)."""
+
+    name: str
+    scopes: dict[str, Scope] = field(default_factory=dict)
+    tensors: dict[str, TensorSpec] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def walk(self, path: str = "") -> Iterator[tuple[str, Scope]]:
+        """Every scope with its path, depth first, this one as ``path``."""
+        pending = [(path, self)]
+        while pending:
+            at, scope = pending.pop()
+            yield at, scope
+            pending += [(f"{at}/{n}" if at else n, s) for n, s in reversed(scope.scopes.items())]
+
+    def lines(self, notes: Mapping[str, str] | None = None) -> Iterator[str]:
+        """The tree drawn as text. ``notes``: path of a scope -> what to say beside it."""
+        pending: list[tuple[str, str, str, Scope | TensorSpec, bool]] = []
+
+        def push(scope: Scope, path: str, indent: str) -> None:
+            entries: list[tuple[str, Scope | TensorSpec]] = [*scope.scopes.items(), *scope.tensors.items()]
+            for number in range(len(entries) - 1, -1, -1):
+                name, entry = entries[number]
+                pending.append((indent, f"{path}/{name}" if path else name, name, entry, number == len(entries) - 1))
+
+        if notes and "" in notes:
+            yield f".  {notes['']}"
+        push(self, "", "")
+        while pending:
+            indent, path, name, entry, last = pending.pop()
+            branch = indent + ("└─ " if last else "├─ ")
+            if isinstance(entry, Scope):
+                note = (notes or {}).get(path)
+                yield f"{branch}{name}/" + (f"  {note}" if note else "")
+                push(entry, path, indent + ("   " if last else "│  "))
+            else:
+                shape = "×".join(map(str, entry.shape)) or "scalar"
+                yield f"{branch}{name}  {entry.dtype_name} {shape}" + ("" if entry.role == "weight" else f" ({entry.role})")
+
+
+def tree(specs: Mapping[str, TensorSpec]) -> Scope:
+    """The scope tree of named tensors. Scopes are separated by ``/``; their order is that of the names."""
+    root = Scope("")
+    for name, spec in specs.items():
+        *above, leaf = name.split("/")
+        scope = root
+        for part in above:
+            scope = scope.scopes.setdefault(part, Scope(part))
+        scope.tensors[leaf] = spec
+    return root
+
+
+# Cells ---------------------------------------------------------------------------------------------------------------
+
+_SUFFIX = re.compile(r"_\d{1,6}$")
+
+
+def find_cells(
+    specs: Mapping[str, TensorSpec], layouts: Iterable[Layout] | None = None, *, below: str = ""
+) -> list[Cell]:
+    """The cells in a model, in the order of their tensors.
+
+    Args:
+        specs: the model's tensors.
+        layouts: the layouts to look for; by default those that ship with weightport.
+        below: only there.
+    """
+    layouts = tuple(builtin().values() if layouts is None else layouts)
+    prefix = f"{below}/" if below else ""
+    shapes = {n: s.shape for n, s in specs.items() if s.role not in ("slot", "optimizer") and n.startswith(prefix)}
+    order = {name: number for number, name in enumerate(shapes)}
+    units = _apart(_found(shapes, layouts))
+    units.sort(key=lambda u: min(order[name] for name in u.names))
+    return stacked(units, below)
+
+
+def resolve_cell(
+    specs: Mapping[str, TensorSpec], layout: Layout, scope: str, *, skip: frozenset[str] = frozenset()
+) -> Cell:
+    """The one cell of that layout at or below ``scope``, whatever its own scope is called.
+
+    Raises:
+        LayoutError: none, or several, with what was found instead.
+    """
+    prefix = f"{scope}/" if scope else ""
+    shapes = {n: s.shape for n, s in specs.items() if n.startswith(prefix) and n not in skip}
+    at = _best(unit for form in layout.forms for unit in match(layout, form, scope, shapes))
+    if at:
+        return _one(stacked(at, scope), layout, scope)
+    named = _apart(_found(shapes, [layout]))
+    cells = stacked(named, scope)
+    if not cells:
+        cells = stacked(_apart(_found(shapes, [layout], any_scope=True)), scope)
+    if not cells:
+        raise LayoutError(_missing(specs, shapes, layout, scope))
+    return _one(cells, layout, scope)
+
+
+def _one(cells: Sequence[Cell], layout: Layout, scope: str) -> Cell:
+    if len(cells) > 1:
+        found = ", ".join(repr(c.scope) for c in cells[:8])
+        raise LayoutError(f"{len(cells)} cells of layout {layout.name} stand below scope {scope!r}: {found}; name one of them")
+    return cells[0]
+
+
+def _missing(specs: Mapping[str, TensorSpec], shapes: Shapes, layout: Layout, scope: str) -> str:
+    form = layout.forms[0]
+    expected = ", ".join(
+        spelled(layout, row.template, (layout.gates[0] if row.per_gate else None), 0, DIRECTIONS[0])
+        for row in form.rows
+        if not row.optional
+    )
+    what = f"no {layout.name} cell at or below scope {scope!r} (expected tensors such as {expected})"
+    other = find_cells({n: specs[n] for n in shapes}) if shapes else []
+    if other:
+        return f"{what}; found: " + ", ".join(f"{c.layout.name} at {c.scope!r}" for c in other[:5])
+    if shapes:
+        return f"{what}; found: " + ", ".join(repr(n) + f" {list(s)}" for n, s in list(shapes.items())[:6])
+    scopes = {path for path, _ in tree(specs).walk() if path}
+    return f"no scope {scope!r}" + (f"; {near}" if (near := closest(scope, scopes)) else "")
+
+
+def _found(shapes: Shapes, layouts: Iterable[Layout], *, any_scope: bool = False) -> Iterator[Unit]:
+    """Every unit of every form; those of one layout at one place once, the fullest."""
+    by_leaf: dict[str, list[str]] = {}
+    for name in shapes:
+        leaf = name.rpartition("/")[2]
+        by_leaf.setdefault(leaf, []).append(name)
+        plain = _SUFFIX.sub("", leaf)
+        if plain != leaf:
+            by_leaf.setdefault(plain, []).append(name)
+    for layout in layouts:
+        places: dict[tuple[str, str], list[Unit]] = {}
+        for form in layout.forms:
+            for scope, suffix in _places(layout, form, by_leaf):
+                if form.cells and not any_scope and not _is_cell(scope, form.cells):
+                    continue
+                places.setdefault((scope, suffix), []).extend(match(layout, form, scope, shapes, suffix))
+        for units in places.values():
+            yield from _best(units)
+
+
+def _places(layout: Layout, form: Form, by_leaf: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
+    """The scopes (and suffixes) under which a tensor has the name of the form's first required row."""
+    anchor = next(row for row in form.rows if not row.optional)
+    gate = layout.gate_order(anchor.packing.terms[0].param, anchor.packing.terms[0].gates)[0] if anchor.per_gate else None
+    if "{layer}" in anchor.template or "{direction}" in anchor.template:
+        first = spelled(layout, anchor.template, gate, 0, DIRECTIONS[0])
+    else:
+        first = spelled(layout, anchor.template, gate, 0, DIRECTIONS[0])
+    for name in by_leaf.get(first.rpartition("/")[2], ()):
+        suffix = ""
+        if name != first and not name.endswith("/" + first):
+            if not layout.suffixes:
+                continue
+            hit = _SUFFIX.search(name)
+            suffix = hit[0] if hit else ""
+            plain = name[: len(name) - len(suffix)]
+            if not suffix or (plain != first and not plain.endswith("/" + first)):
+                continue
+        yield name[: len(name) - len(first) - len(suffix)].removesuffix("/"), suffix
+
+
+def _is_cell(scope: str, cells: Sequence[str]) -> bool:
+    return _SUFFIX.sub("", scope.rpartition("/")[2]) in cells
+
+
+def _best(units: Iterable[Unit]) -> list[Unit]:
+    """Of the units with one layer and direction, the one with the most tensors (the first form, if equal)."""
+    best: dict[tuple[int, str], Unit] = {}
+    for unit in units:
+        key = (unit.layer, unit.direction)
+        if key not in best or len(unit.tensors) > len(best[key].tensors):
+            best[key] = unit
+    return list(best.values())
+
+
+def _apart(units: Iterable[Unit]) -> list[Unit]:
+    """Units that share no tensor (but as layers of one layout do): the fuller one stays."""
+    claimed: dict[str, Unit] = {}
+    kept = []
+    for unit in sorted(units, key=lambda u: -len(u.tensors)):
+        if all(n not in claimed or claimed[n].tensors == unit.tensors for n in unit.names):
+            kept.append(unit)
+            claimed.update(dict.fromkeys(unit.names, unit))
+    return kept
