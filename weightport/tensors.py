@@ -6,13 +6,14 @@ Limit: no I/O happens here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from weightport.errors import BudgetExceeded, FormatError
+from weightport.errors import BudgetExceeded, Error, FormatError, Problem
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 #: One slice per leading axis (steps are positive, axes are kept); ``None`` is the whole tensor.
@@ -102,11 +103,20 @@ class FileWriter(Protocol):
         ...
 
 
+# Names that ml_dtypes has, or may have by now: float8_e8m0fnu and the small integers came with 0.5.
+_EXTENSION = re.compile(r"float[468]_e\d\w*|u?int[124]")
+
+
+class DtypeError(Error, TypeError):
+    """A dtype that the installed ml_dtypes is too old for."""
+
+
 def dtype_named(name: str) -> np.dtype[Any]:
     """The dtype of that name, numpy's or ml_dtypes' (``bfloat16``, ``float8_e4m3fn``, ...).
 
     Raises:
         TypeError: no such dtype.
+        DtypeError: a dtype that only a newer ml_dtypes has (a TypeError too).
     """
     try:
         return np.dtype(name)
@@ -114,10 +124,13 @@ def dtype_named(name: str) -> np.dtype[Any]:
         import ml_dtypes  # registers its dtypes with numpy; imported only where one is really met
 
         found = getattr(ml_dtypes, name, None)
-        if found is None:
-            raise
-        dtype: np.dtype[Any] = np.dtype(found)
-        return dtype
+        if found is not None:
+            dtype: np.dtype[Any] = np.dtype(found)
+            return dtype
+        if _EXTENSION.fullmatch(name):
+            what = f"the installed ml_dtypes {ml_dtypes.__version__} has no dtype {name}"
+            raise DtypeError(Problem("", what, "pip install --upgrade ml_dtypes")) from None
+        raise
 
 
 @dataclass(slots=True)
