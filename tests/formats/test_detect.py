@@ -140,6 +140,7 @@ def archive(*names: str) -> bytes:
         (b"\x1c\0\0\0TFL3\0\0", "this is a TensorFlow Lite model: not supported"),
         (b"\xfe\xed\xfa\xce\0\1\2\3\4", "it begins with the bytes fe ed fa ce 00 01 02 03"),
     ],
+    ids=lambda given: given if isinstance(given, str) else "file",  # the archives have the time in them
 )
 def test_what_it_looks_like(tmp_path: Path, content: bytes, message: str) -> None:
     told = said(tmp_path / "model.ckpt", content)

@@ -1,0 +1,48 @@
+"""Dtypes by name, and the bounds that every reader keeps to."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from weightport.errors import BudgetExceeded, Error, FormatError
+from weightport.tensors import Budget, TensorSpec, checked_nbytes, dtype_named
+
+
+def test_dtypes_of_numpy_and_ml_dtypes_by_name() -> None:
+    assert dtype_named("float32") == np.float32
+    assert dtype_named("bfloat16").itemsize == 2
+    assert TensorSpec.of("float8_e4m3fn", (3, 5)).nbytes == 15
+    assert TensorSpec.of("bfloat16", ()).dtype_name == "bfloat16"
+
+
+def test_a_dtype_that_does_not_exist() -> None:
+    with pytest.raises(TypeError):
+        dtype_named("float33")
+
+
+def test_a_dtype_of_a_newer_ml_dtypes_says_so() -> None:
+    with pytest.raises(
+        Error, match=r"ml_dtypes \d.* has no dtype float8_e9m9; pip install --upgrade ml_dtypes"
+    ) as found:
+        dtype_named("float8_e9m9")
+    assert isinstance(found.value, TypeError), "as for any other name that is none"
+
+
+def test_sizes_do_not_overflow() -> None:
+    assert TensorSpec.of("float32", (1 << 40, 1 << 40)).nbytes == 1 << 82
+    with pytest.raises(BudgetExceeded, match=r"f: tensor 't': tensor bytes: .* asked for, at most 100 allowed"):
+        checked_nbytes(np.dtype("float32"), (26,), Budget(tensor_bytes=100), "f", "t")
+    assert checked_nbytes(np.dtype("float32"), (25,), Budget(tensor_bytes=100), "f", "t") == 100
+    with pytest.raises(FormatError, match=r"negative dimension in shape \[2, -1\]"):
+        checked_nbytes(np.dtype("float32"), (2, -1), Budget(), "f")
+    with pytest.raises(BudgetExceeded, match="rank: 65 asked for, at most 64 allowed"):
+        checked_nbytes(np.dtype("float32"), (1,) * 65, Budget(), "f")
+
+
+def test_a_budget_counts_what_was_spent() -> None:
+    budget = Budget(header_bytes=10)
+    budget.spend("header_bytes", 6, "f")
+    budget.spend("header_bytes", 4, "f")
+    with pytest.raises(BudgetExceeded, match="header bytes: 11 asked for, at most 10 allowed"):
+        budget.spend("header_bytes", 1, "f")
