@@ -46,11 +46,12 @@ class Node:
 
 @dataclass(slots=True)
 class Body:
-    """The main graph (its name is empty) or a function, with the names of its arguments in order."""
+    """The main graph (its name is empty) or a function: its arguments by name, and the inputs that are its results."""
 
     name: str
     nodes: dict[str, Node] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
+    results: list[str] = field(default_factory=list)
 
     def title(self, node: str) -> str:
         """A node's name as users see it: a function's stand under the function's name."""
@@ -97,6 +98,7 @@ class GraphDef:
 
     def _add_function(self, start: int, size: int) -> None:
         body = Body("")
+        returned: dict[str, str] = {}
         for number, wire, value, length in spans(self.file, start, start + size):
             if number == 1 and wire == BYTES:
                 for inner, kind, at, extent in spans(self.file, value, value + length):
@@ -104,8 +106,16 @@ class GraphDef:
                         body.name = text(self.file, at, extent)
                     elif inner == 2 and kind == BYTES:
                         body.arguments.append(_first_text(self.file, at, extent))
+                    elif inner == 3 and kind == BYTES:
+                        body.results.append(_first_text(self.file, at, extent))
             elif number == 3 and wire == BYTES:
                 self._add(body, value, length)
+            elif number == 4 and wire == BYTES:
+                pair = {
+                    n: text(self.file, at, e) for n, w, at, e in spans(self.file, value, value + length) if w == BYTES
+                }
+                returned[pair.get(1, "")] = pair.get(2, "")
+        body.results = [returned.get(name, "") for name in body.results]
         if body.name in self.functions:
             raise FormatError(self.path, f"two functions are named {body.name!r}", offset=start)
         self.functions[body.name] = body
@@ -281,7 +291,7 @@ def kind_of(file: Readable) -> str | None:
 
 def _kind(file: Readable, start: int, end: int, depth: int = 0) -> str | None:
     for count, (number, wire, value, size) in enumerate(spans(file, start, end)):
-        if count >= _LOOK or depth > 1:
+        if count >= _LOOK or depth > 2:
             return None
         if number == 1 and wire == VARINT and depth == 0 and count == 0 and value < 1 << 31:
             continue  # SavedModel.saved_model_schema_version

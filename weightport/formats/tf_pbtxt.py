@@ -18,7 +18,7 @@ from weightport.errors import FormatError
 from weightport.formats._proto import Readable
 from weightport.tensors import Budget
 
-_DATA_TYPES = (
+_DATA_TYPES = (  # noqa: SIM905 - a column of names would be a page
     "INVALID FLOAT DOUBLE INT32 UINT8 INT16 INT8 STRING COMPLEX64 INT64 BOOL QINT8 QUINT8 QINT32 BFLOAT16 QINT16 "
     "QUINT16 UINT16 COMPLEX128 HALF RESOURCE VARIANT UINT32 UINT64 FLOAT8_E5M2 FLOAT8_E4M3FN FLOAT8_E4M3FNUZ "
     "FLOAT8_E4M3B11FNUZ FLOAT8_E5M2FNUZ INT4 UINT4 INT2 UINT2 FLOAT4_E2M1FN"
@@ -33,37 +33,47 @@ _SCHEMAS: dict[str, _Schema] = {
     "NodeDef": {"name": (1, "text"), "op": (2, "text"), "input": (3, "text"), "attr": (5, "AttrEntry")},
     "AttrEntry": {"key": (1, "text"), "value": (2, "AttrValue")},
     "AttrValue": {
-        **{"s": (2, "text"), "i": (3, "int"), "f": (4, "float"), "b": (5, "bool"), "type": (6, "enum")},
-        **{"shape": (7, "Shape"), "tensor": (8, "Tensor"), "func": (10, "NameAttrList"), "placeholder": (9, "text")},
+        "s": (2, "text"),
+        "i": (3, "int"),
+        "f": (4, "float"),
+        "b": (5, "bool"),
+        "type": (6, "enum"),
+        "shape": (7, "Shape"),
+        "tensor": (8, "Tensor"),
+        "func": (10, "NameAttrList"),
+        "placeholder": (9, "text"),
     },
     "NameAttrList": {"name": (1, "text")},
     "Shape": {"dim": (2, "Dim"), "unknown_rank": (3, "bool")},
     "Dim": {"size": (1, "int")},
     "Tensor": {
-        **{"dtype": (1, "enum"), "tensor_shape": (2, "Shape"), "version_number": (3, "int")},
-        **{"tensor_content": (4, "text"), "float_val": (5, "float"), "double_val": (6, "double")},
-        **{"int_val": (7, "int"), "string_val": (8, "text"), "scomplex_val": (9, "float"), "int64_val": (10, "int")},
-        **{"bool_val": (11, "bool"), "dcomplex_val": (12, "double"), "half_val": (13, "int")},
-        **{"uint32_val": (16, "int"), "uint64_val": (17, "int"), "float8_val": (18, "text")},
+        "dtype": (1, "enum"),
+        "tensor_shape": (2, "Shape"),
+        "version_number": (3, "int"),
+        "tensor_content": (4, "text"),
+        "float_val": (5, "float"),
+        "double_val": (6, "double"),
+        "int_val": (7, "int"),
+        "string_val": (8, "text"),
+        "scomplex_val": (9, "float"),
+        "int64_val": (10, "int"),
+        "bool_val": (11, "bool"),
+        "dcomplex_val": (12, "double"),
+        "half_val": (13, "int"),
+        "uint32_val": (16, "int"),
+        "uint64_val": (17, "int"),
+        "float8_val": (18, "text"),
     },
     "Library": {"function": (1, "Function")},
-    "Function": {"signature": (1, "OpDef"), "node_def": (3, "NodeDef")},
+    "Function": {"signature": (1, "OpDef"), "node_def": (3, "NodeDef"), "ret": (4, "TextEntry")},
+    "TextEntry": {"key": (1, "text"), "value": (2, "text")},
     "OpDef": {"name": (1, "text"), "input_arg": (2, "ArgDef"), "output_arg": (3, "ArgDef")},
     "ArgDef": {"name": (1, "text")},
     "MetaGraphDef": {
-        **{"meta_info_def": (1, "MetaInfo"), "graph_def": (2, "GraphDef"), "collection_def": (4, "CollectionEntry")},
-        **{"object_graph_def": (7, "ObjectGraph")},
+        "meta_info_def": (1, "MetaInfo"),
+        "graph_def": (2, "GraphDef"),
     },
-    "MetaInfo": {"tags": (4, "text"), "tensorflow_version": (5, "text")},
-    "CollectionEntry": {"key": (1, "text"), "value": (2, "Collection")},
-    "Collection": {"node_list": (1, "TextList"), "bytes_list": (2, "TextList")},
-    "TextList": {"value": (1, "text")},
-    "ObjectGraph": {"nodes": (1, "SavedObject")},
-    "SavedObject": {
-        **{"children": (1, "ObjectReference"), "variable": (7, "SavedVariable")},
-    },
-    "ObjectReference": {"node_id": (1, "int"), "local_name": (2, "text")},
-    "SavedVariable": {"dtype": (1, "enum"), "shape": (2, "Shape"), "trainable": (3, "bool"), "name": (6, "text")},
+    "MetaInfo": {"tags": (4, "text")},
     "SavedModel": {"saved_model_schema_version": (1, "int"), "meta_graphs": (2, "MetaGraphDef")},
 }
 # What the first field of a text says about it.
@@ -86,9 +96,7 @@ _TOKEN = re.compile(
 )
 _HEAD = re.compile(rb"(?:\xef\xbb\xbf)?" + _BLANK + rb"([a-z_]+)" + _BLANK + rb"([:{<])", re.DOTALL)
 _LOOK = 64 * 1024
-_ESCAPE = re.compile(
-    rb"\\(?:([0-7]{1,3})|[xX]([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL
-)
+_ESCAPE = re.compile(rb"\\(?:([0-7]{1,3})|[xX]([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 _LETTERS = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v"}
 _LETTERS |= {c: c for c in (b"\\", b"'", b'"', b"?")}
 _INTEGER = re.compile(r"([-+]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")

@@ -1,0 +1,98 @@
+"""Frozen TensorFlow graphs, ``.pb`` and ``.pbtxt``: a GraphDef whose variables have become constants.
+
+Promise: opening reads the graph's structure, not its constants; a constant, or a part of it, is read where it lies, in
+every encoding that TensorFlow writes; nothing is executed. Variables are told from other constants as
+:mod:`~weightport.formats._tf_constants` says; a constant inside a function is named ``FUNCTION/NODE``. What the graph
+says about a cell (its forget bias, its activations) is traced in its dataflow. Limit: a GraphDef has no checksums.
+
+Source: tensorflow/core/framework/graph.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from weightport.errors import Error, FormatError, TensorNotFound
+from weightport.formats import _tf_facts, tf_graph
+from weightport.formats._io import ByteFile
+from weightport.formats._proto import Readable
+from weightport.formats._tf_constants import Constants
+from weightport.tensors import Array, Budget, Index, TensorSpec
+
+
+class FrozenSource:
+    """An open frozen graph.
+
+    Args:
+        path: the file.
+        file: its GraphDef in binary.
+        handle: what to close.
+        budget: the bounds to keep to.
+    """
+
+    format = "tf-frozen"
+
+    def __init__(self, path: str, file: Readable, handle: ByteFile, *, budget: Budget | None = None) -> None:
+        self.path, self._handle = path, handle
+        self._closed = False
+        self._graph = tf_graph.GraphDef(file, 0, file.size, budget=budget)
+        variable = next((n for b in self._graph.bodies() for n in b.nodes.values() if n.op in tf_graph.VARIABLES), None)
+        self._constants = Constants(self._graph, frozen=True)
+        if variable is not None and not any(c.role == "weight" for c in self._constants.named.values()):
+            raise FormatError(
+                path,
+                f"is a graph that was not frozen: the values of its variables ({variable.name!r}, ...) are not in it",
+                hint="open the checkpoint that belongs to it",
+            )
+        self._facts = _tf_facts.GraphFacts(self._graph)
+
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Name -> spec, in the order of the nodes. What is no variable has the role ``constant``."""
+        return self._constants.specs
+
+    def read(self, name: str, index: Index = None) -> Array:
+        """The tensor or a part of it; the parts of a partitioned variable can be read by their names too."""
+        if self._closed:
+            raise Error(f"{self.path}: is closed")
+        if name not in self._constants.named and name not in self._constants.parts:
+            raise TensorNotFound(name, self._constants.named, self.path)
+        return self._constants.read(name, index)
+
+    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
+        """What the graph computes with these tensors, see :class:`~weightport.formats._tf_facts.GraphFacts`."""
+        if self._closed:
+            raise Error(f"{self.path}: is closed")
+        return self._facts.of(*self._constants.places(names))
+
+    def close(self) -> None:
+        """Release the file handle."""
+        self._closed = True
+        self._handle.close()
+
+    def __enter__(self) -> FrozenSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def sniff(path: str) -> bool:
+    """Whether a file is a GraphDef, in binary or as text."""
+    return tf_graph.sniff_kind(path) == "GraphDef"
+
+
+def open_source(path: str, *, budget: Budget | None = None) -> FrozenSource:
+    """Open a frozen graph.
+
+    Raises:
+        FormatError: it is no GraphDef, is malformed, or was not frozen.
+    """
+    kind, file, handle = tf_graph.open_message(path, budget=budget)
+    try:
+        if kind != "GraphDef":
+            raise FormatError(path, f"is a {kind}, not a GraphDef")
+        return FrozenSource(path, file, handle, budget=budget)
+    except BaseException:
+        handle.close()
+        raise
