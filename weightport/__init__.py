@@ -1,8 +1,56 @@
-"""weightport moves pretrained weights, RNN gates included, between model files and live models."""
+"""weightport moves pretrained weights, RNN gates included, between model files and live models.
+
+``open`` a model file, ``load_mapping``, ``plan`` what a mapping does, ``transfer`` the weights; ``tensorflow.getter``
+for variable scopes of a TensorFlow graph. Importing this package imports numpy and nothing heavier.
+"""
 
 from __future__ import annotations
 
-from weightport.errors import Error
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Error"]
+from weightport.api import OpenSource, Result, load_mapping, open, plan, transfer
+from weightport.errors import (
+    BudgetExceeded,
+    Error,
+    FormatError,
+    LayoutError,
+    MappingError,
+    MissingPackage,
+    PlanError,
+    RefusedError,
+    TensorNotFound,
+)
+from weightport.tensors import Budget, TensorSpec
+
+if TYPE_CHECKING:
+    from weightport import tensorflow
+
 __version__ = "0.1.0"
+__all__ = [
+    "Budget",
+    "BudgetExceeded",
+    "Error",
+    "FormatError",
+    "LayoutError",
+    "MappingError",
+    "MissingPackage",
+    "OpenSource",
+    "PlanError",
+    "RefusedError",
+    "Result",
+    "TensorNotFound",
+    "TensorSpec",
+    "load_mapping",
+    "open",
+    "plan",
+    "tensorflow",
+    "transfer",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "tensorflow":
+        import importlib
+
+        return importlib.import_module("weightport.tensorflow")
+    raise AttributeError(f"module 'weightport' has no attribute {name!r}")

@@ -59,7 +59,9 @@ class Scope:
                 push(entry, path, indent + ("   " if last else "│  "))
             else:
                 shape = "×".join(map(str, entry.shape)) or "scalar"
-                yield f"{branch}{name}  {entry.dtype_name} {shape}" + ("" if entry.role == "weight" else f" ({entry.role})")
+                yield f"{branch}{name}  {entry.dtype_name} {shape}" + (
+                    "" if entry.role == "weight" else f" ({entry.role})"
+                )
 
 
 def tree(specs: Mapping[str, TensorSpec]) -> Scope:
@@ -123,7 +125,9 @@ def resolve_cell(
 def _one(cells: Sequence[Cell], layout: Layout, scope: str) -> Cell:
     if len(cells) > 1:
         found = ", ".join(repr(c.scope) for c in cells[:8])
-        raise LayoutError(f"{len(cells)} cells of layout {layout.name} stand below scope {scope!r}: {found}; name one of them")
+        raise LayoutError(
+            f"{len(cells)} cells of layout {layout.name} stand below scope {scope!r}: {found}; name one of them"
+        )
     return cells[0]
 
 
@@ -157,7 +161,7 @@ def _found(shapes: Shapes, layouts: Iterable[Layout], *, any_scope: bool = False
         places: dict[tuple[str, str], list[Unit]] = {}
         for form in layout.forms:
             for scope, suffix in _places(layout, form, by_leaf):
-                if form.cells and not any_scope and not _is_cell(scope, form.cells):
+                if form.cells and not any_scope and not is_cell(scope, form.cells):
                     continue
                 places.setdefault((scope, suffix), []).extend(match(layout, form, scope, shapes, suffix))
         for units in places.values():
@@ -167,11 +171,10 @@ def _found(shapes: Shapes, layouts: Iterable[Layout], *, any_scope: bool = False
 def _places(layout: Layout, form: Form, by_leaf: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
     """The scopes (and suffixes) under which a tensor has the name of the form's first required row."""
     anchor = next(row for row in form.rows if not row.optional)
-    gate = layout.gate_order(anchor.packing.terms[0].param, anchor.packing.terms[0].gates)[0] if anchor.per_gate else None
-    if "{layer}" in anchor.template or "{direction}" in anchor.template:
-        first = spelled(layout, anchor.template, gate, 0, DIRECTIONS[0])
-    else:
-        first = spelled(layout, anchor.template, gate, 0, DIRECTIONS[0])
+    gate = (
+        layout.gate_order(anchor.packing.terms[0].param, anchor.packing.terms[0].gates)[0] if anchor.per_gate else None
+    )
+    first = spelled(layout, anchor.template, gate, 0, DIRECTIONS[0])
     for name in by_leaf.get(first.rpartition("/")[2], ()):
         suffix = ""
         if name != first and not name.endswith("/" + first):
@@ -185,7 +188,8 @@ def _places(layout: Layout, form: Form, by_leaf: Mapping[str, Sequence[str]]) ->
         yield name[: len(name) - len(first) - len(suffix)].removesuffix("/"), suffix
 
 
-def _is_cell(scope: str, cells: Sequence[str]) -> bool:
+def is_cell(scope: str, cells: Sequence[str]) -> bool:
+    """Whether the last part of a scope is one of these names, numbered or not (``lstm_cell_1``)."""
     return _SUFFIX.sub("", scope.rpartition("/")[2]) in cells
 
 

@@ -1,7 +1,8 @@
 """What a target tensor is computed from: small expressions over source tensors, read whole or in part.
 
-An expression knows its shape and dtype and can deliver any part of itself; it holds no tensor bytes. Layouts and mapping
-operations compile to these, so that one mechanism moves a file tile by tile and hands a framework the slice it asks for.
+An expression knows its shape and dtype and can deliver any part of itself; it holds no tensor bytes. Layouts and
+mapping operations compile to these, so that one mechanism moves a file tile by tile and hands a framework the slice it
+asks for.
 
 Promise: reading a part reads only the parts of the source that it needs (a reshape that regroups axes excepted, which
 reads whole rows), and the parts put together are the bytes of the whole. Limit: arithmetic (sums, added constants,
@@ -17,26 +18,25 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from weightport.tensors import Array, Index, TensorSpec
+from weightport.ranges import Ranges, copy, extent, intersect, picked, position, slices_of, whole
+from weightport.tensors import Array, TensorSpec
 
-#: One range per axis, every step positive.
-Ranges: TypeAlias = tuple[range, ...]
 #: Delivers a part of a source tensor.
 Fetch: TypeAlias = Callable[[str, Ranges], Array]
-
-# Transposes are copied in strips of this many columns: numpy's own order thrashes the cache.
-_STRIP = 64
-_STRIP_FROM = 1 << 16
 
 
 class Expr(Protocol):
     """A lazily computed array."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole."""
+        ...
 
     @property
-    def dtype(self) -> np.dtype[Any]: ...
+    def dtype(self) -> np.dtype[Any]:
+        """Of every element."""
+        ...
 
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
         """The part that ``ranges`` cuts out (axes are kept). May be a view; the caller does not write to it."""
@@ -47,28 +47,28 @@ class Expr(Protocol):
         ...
 
 
-def whole(shape: Sequence[int]) -> Ranges:
-    """The ranges of everything."""
-    return tuple(range(n) for n in shape)
+class _Of:
+    """What expressions of one operand share: its dtype and its tensors."""
+
+    __slots__ = ()
+    of: Expr
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.of.dtype
+
+    def leaves(self) -> frozenset[str]:
+        return self.of.leaves()
 
 
-def ranges_of(index: Index, shape: Sequence[int]) -> Ranges:
-    """An index (leading axes only, or None) as one range per axis."""
-    slices = index or ()
-    return tuple(range(n)[s] for s, n in zip(slices, shape, strict=False)) + whole(shape[len(slices) :])
+class _Like(_Of):
+    """And its shape."""
 
+    __slots__ = ()
 
-def slices_of(ranges: Ranges) -> tuple[slice, ...]:
-    """Ranges as the slices that a :class:`~weightport.tensors.Source` takes."""
-    return tuple(slice(r.start, r.stop, r.step) for r in ranges)
-
-
-def _picked(outer: range, inner: range) -> range:
-    return outer[inner.start : inner.stop : inner.step]
-
-
-def _extent(ranges: Ranges) -> tuple[int, ...]:
-    return tuple(len(r) for r in ranges)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.of.shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class Cut(_Of):
     """A part of another expression; axes are kept."""
 
     of: Expr
@@ -102,21 +102,14 @@ class Cut:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return _extent(self.ranges)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.of.dtype
+        return extent(self.ranges)
 
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
-        return self.of.read(fetch, tuple(_picked(o, i) for o, i in zip(self.ranges, ranges, strict=True)))
-
-    def leaves(self) -> frozenset[str]:
-        return self.of.leaves()
+        return self.of.read(fetch, tuple(picked(o, i) for o, i in zip(self.ranges, ranges, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
-class Permute:
+class Permute(_Of):
     """Axes in another order: axis ``k`` of the result is axis ``axes[k]`` of the operand."""
 
     of: Expr
@@ -126,36 +119,25 @@ class Permute:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.of.shape[a] for a in self.axes)
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.of.dtype
-
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
         inner: list[range] = [range(0)] * len(self.axes)
         for axis, r in zip(self.axes, ranges, strict=True):
             inner[axis] = r
         return self.of.read(fetch, tuple(inner)).transpose(self.axes)
 
-    def leaves(self) -> frozenset[str]:
-        return self.of.leaves()
-
 
 @dataclass(frozen=True, slots=True)
-class Reshape:
+class Reshape(_Of):
     """The same elements in C order under another shape."""
 
     of: Expr
     shape: tuple[int, ...]
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.of.dtype
-
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
         inner = self._squeezed(ranges)
         if inner is not None:
-            return self.of.read(fetch, inner).reshape(_extent(ranges))
-        if 0 in self.shape or 0 in _extent(ranges) or not self.of.shape:
+            return self.of.read(fetch, inner).reshape(extent(ranges))
+        if 0 in self.shape or 0 in extent(ranges) or not self.of.shape:
             return self.of.read(fetch, whole(self.of.shape)).reshape(self.shape)[slices_of(ranges)]
         # Whole rows of the operand that hold the rows asked for.
         first, last = (ranges[0][0], ranges[0][-1] + 1) if ranges else (0, 1)
@@ -179,9 +161,6 @@ class Reshape:
         rest = iter(kept)
         return tuple(range(1) if n == 1 else next(rest) for n in self.of.shape)
 
-    def leaves(self) -> frozenset[str]:
-        return self.of.leaves()
-
 
 @dataclass(frozen=True, slots=True)
 class Assemble:
@@ -192,13 +171,13 @@ class Assemble:
     parts: tuple[tuple[Ranges, Expr], ...]
 
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
-        out: Array = np.empty(_extent(ranges), self.dtype)
+        out: Array = np.empty(extent(ranges), self.dtype)
         for place, part in self.parts:
             common = [intersect(p, r) for p, r in zip(place, ranges, strict=True)]
             if any(len(c) == 0 for c in common):
                 continue
-            inner = tuple(_position(c, p) for c, p in zip(common, place, strict=True))
-            where = tuple(_position(c, r) for c, r in zip(common, ranges, strict=True))
+            inner = tuple(position(c, p) for c, p in zip(common, place, strict=True))
+            where = tuple(position(c, r) for c, r in zip(common, ranges, strict=True))
             copy(out[slices_of(where)], part.read(fetch, inner))
         return out
 
@@ -215,7 +194,7 @@ class Fill:
     value: float = 0.0
 
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:  # noqa: ARG002
-        return np.full(_extent(ranges), self.value, self.dtype)
+        return np.full(extent(ranges), self.value, self.dtype)
 
     def leaves(self) -> frozenset[str]:
         return frozenset()
@@ -249,27 +228,16 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class Scale(_Like):
     """Multiplied by a number in the tensor's dtype; by -1 exactly, sign bits of NaNs included."""
 
     of: Expr
     factor: float
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.of.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.of.dtype
-
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
         part = self.of.read(fetch, ranges)
         result: Array = -part if self.factor == -1 else part * np.asarray(self.factor, self.dtype)
         return result
-
-    def leaves(self) -> frozenset[str]:
-        return self.of.leaves()
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +284,7 @@ class Take:
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
         wanted = np.asarray(self.rows, np.int64)[slices_of((ranges[self.axis],))]
         found = np.flatnonzero(wanted >= 0)
-        out: Array = np.empty(_extent(ranges), self.dtype)
+        out: Array = np.empty(extent(ranges), self.dtype)
         moved = np.moveaxis(out, self.axis, 0)
         if len(found) < len(wanted):
             assert self.missing is not None
@@ -335,7 +303,7 @@ class Take:
 
 
 @dataclass(frozen=True, slots=True)
-class Mean:
+class Mean(_Of):
     """The mean over one axis, computed in float64, rounded once, and repeated ``count`` times along that axis."""
 
     of: Expr
@@ -346,18 +314,11 @@ class Mean:
     def shape(self) -> tuple[int, ...]:
         return (*self.of.shape[: self.axis], self.count, *self.of.shape[self.axis + 1 :])
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.of.dtype
-
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
         inner = (*ranges[: self.axis], range(self.of.shape[self.axis]), *ranges[self.axis + 1 :])
         part = self.of.read(fetch, inner)
         mean = part.mean(axis=self.axis, keepdims=True, dtype=np.float64).astype(self.dtype)
-        return np.broadcast_to(mean, _extent(ranges))
-
-    def leaves(self) -> frozenset[str]:
-        return self.of.leaves()
+        return np.broadcast_to(mean, extent(ranges))
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,7 +351,7 @@ def cut(of: Expr, ranges: Ranges) -> Expr:
     if ranges == whole(of.shape):
         return of
     if isinstance(of, Cut):
-        return Cut(of.of, tuple(_picked(o, i) for o, i in zip(of.ranges, ranges, strict=True)))
+        return Cut(of.of, tuple(picked(o, i) for o, i in zip(of.ranges, ranges, strict=True)))
     return Cut(of, ranges)
 
 
@@ -452,39 +413,3 @@ def concat(parts: Sequence[Expr], axis: int) -> Expr:
     shape = list(parts[0].shape)
     shape[axis] = start
     return assemble(shape, parts[0].dtype, placed)
-
-
-# Arithmetic of ranges ------------------------------------------------------------------------------------------------
-
-
-def intersect(a: range, b: range) -> range:
-    """The numbers that both hold (positive steps), as a range."""
-    gap = math.gcd(a.step, b.step)
-    if not a or not b or (b.start - a.start) % gap:
-        return range(0)
-    step = a.step // gap * b.step
-    # a.start + k * a.step = b.start (mod b.step): k by the inverse of a.step / gap.
-    modulus = b.step // gap
-    k = (b.start - a.start) // gap * pow(a.step // gap, -1, modulus) % modulus if modulus > 1 else 0
-    start = a.start + k * a.step
-    low = max(a.start, b.start)
-    if start < low:
-        start += -(-(low - start) // step) * step
-    stop = min(a[-1], b[-1]) + 1
-    return range(start, max(start, stop), step)
-
-
-def _position(part: range, of: range) -> range:
-    """Where the members of ``part`` stand in ``of``."""
-    step = part.step // of.step if len(part) > 1 else 1
-    first = (part.start - of.start) // of.step
-    return range(first, first + (len(part) - 1) * max(step, 1) + 1, max(step, 1))
-
-
-def copy(out: Array, part: Array) -> None:
-    """``out[...] = part``, in strips where the axes run in another order."""
-    if part.nbytes < _STRIP_FROM or part.ndim < 2 or abs(part.strides[-1]) <= min(map(abs, part.strides)):
-        out[...] = part
-        return
-    for start in range(0, part.shape[-1], _STRIP):
-        out[..., start : start + _STRIP] = part[..., start : start + _STRIP]

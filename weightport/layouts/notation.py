@@ -3,11 +3,11 @@
 ``wx[input (gate unit)]`` says: the stored tensor has two axes; the first runs over inputs, the second over gates and,
 inside each gate, over units. A parenthesis composes axes in row-major order, as in einops. ``{r z}`` after the
 parameter restricts and orders the gates; ``as [input unit]`` says that the block's bytes, in C order, are declared with
-that other shape (cuDNN weights in Keras files). A list of terms is a concatenation, on the first axis on which the terms
-differ, else on the last; ``{concat: AXIS, of: [...]}`` names the axis.
+that other shape (cuDNN weights in Keras files). A list of terms is a concatenation, on the first axis on which the
+terms differ, else on the last; ``{concat: AXIS, of: [...]}`` names the axis.
 
-Promise: parsing is linear and every mistake is a :class:`LayoutError` that quotes the text. Limit: an axis that is indexed
-(gate, layer, direction) stands at the outer or inner end of its parenthesis, so that every block is a slice.
+Promise: parsing is linear and every mistake is a :class:`LayoutError` that quotes the text. Limit: an axis that is
+indexed (gate, layer, direction) stands at the outer or inner end of its parenthesis, so that every block is a slice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
 INDEXED = ("layer", "direction", "gate")
 AXES = (*INDEXED, "input", "hidden", "unit")
 
-_TERM = re.compile(r"\s*(?P<param>\w+)\s*(?:\{(?P<gates>[^{}]*)\})?\s*\[(?P<axes>[^\[\]]*)\]\s*(?:as\s*\[(?P<as>[^\[\]]*)\]\s*)?")
+_TERM = re.compile(
+    r"\s*(?P<param>\w+)\s*(?:\{(?P<gates>[^{}]*)\})?\s*\[(?P<axes>[^\[\]]*)\]\s*(?:as\s*\[(?P<as>[^\[\]]*)\]\s*)?"
+)
 _TOKEN = re.compile(r"\s*(\(|\)|[A-Za-z_]+|1)")
 
 Group = tuple[str, ...]  #: the axes composed into one dimension, outermost first; ``()`` is a dimension of size 1
@@ -81,12 +83,19 @@ def parse_packing(value: Any, where: str) -> Packing:
     axis: int | None = None
     if isinstance(value, Mapping):
         unknown = [k for k in value if k not in ("concat", "of")]
-        if unknown or "of" not in value or not isinstance(value.get("concat"), int) or isinstance(value["concat"], bool):
+        if (
+            unknown
+            or "of" not in value
+            or not isinstance(value.get("concat"), int)
+            or isinstance(value["concat"], bool)
+        ):
             raise LayoutError(f"{where}: expected {{concat: AXIS, of: [TERM, ...]}}, found {dict(value)!r}")
         axis, value = value["concat"], value["of"]
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(t, str) for t in texts):
-        raise LayoutError(f"{where}: expected a term such as 'wx[input (gate unit)]' or a list of terms, found {value!r}")
+        raise LayoutError(
+            f"{where}: expected a term such as 'wx[input (gate unit)]' or a list of terms, found {value!r}"
+        )
     terms = tuple(parse_term(text, where) for text in texts)
     shapes = [t.declared or t.axes for t in terms]
     if len({len(s) for s in shapes}) != 1:
@@ -118,7 +127,8 @@ def parse_term(text: str, where: str) -> Term:
     flat = [axis for group in axes for axis in group]
     for axis in flat:
         if axis not in allowed:
-            raise LayoutError(f"{where}: {param} has no axis {axis!r} in {text!r}; {closest(axis, allowed) or 'one of ' + ', '.join(sorted(allowed))}")
+            hint = closest(axis, allowed) or f"one of {', '.join(sorted(allowed))}"
+            raise LayoutError(f"{where}: {param} has no axis {axis!r} in {text!r}; {hint}")
     if len(set(flat)) != len(flat):
         raise LayoutError(f"{where}: an axis stands twice in {text!r}")
     missing = [a for a in PARAMETERS[param] if a not in flat and a != "gate"]
@@ -129,14 +139,20 @@ def parse_term(text: str, where: str) -> Term:
         # Outer or inner end: after the indexed ones are taken off either end, none may be left between the others.
         core = [k for k, indexed in enumerate(inside) if not indexed]
         if core and any(inside[core[0] : core[-1] + 1]):
-            raise LayoutError(f"{where}: in {text!r} gate, layer and direction must stand at an end of their parenthesis")
+            raise LayoutError(
+                f"{where}: in {text!r} gate, layer and direction must stand at an end of their parenthesis"
+            )
         if core and inside[0] and inside[-1]:
-            raise LayoutError(f"{where}: in {text!r} gate, layer and direction must stand at one end of their parenthesis")
+            raise LayoutError(
+                f"{where}: in {text!r} gate, layer and direction must stand at one end of their parenthesis"
+            )
     declared = None
     if match["as"] is not None:
         declared = _groups(match["as"], text, where)
         if sorted(a for g in declared for a in g) != sorted(flat) or any(a in INDEXED for a in flat):
-            raise LayoutError(f"{where}: 'as' in {text!r} must rearrange the same axes, without gate, layer and direction")
+            raise LayoutError(
+                f"{where}: 'as' in {text!r} must rearrange the same axes, without gate, layer and direction"
+            )
     return Term(param, gates, axes, declared)
 
 

@@ -91,7 +91,9 @@ def stacked(units: Iterable[Unit], below: str = "") -> list[Cell]:
         if _fills_a_grid(members):
             ordered = sorted(members, key=lambda m: (m[0], DIRECTIONS.index(m[1])))
             units_ = tuple(replace(u, layer=k, direction=d) for k, d, u in ordered)
-            cells.append(Cell(_holding([_layer_scope(u, [m[2] for m in members]) for u in units_]), units_[0].layout, units_))
+            cells.append(
+                Cell(_holding([_layer_scope(u, [m[2] for m in members]) for u in units_]), units_[0].layout, units_)
+            )
         else:
             cells.extend(_alone(unit) for _, _, unit in members)
     return cells
@@ -101,11 +103,25 @@ def _alone(unit: Unit) -> Cell:
     return Cell(_layer_scope(unit, [unit]), unit.layout, (replace(unit, layer=0, direction=FORWARD),))
 
 
+def is_place(scope: str) -> bool:
+    """Whether a scope's own name is that of a layer or a direction of a stack."""
+    return any(pattern.fullmatch(scope) for pattern in (_LAYER, _FORWARD, _BACKWARD))
+
+
+def place_of(scope: str, below: str, layout: Layout) -> tuple[int, str]:
+    """The layer and direction of a cell at a scope, told by the scopes below ``below``."""
+    return _placed(scope, below, layout, 0, FORWARD)[1:]
+
+
 def _key(unit: Unit, below: str) -> tuple[tuple[str, ...], int, str]:
     """The path with its layers and directions taken out; layer and direction."""
-    parts = unit.scope.split("/") if unit.scope else []
+    return _placed(unit.scope, below, unit.layout, unit.layer, unit.direction)
+
+
+def _placed(scope: str, below: str, layout: Layout, layer: int, direction: str) -> tuple[tuple[str, ...], int, str]:
+    parts = scope.split("/") if scope else []
     skip = len(below.split("/")) if below else 0
-    layer, direction, inside = unit.layer, unit.direction, False
+    inside = False
     key = []
     for number, part in enumerate(parts):
         if number < skip:
@@ -117,11 +133,11 @@ def _key(unit: Unit, below: str) -> tuple[tuple[str, ...], int, str]:
         elif _FORWARD.fullmatch(part) or _BACKWARD.fullmatch(part):
             direction = FORWARD if _FORWARD.fullmatch(part) else BACKWARD
             inside, part = True, "{direction}"
-        elif number == len(parts) - 1 and (inside or unit.layout.inner):
+        elif number == len(parts) - 1 and (inside or layout.inner):
             # Keras numbers the cells of a model through, whatever layer and direction they are of.
             match = _NUMBERED.fullmatch(part)
             assert match is not None
-            if unit.layout.inner == match[1] and not inside:
+            if layout.inner == match[1] and not inside:
                 layer = int(match[2] or 0)
             part = match[1]
         key.append(part)

@@ -1,9 +1,10 @@
 """Layout tables: gate packing as data. A :class:`Layout` is one flavour of one cell kind; its forms are its spellings.
 
-A table (YAML, or a mapping's ``layouts:`` block) gives, for each stored tensor of a cell, its name under the cell's scope
-and its packing in the notation of :mod:`weightport.layouts.notation`. In names, ``{gate}`` (``{GATE}`` in capitals),
-``{layer}`` and ``{direction}`` stand for an index that lives in the name; a ``?`` at the end marks a tensor that a cell may
-lack. ``~z`` in ``gates`` is a gate whose meaning is complemented (it keeps where the canonical one replaces).
+A table (YAML, or a mapping's ``layouts:`` block) gives, for each stored tensor of a cell, its name under the cell's
+scope and its packing in the notation of :mod:`weightport.layouts.notation`. In names, ``{gate}`` (``{GATE}`` in
+capitals), ``{layer}`` and ``{direction}`` stand for an index that lives in the name; a ``?`` at the end marks a tensor
+that a cell may lack. ``~z`` in ``gates`` is a gate whose meaning is complemented (it keeps where the canonical one
+replaces).
 
 Promise: a table is validated whole, all its problems at once. Limit: pure data; nothing here reads a model.
 """
@@ -27,8 +28,8 @@ KIND_GATES: Mapping[str, tuple[str, ...]] = {"lstm": ("i", "f", "g", "o"), "gru"
 PARAM_GATES: Mapping[tuple[str, str], tuple[str, ...]] = {("lstm", "wp"): ("i", "f", "o")}
 
 _KEYS = {
-    "title", "source", "gates", "gate_names", "complement", "derived", "forget_bias", "activation", "recurrent_activation",
-    "reset", "cells", "inner", "directions", "tensors", "variants", "spellings", "suffixes",
+    "title", "source", "gates", "gate_names", "complement", "derived", "forget_bias", "activation",
+    "recurrent_activation", "reset", "cells", "fixed", "inner", "directions", "tensors", "variants", "spellings", "suffixes",
 }  # fmt: skip
 _VARIANT_KEYS = {"title", "reset", "forget_bias", "tensors", "cells"}
 #: Where a GRU's reset gate acts; ``unknown`` where a file cannot say.
@@ -83,6 +84,8 @@ class Layout:
         derived: gates that are not stored but follow from another one: ``{"i": "~f"}`` for coupled gates.
         forms: every spelling and packing, the preferred one first.
         activation, recurrent_activation: what the framework uses by default; a file or a mapping may say otherwise.
+        fixed: what the framework always has so: ``activation``, ``recurrent_activation``, ``forget_bias``, or no
+            ``cell_clip``, ``proj_clip``.
         inner: a scope that may stand between a layer's scope and its tensors (``lstm/lstm_cell/kernel``).
         directions: ``forward`` / ``backward`` -> text in names.
         suffixes: several cells of one scope are told apart by ``_1``, ``_2`` at the end of the tensors' names.
@@ -97,6 +100,7 @@ class Layout:
     derived: Mapping[str, str] = field(default_factory=dict)
     activation: str | None = None
     recurrent_activation: str | None = None
+    fixed: frozenset[str] = frozenset()
     inner: str = ""
     directions: Mapping[str, str] = field(default_factory=dict)
     suffixes: bool = False
@@ -186,7 +190,9 @@ def parse_layout(name: str, table: Any, where: str) -> Layout:
         problems.append(Problem(where, "the table has no tensors"))
     directions = table.get("directions") or {}
     if not isinstance(directions, Mapping) or set(directions) - {"forward", "backward"}:
-        problems.append(Problem(f"{where}.directions", f"expected {{forward: TEXT, backward: TEXT}}, found {directions!r}"))
+        problems.append(
+            Problem(f"{where}.directions", f"expected {{forward: TEXT, backward: TEXT}}, found {directions!r}")
+        )
         directions = {}
     if problems:
         raise LayoutError(problems)
@@ -201,6 +207,7 @@ def parse_layout(name: str, table: Any, where: str) -> Layout:
         derived=derived,
         activation=table.get("activation"),
         recurrent_activation=table.get("recurrent_activation"),
+        fixed=frozenset(table.get("fixed") or ()),
         inner=str(table.get("inner", "")),
         directions={str(k): str(v) for k, v in directions.items()},
         suffixes=bool(table.get("suffixes", False)),

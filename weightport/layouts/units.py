@@ -1,7 +1,8 @@
 """One RNN cell as a file or model stores it: which tensor is which row of which layout, and how large its axes are.
 
-A :class:`Unit` is one layer in one direction. :func:`match` decides by names whether the tensors under a path are a form
-of a layout, and only then solves the axes' sizes from the shapes; names that fit with shapes that don't are no match.
+A :class:`Unit` is one layer in one direction. :func:`match` decides by names whether the tensors under a path are a
+form of a layout, and only then solves the axes' sizes from the shapes; names that fit with shapes that don't are no
+match.
 
 Promise: a layout is never told by shapes alone. Limit: where a layer or direction is an axis of the shape, all of them
 must have the same sizes.
@@ -89,7 +90,7 @@ def match(layout: Layout, form: Form, scope: str, shapes: Shapes, suffix: str = 
         suffix: what follows every tensor's name (``_1`` where several cells share a scope).
     """
     prefix = f"{scope}/" if scope else ""
-    units = []
+    units: list[Unit] = []
     for layer, direction in _indices(layout, form, prefix, shapes):
         tensors = []
         for row, gate in stored_rows(layout, form):

@@ -1,0 +1,325 @@
+"""The Python interface: open, plan, transfer.
+
+Promise: opening and planning read headers only; a transfer is checked whole before the first byte is written or the
+first variable assigned. Limit: a source is a local file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from weightport.errors import Error, FormatError, Problem, RefusedError
+from weightport.tensors import Array, Budget, Index, Source, TensorSpec
+
+if TYPE_CHECKING:
+    from weightport.execute import Progress
+    from weightport.layouts.stacks import Cell
+    from weightport.mapping import Mapping as Rules
+    from weightport.plan import Plan
+    from weightport.scopes import Scope
+
+    AnyMapping = str | os.PathLike[str] | Mapping[str, Any] | Rules
+
+VERSION_KEY, SOURCE_KEY, MAPPING_KEY = "weightport.version", "weightport.source", "weightport.mapping_sha256"
+
+
+class OpenSource:
+    """An open model file, as :func:`open` returns it: a :class:`weightport.tensors.Source` with a scope tree.
+
+    Attributes:
+        format: its format's name.
+        path: as it was given, without ``FORMAT:``.
+    """
+
+    def __init__(self, inner: Source) -> None:
+        self._inner = inner
+        self.format, self.path = inner.format, inner.path
+
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Name -> spec (dtype, shape, nbytes, role), in the file's order. No tensor bytes are read."""
+        return self._inner.specs()
+
+    def read(self, name: str, index: Index = None) -> Array:
+        """A tensor, or the part of it that ``index`` (slices of the leading axes) cuts out, as a numpy array.
+
+        Raises:
+            TensorNotFound: no such name; the message lists the closest.
+            FormatError: truncated or corrupt; checksums are verified where the format has them.
+        """
+        return self._inner.read(name, index)
+
+    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
+        """What the file records about the RNN cell of these tensors (:meth:`weightport.tensors.Source.facts`)."""
+        return self._inner.facts(names)
+
+    def tree(self) -> Scope:
+        """The scope tree; ``print`` draws it."""
+        from weightport.scopes import tree
+
+        return tree({n: s for n, s in self.specs().items() if s.role != "constant"})
+
+    def cells(self) -> list[Cell]:
+        """The RNN cells that are found in it by their tensors' names."""
+        from weightport.scopes import find_cells
+
+        return find_cells(self.specs())
+
+    def close(self) -> None:
+        """Release the file handles; reading afterwards is an error."""
+        self._inner.close()
+
+    def __enter__(self) -> OpenSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a transfer did.
+
+    Attributes:
+        plan: what was carried out.
+        target: the live model that got the values, or None for a file.
+        path: the file that was written, or None for a live model.
+    """
+
+    plan: Plan
+    target: Any = None
+    path: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The document that ``transfer --json`` prints."""
+        return self.plan.as_json()
+
+    def __str__(self) -> str:
+        return str(self.plan)
+
+
+def open(path: str | os.PathLike[str], *, budget: Budget | None = None) -> OpenSource:  # noqa: A001
+    """Open a model file for reading: its header only.
+
+    Args:
+        path: a checkpoint prefix, its ``.index``, a folder that holds a checkpoint or a SavedModel, ``.pb``,
+            ``.pbtxt``, ``.meta``, ``.h5``, ``.npz``, ``.npy`` or ``.safetensors``. The format is told by the content;
+            ``FORMAT:PATH`` forces one.
+        budget: bounds on what the reader takes in, whatever the file claims.
+
+    Raises:
+        FormatError: missing, truncated, corrupt, or no model file that weightport reads.
+    """
+    from weightport.formats.detect import open_source
+
+    return OpenSource(open_source(path, budget=budget))
+
+
+def load_mapping(mapping: AnyMapping) -> Rules:
+    """A mapping from a YAML file or a dict, validated.
+
+    Raises:
+        MappingError: every mistake in it, each with its line.
+    """
+    from weightport.mapping import load_mapping as load
+
+    return load(mapping)
+
+
+@contextmanager
+def _opened(source: Any) -> Iterator[Source]:
+    """A source that is open already stays open; a path is opened and closed again."""
+    if isinstance(source, str | os.PathLike):
+        inner = open(source)
+        try:
+            yield inner
+        finally:
+            inner.close()
+    elif isinstance(source, Source):
+        yield source
+    else:
+        raise Error(f"a source is a path or what weightport.open returns, not {type(source).__name__}")
+
+
+def plan(source: Any, target: Any, mapping: AnyMapping) -> Plan:
+    """What a mapping does to a source and a target. Pure: headers only, nothing is written; ``str(plan)`` is the dry
+    run.
+
+    Args:
+        source: a path or an open source.
+        target: a path, an open source, a live model (see :func:`transfer`), or None: exactly what the mapping produces.
+        mapping: a path, a dict or a loaded mapping.
+
+    Returns:
+        The plan, with its problems in ``plan.problems``; ``plan.check()`` raises them.
+
+    Raises:
+        MappingError: the mapping itself is wrong.
+        FormatError: a file is missing or corrupt.
+    """
+    from weightport.plan import plan as make
+
+    rules = load_mapping(mapping)
+    with _opened(source) as opened:
+        if target is None:
+            return make(opened, None, rules)
+        if isinstance(target, str | os.PathLike):
+            with _opened(target) as file:
+                return make(opened, file, rules, target_name=file.path)
+        if isinstance(target, Source) and hasattr(target, "read"):
+            return make(opened, target, rules, target_name=target.path)
+        from weightport.targets.registry import live_target
+
+        live = live_target(target)
+        return make(opened, live, rules, target_name=f"the {live.kind} model")
+
+
+def transfer(
+    source: Any,
+    target: Any,
+    mapping: AnyMapping,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    format: str | None = None,
+    expect_sha256: str | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Result:
+    """Move weights into a live model, or into a file.
+
+    Args:
+        source: a path or an open source. One that is given open has to stay open as long as a TensorFlow graph may run
+            its initializers.
+        target: a live model - a ``tf.Graph`` (``tf.compat.v1``), a Keras 3 or legacy Keras model or layer, a
+            ``tf.Module``, a list of ``tf.Variable`` - or, with ``out``, a file that describes the new model, or None.
+        mapping: a path, a dict or a loaded mapping.
+        out: the file to write: ``.npz``, ``.safetensors``, ``.h5``, a checkpoint prefix ``tf-checkpoint:PREFIX`` or one
+            that ends in ``.ckpt``. It holds the target's tensors, kept values included; without a target, what the
+            mapping produces.
+        format: the format of ``out``, where its suffix does not say.
+        expect_sha256: refuse any other source (:func:`weightport.formats.files.digest`).
+        progress: called with the number of bytes as they are written.
+        options: for a graph: ``session`` (one that has run it already) and ``large_constants`` (``"refuse"`` or
+            ``"variable"``: what becomes of constants beyond protobuf's 2 GiB).
+
+    Returns:
+        The plan that was carried out, and the live model (or the file's path).
+
+    Raises:
+        MappingError: the mapping is wrong.
+        PlanError: it does not fit the source or the target; all problems at once. Nothing was written or assigned.
+        FormatError: the source is truncated, corrupt, or not the file that was expected.
+        RefusedError: it could do harm (a destination that is the source); the message says what to do instead.
+    """
+    from weightport import __version__
+    from weightport.plan import plan as make
+
+    rules = load_mapping(mapping)
+    if out is None and (target is None or isinstance(target, str | os.PathLike)):
+        raise Error("to write a file, say where: out='model.npz'")
+    if out is None:
+        return _into_model(source, target, rules, expect_sha256, options)
+    if options:
+        raise Error(f"{', '.join(options)}: for live models only")
+    from weightport.execute import write_file
+    from weightport.formats.detect import writer_for
+
+    like = os.fspath(target) if target is not None else None
+    with _opened(source) as opened:
+        _expect(opened.path, expect_sha256, rules)
+        if like is None:
+            planned, kept = make(opened, None, rules), None
+            path, write = writer_for(os.fspath(out), format=format)
+            _refuse_inputs(path, [opened.path])
+            write_file(
+                planned.check(),
+                opened,
+                kept,
+                path,
+                write,
+                metadata=_provenance(opened, rules, __version__),
+                progress=progress,
+            )
+            return Result(planned, path=path)
+        with _opened(like) as file:
+            planned = make(opened, file, rules, target_name=file.path)
+            path, write = writer_for(os.fspath(out), format=format, like=like)
+            _refuse_inputs(path, [opened.path, file.path])
+            write_file(
+                planned.check(),
+                opened,
+                file,
+                path,
+                write,
+                metadata=_provenance(opened, rules, __version__),
+                progress=progress,
+            )
+            return Result(planned, path=path)
+
+
+def _into_model(
+    source: Any, target: Any, rules: Rules, expect_sha256: str | None, options: Mapping[str, Any]
+) -> Result:
+    from weightport.execute import live_values
+    from weightport.plan import plan as make
+    from weightport.targets.registry import is_graph, live_target
+
+    live = live_target(target, **options)
+    own = isinstance(source, str | os.PathLike)
+    opened: Any = open(source) if own else source
+    if not isinstance(opened, Source):
+        raise Error(f"a source is a path or what weightport.open returns, not {type(source).__name__}")
+    # A graph reads when its initializers run: the source is closed with the graph that holds them.
+    stays = is_graph(target)
+    try:
+        _expect(opened.path, expect_sha256, rules)
+        planned = make(opened, live, rules, target_name=f"the {live.kind} model").check()
+        return Result(planned, live.assign(live_values(planned, opened)))
+    except BaseException:
+        stays = False
+        raise
+    finally:
+        if own and not stays:
+            opened.close()
+
+
+def _expect(path: str, expect_sha256: str | None, rules: Rules) -> None:
+    """Refuse a source that is not the file the mapping, or the caller, is pinned to."""
+    wanted = [
+        (w.lower(), who) for w, who in ((expect_sha256, "asked for"), (rules.source.sha256, "the mapping is for")) if w
+    ]
+    if not wanted:
+        return
+    from weightport.formats.files import digest
+
+    found = digest(path)
+    for want, who in wanted:
+        if found != want:
+            raise FormatError(
+                path, f"its SHA-256 is {found}; {who} {want}", hint="this is another file, or a damaged one"
+            )
+
+
+def _refuse_inputs(path: str, inputs: Sequence[str]) -> None:
+    """A destination that is one of the files that are read."""
+    from weightport.formats.files import files_of
+
+    written = {path, f"{path}.index"}
+    for given in inputs:
+        for file in files_of(given):
+            if any(os.path.exists(w) and os.path.samefile(w, file) for w in written):
+                raise RefusedError(Problem(path, f"is {given} itself, which is only read", "write to another path"))
+
+
+def _provenance(source: Source, rules: Rules, version: str) -> dict[str, str]:
+    return {
+        VERSION_KEY: version,
+        SOURCE_KEY: os.path.basename(source.path.rstrip("/")),
+        MAPPING_KEY: rules.digest,
+    }

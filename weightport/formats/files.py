@@ -1,0 +1,56 @@
+"""The files that a model is made of, and their digest.
+
+Promise: the digest of a model in one file is that file's SHA-256, as ``sha256sum`` prints it; of a model in several,
+the SHA-256 of the lines ``<sha256>  <name>`` of its files, sorted by name, as ``sha256sum`` prints them for files of
+one folder.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+
+from weightport.formats import tf_paths
+from weightport.formats._io import ByteFile
+from weightport.formats.detect import split_format
+
+
+def files_of(path: str | os.PathLike[str]) -> list[str]:
+    """Every file of the model at a path (``FORMAT:PATH`` too), in the order of their names.
+
+    Raises:
+        FormatError: there is no such file or checkpoint.
+    """
+    _, text = split_format(os.fspath(path))
+    if os.path.isfile(text) and not text.endswith(".index") and os.path.basename(text) != tf_paths.STATE:
+        return [text]
+    resolved = tf_paths.resolve(text)
+    if resolved.kind == "saved_model":
+        found = [os.path.join(folder, name) for folder, _, names in os.walk(resolved.prefix) for name in names]
+        return sorted(found)
+    if resolved.kind == "v2":
+        return sorted([*resolved.paths, *glob.glob(glob.escape(resolved.prefix) + ".data-*-of-*")])
+    return sorted(resolved.paths)
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a model's content, in hexadecimal; see the module for models of several files.
+
+    Raises:
+        FormatError: a file is missing or cannot be read.
+    """
+    files = files_of(path)
+    if len(files) == 1:
+        return _sha256(files[0])
+    base = os.path.dirname(files[0]) if len({os.path.dirname(f) for f in files}) == 1 else os.path.commonpath(files)
+    lines = sorted((os.path.relpath(f, base), _sha256(f)) for f in files)
+    return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in lines).encode()).hexdigest()
+
+
+def _sha256(path: str) -> str:
+    found = hashlib.sha256()
+    with ByteFile(path) as file:
+        for chunk in file.chunks(0, file.size):
+            found.update(chunk)
+    return found.hexdigest()

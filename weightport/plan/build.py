@@ -1,0 +1,412 @@
+"""Rules, source specs and target specs to a :class:`~weightport.plan.model.Plan`.
+
+Promise: every source tensor, target tensor and rule is accounted for, and every problem is found in one pass. Ignored
+source tensors and kept target tensors are never matched by a pattern, only by their full name. Limit: constants of a
+graph are no weights: they can be moved, they need not be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from weightport.errors import Error, LayoutError, Problem, closest
+from weightport.mapping.patterns import Glob, Pattern
+from weightport.mapping.rules import CellRule, InitRule, Rule, TensorRule
+from weightport.mapping.rules import Mapping as Rules
+from weightport.plan import cells, ops
+from weightport.plan.initial import Gates, initialized
+from weightport.plan.model import (
+    CONSTANT,
+    IGNORED,
+    INITIALIZED,
+    KEPT,
+    MOVED,
+    UNCLAIMED,
+    UNCOVERED,
+    UNUSED,
+    Item,
+    Outcome,
+    Plan,
+    TargetView,
+)
+from weightport.tensors import Source, TensorSpec
+from weightport.values import Expr, Leaf
+
+REFUSED = "refused"
+_LISTED = 50
+
+
+def plan(source: Source, target: TargetView | None, mapping: Rules, *, target_name: str = "") -> Plan:
+    """What the mapping does to this source and this target.
+
+    Args:
+        source: an open source; only its headers are read.
+        target: the new model's tensors, or None: the result is exactly what the mapping produces.
+        mapping: the rules.
+        target_name: what messages call the target.
+    """
+    return Builder(source, target, mapping, target_name or "the target").build()
+
+
+def matching(globs: Sequence[Glob], names: Iterable[str], scope: str) -> frozenset[str]:
+    """The names that a glob matches, in full or below the side's scope."""
+    prefix = f"{scope}/" if scope else ""
+    found = set()
+    for name in names:
+        below = name[len(prefix) :] if prefix and name.startswith(prefix) else None
+        if any(g.matches(name) or (below is not None and g.matches(below)) for g in globs):
+            found.add(name)
+    return frozenset(found)
+
+
+@dataclass(slots=True)
+class Builder:
+    """A plan under construction."""
+
+    source: Source
+    target: TargetView | None
+    mapping: Rules
+    target_name: str
+    problems: list[Problem] = field(default_factory=list)
+    items: dict[str, Item] = field(default_factory=dict)
+    moved: set[str] = field(default_factory=set)
+    outcomes: list[Outcome] = field(default_factory=list)
+    ignored: frozenset[str] = frozenset()
+    kept: frozenset[str] = frozenset()
+    specs: Mapping[str, TensorSpec] = field(default_factory=dict)
+    target_specs: Mapping[str, TensorSpec] = field(default_factory=dict)
+    candidates: list[str] = field(default_factory=list)
+
+    def prepare(self) -> None:
+        """Read the headers, and find what is ignored and kept."""
+        self.specs = self.source.specs()
+        if self.target is not None:
+            self.target_specs = self.target.specs()
+        self.ignored = matching(self.mapping.ignore, self.specs, self.mapping.source.scope)
+        self.kept = matching(self.mapping.keep, self.target_specs, self.mapping.target.scope)
+        self.candidates = [n for n in self.specs if n not in self.ignored and self.specs[n].role != "constant"]
+
+    def build(self) -> Plan:
+        """The plan."""
+        self.prepare()
+        for rule in self.mapping.rules:
+            before = len(self.problems)
+            outcome = self.rule(rule)
+            if len(self.problems) > before:
+                outcome = Outcome(
+                    rule.name, rule.where, REFUSED, outcome.sources, outcome.targets, rule.constant, False
+                )
+            self.outcomes.append(outcome)
+        source = self.account_source()
+        target = self.account_target()
+        return Plan(
+            source_name=self.source.path,
+            target_name=self.target_name if self.target is not None else "",
+            items={n: self.items[n] for n in self._order()},
+            outcomes=tuple(self.outcomes),
+            source=source,
+            target=target,
+            specs=self.target_specs if self.target is not None else {n: i.spec for n, i in self.items.items()},
+            problems=tuple(self.problems),
+            description=self.mapping.description,
+            source_specs=self.specs,
+        )
+
+    def _order(self) -> Iterable[str]:
+        return (n for n in self.target_specs if n in self.items) if self.target is not None else self.items
+
+    # Rules -----------------------------------------------------------------------------------------------------------
+
+    def rule(self, rule: Rule) -> Outcome:
+        """Carry out one rule; problems are collected."""
+        if isinstance(rule, CellRule):
+            return self.cell(rule)
+        if isinstance(rule, InitRule):
+            return self.initialize(rule)
+        return self.tensors(rule)
+
+    def cell(self, rule: CellRule) -> Outcome:
+        """A whole cell."""
+        mine = cells.Side(self.specs, self.source.facts, self.mapping.source.scope)
+        other = None
+        if self.target is not None:
+            other = cells.Side(self.target_specs, self.target.facts, self.mapping.target.scope)
+        if rule.optional and not self._has_cell(rule, mine):
+            return self._unused(rule)
+        moved = cells.move(rule, mine, other, self.mapping.layouts, self.ignored, self.mapping.target.scope)
+        self.problems.extend(moved.problems)
+        for name, expr in moved.exprs().items():
+            self.claim(rule, name, expr)
+        self.moved.update(moved.sources)
+        return Outcome(
+            rule.name,
+            rule.where,
+            MOVED,
+            tuple(moved.sources),
+            tuple(moved.parts),
+            rule.constant,
+            moved.exact,
+            moved.classed if moved.exact else "assumed",
+            tuple(moved.notes),
+        )
+
+    def _has_cell(self, rule: CellRule, side: cells.Side) -> bool:
+        try:
+            cells.found_cell(rule.source, side, self.mapping.layouts, self.ignored)
+        except LayoutError:
+            return False
+        return True
+
+    def tensors(self, rule: TensorRule) -> Outcome:
+        """Tensors by name."""
+        sources: dict[str, None] = {}
+        targets: dict[str, None] = {}
+        notes: list[str] = []
+        for names, bindings in self.matches(rule):
+            try:
+                outs = [p.joined(self.mapping.target.scope).format(bindings) for p in rule.targets]
+            except Error as error:
+                self.problems.extend(error.problems)
+                continue
+            if self._skipped(rule, outs):
+                continue
+            missing = [n for n in names if n not in self.specs]
+            if missing:
+                self.problems.extend(self._no_source(rule, n) for n in missing)
+                continue
+            leaves = [Leaf(n, self.specs[n]) for n in names]
+            try:
+                exprs, said = ops.apply(rule.ops, leaves, outs)
+            except ops.Unfit as reason:
+                what, *hint = reason.args
+                where = f"{rule.where}: {', '.join(map(repr, names))}"
+                self.problems.append(Problem(where, what, hint[0] if hint else ""))
+                continue
+            except Error as error:
+                self.problems.extend(error.problems)
+                continue
+            notes.extend(s for s in said if s not in notes)
+            for out, expr in zip(outs, exprs, strict=True):
+                self.claim(rule, out, expr)
+            self.moved.update(names)
+            sources.update(dict.fromkeys(names))
+            targets.update(dict.fromkeys(outs))
+        if not targets:
+            if rule.optional:
+                return self._unused(rule)
+            if not any(p.where.startswith(rule.where) for p in self.problems):
+                self.problems.append(self._nothing(rule))
+        classed = ops.classed(rule.ops)
+        return Outcome(
+            rule.name, rule.where, MOVED, tuple(sources), tuple(targets), rule.constant, True, classed, tuple(notes)
+        )
+
+    def matches(self, rule: TensorRule) -> Iterator[tuple[list[str], dict[str, str]]]:
+        """The source names of every match, with what its patterns bind."""
+        patterns = [p.joined(self.mapping.source.scope) for p in rule.sources]
+        first = patterns[0]
+        if first.is_literal:
+            found: Iterable[tuple[str, dict[str, str] | None]] = [(first.format({}), {})]
+            if rule.optional and first.format({}) not in self.specs:
+                return
+        else:
+            found = ((n, first.match(n)) for n in self.candidates if n.startswith(first.prefix))
+        for name, bindings in found:
+            if bindings is None:
+                continue
+            try:
+                yield [name, *(p.format(bindings) for p in patterns[1:])], bindings
+            except Error as error:
+                self.problems.extend(error.problems)
+
+    def _skipped(self, rule: TensorRule, outs: Sequence[str]) -> bool:
+        """Whether a match is none of this rule's business: its targets are kept, or (optional) not there."""
+        if not any(p.is_literal for p in rule.targets) and any(n in self.kept for n in outs):
+            return True
+        return rule.optional and self.target is not None and any(n not in self.target_specs for n in outs)
+
+    def initialize(self, rule: InitRule) -> Outcome:
+        """Initial values for what no earlier rule covers."""
+        found: dict[str, None] = {}
+        gates = Gates(self.target_specs, self.mapping.layouts)
+        if self.target is None:
+            what = "initialize needs a TARGET: without one, the shapes are not known"
+            self.problems.append(Problem(rule.where, what))
+            return self._unused(rule)
+        for name in self._initial_names(rule):
+            spec = self.target_specs[name]
+            found[name] = None
+            try:
+                expr = initialized(rule.initializer, name, spec, gates)
+            except Error as error:
+                self.problems.extend(Problem(f"{rule.where}: {p.where}", p.what, p.hint) for p in error.problems)
+                continue
+            self.claim(rule, name, expr, initialized=True)
+        if not found and not rule.optional and not any(p.where.startswith(rule.where) for p in self.problems):
+            self.problems.append(self._nothing(rule))
+        return Outcome(rule.name, rule.where, INITIALIZED if found else UNUSED, (), tuple(found), rule.constant)
+
+    def _initial_names(self, rule: InitRule) -> list[str]:
+        if rule.target_cell is not None:
+            assert self.target is not None
+            side = cells.Side(self.target_specs, self.target.facts, self.mapping.target.scope)
+            try:
+                return list(cells.found_cell(rule.target_cell, side, self.mapping.layouts).names)
+            except LayoutError as error:
+                if not rule.optional:
+                    self.problems.extend(Problem(rule.target_cell.where, p.what, p.hint) for p in error.problems)
+                return []
+        names: dict[str, None] = {}
+        for pattern in (p.joined(self.mapping.target.scope) for p in rule.targets):
+            if not pattern.is_literal:
+                free = (n for n in self.target_specs if n not in self.items and n not in self.kept)
+                names.update(dict.fromkeys(n for n in free if pattern.match(n) is not None))
+                continue
+            name = pattern.format({})
+            if name in self.target_specs:
+                names[name] = None
+            elif not rule.optional:
+                self.problems.append(self._no_target(rule, name))
+        return list(names)
+
+    # Claims and accounts ---------------------------------------------------------------------------------------------
+
+    def claim(self, rule: Rule, name: str, expr: Expr, *, initialized: bool = False) -> None:
+        """Give a target tensor its value; what does not fit is a problem."""
+        spec = TensorSpec.of(expr.dtype, expr.shape) if expr.dtype.kind != "O" else self._strings(expr)
+        if self.target is not None:
+            if name not in self.target_specs:
+                self.problems.append(self._no_target(rule, name))
+                return
+            want = self.target_specs[name]
+            problem = unfit(rule.where, name, expr, want)
+            if problem is not None:
+                self.problems.append(problem)
+                return
+            spec = want
+        known = self.items.get(name)
+        if known is not None:
+            if known.expr != expr or known.constant != rule.constant:
+                what = f"target tensor {name!r} was given another value by {known.rule}"
+                self.problems.append(Problem(rule.where, what, "the first rule wins; take it out of one of them"))
+            return
+        self.items[name] = Item(name, spec, expr, rule.constant, rule.name, initialized)
+
+    def _strings(self, expr: Expr) -> TensorSpec:
+        nbytes = sum(self.specs[n].nbytes for n in expr.leaves())
+        return TensorSpec(expr.dtype, expr.shape, nbytes)
+
+    def account_source(self) -> dict[str, str]:
+        """A disposition for every source tensor, and a problem for each that has none."""
+        found: dict[str, str] = {}
+        left: list[str] = []
+        for name in self.specs:
+            if name in self.moved:
+                found[name] = MOVED
+            elif self.specs[name].role == "constant":
+                continue
+            elif name in self.ignored:
+                found[name] = IGNORED
+            else:
+                found[name] = UNCLAIMED
+                left.append(name)
+        refused = any(o.disposition == REFUSED for o in self.outcomes)
+        for name in left[:_LISTED]:
+            spec = self.specs[name]
+            kind = "tensor" if spec.role == "weight" else spec.role
+            what = f"source {kind} {name!r} ({spec.dtype_name} {list(spec.shape)}) is claimed by no rule"
+            hint = "a rule above was refused" if refused else "move it by a rule, or list it under ignore:"
+            self.problems.append(Problem(self.source.path, what, hint))
+        self._more(left, "source tensors are claimed by no rule", self.source.path)
+        return found
+
+    def account_target(self) -> dict[str, str]:
+        """A disposition for every target tensor, and a problem for each that has none."""
+        if self.target is None:
+            return {n: item.disposition for n, item in self.items.items()}
+        found: dict[str, str] = {}
+        left: list[str] = []
+        for name, spec in self.target_specs.items():
+            if name in self.items:
+                found[name] = self.items[name].disposition
+            elif name in self.kept or spec.role != "weight":
+                found[name] = KEPT
+            else:
+                found[name] = UNCOVERED
+                left.append(name)
+        refused = any(o.disposition == REFUSED for o in self.outcomes)
+        for name in left[:_LISTED]:
+            spec = self.target_specs[name]
+            what = f"target tensor {name!r} ({spec.dtype_name} {list(spec.shape)}) gets no value"
+            hint = "a rule above was refused" if refused else "move or initialize: it by a rule, or list it under keep:"
+            self.problems.append(Problem(self.target_name, what, hint))
+        self._more(left, "target tensors get no value", self.target_name)
+        return found
+
+    def _more(self, left: Sequence[str], what: str, where: str) -> None:
+        if len(left) > _LISTED:
+            self.problems.append(
+                Problem(where, f"{len(left) - _LISTED:,} more {what}", f"the next is {left[_LISTED]!r}")
+            )
+
+    # Messages --------------------------------------------------------------------------------------------------------
+
+    def _unused(self, rule: Rule) -> Outcome:
+        return Outcome(rule.name, rule.where, UNUSED, constant=rule.constant)
+
+    def _nothing(self, rule: TensorRule | InitRule) -> Problem:
+        if isinstance(rule, TensorRule):
+            pattern, names, where = rule.sources[0], self.specs, self.source.path
+            scope = self.mapping.source.scope
+        else:
+            pattern = rule.targets[0] if rule.targets else Pattern("", rule.where)
+            names, where, scope = self.target_specs, self.target_name, self.mapping.target.scope
+        text = str(pattern.joined(scope))
+        hidden = self.ignored if isinstance(rule, TensorRule) else self.kept
+        if any(pattern.joined(scope).match(n) is not None for n in hidden):
+            key = "ignore" if isinstance(rule, TensorRule) else "keep"
+            return Problem(rule.where, f"{text!r} matches only tensors that {key}: lists", "")
+        hint = closest(text, names)
+        return Problem(rule.where, f"{text!r} matches no tensor of {where}", hint or "optional: true if it need not")
+
+    def _no_source(self, rule: Rule, name: str) -> Problem:
+        return Problem(f"{rule.where}.from", f"no tensor {name!r} in {self.source.path}", closest(name, self.specs))
+
+    def _no_target(self, rule: Rule, name: str) -> Problem:
+        return Problem(
+            f"{rule.where}.to", f"no tensor {name!r} in {self.target_name}", closest(name, self.target_specs)
+        )
+
+
+def unfit(where: str, name: str, expr: Expr, want: TensorSpec) -> Problem | None:
+    """The problem if a value does not have the target's shape and dtype, with the operation that would make it fit."""
+    faults, hint = [], ""
+    if expr.shape != want.shape:
+        faults.append(f"shape {list(expr.shape)} for the target's {list(want.shape)}")
+        hint = _reshaping(expr.shape, want.shape)
+    if expr.dtype != want.dtype:
+        faults.append(f"dtype {expr.dtype.name} for the target's {want.dtype_name}")
+        hint = hint or f"cast: {want.dtype_name}"
+    if not faults:
+        return None
+    return Problem(f"{where}: {name!r}", "; ".join(faults), hint)
+
+
+def _reshaping(shape: tuple[int, ...], want: tuple[int, ...]) -> str:
+    if len(shape) == len(want) and sorted(shape) == sorted(want):
+        axes = "abcdefgh"[: len(shape)]
+        if len(shape) == 2:
+            return "rearrange: a b -> b a"
+        order, left = [], list(enumerate(shape))
+        for size in want:
+            hit = next(item for item in left if item[1] == size)
+            left.remove(hit)
+            order.append(axes[hit[0]])
+        return f"perhaps rearrange: {' '.join(axes)} -> {' '.join(order)}"
+    if [n for n in shape if n != 1] == [n for n in want if n != 1]:
+        return f"reshape: {list(want)}"
+    return ""
+
+
+__all__ = ["CONSTANT", "Builder", "matching", "plan", "unfit"]

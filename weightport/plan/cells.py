@@ -1,0 +1,254 @@
+"""Whole RNN cells: a rule's two references to the units behind them, unit by unit into the target's tensors.
+
+Promise: sizes, parameters and behaviours that do not agree are refused with the reason, all of them at once. Limit: a
+target that does not exist yet gets the layout's first form that can hold the cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from weightport import values
+from weightport.errors import LayoutError, Problem
+from weightport.layouts import Form, Layout, find_layout
+from weightport.layouts.behaviour import ASSUMED, Behaviour, behaviour, conflicts
+from weightport.layouts.convert import BIJECTIVE, Conversion, Inexact
+from weightport.layouts.stacks import Cell
+from weightport.layouts.units import BACKWARD, FORWARD, Stored, Unit, packed_shape, spelled, stored_rows
+from weightport.mapping.rules import CellRef, CellRule
+from weightport.ranges import Ranges
+from weightport.scopes import resolve_cell
+from weightport.tensors import TensorSpec
+from weightport.values import Expr
+
+Facts = Callable[[Sequence[str]], Mapping[str, Any]]
+
+
+@dataclass(slots=True)
+class Moved:
+    """What a cell rule comes to.
+
+    Attributes:
+        parts: target tensor -> what its parts are computed from, and where they stand.
+        shapes: target tensor -> its shape.
+        sources: every tensor of the source's units.
+    """
+
+    parts: dict[str, list[tuple[Ranges, Expr]]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    sources: list[str] = field(default_factory=list)
+    classed: str = BIJECTIVE
+    exact: bool = True
+    notes: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    def exprs(self) -> dict[str, Expr]:
+        """Target tensor -> what it is computed from."""
+        return {n: values.assemble(self.shapes[n], parts[0][1].dtype, parts) for n, parts in self.parts.items()}
+
+    def say(self, notes: Sequence[str]) -> None:
+        """Add what has not been said yet."""
+        self.notes.extend(n for n in notes if n not in self.notes)
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of the transfer: its tensors and what is recorded about its cells."""
+
+    specs: Mapping[str, TensorSpec]
+    facts: Facts
+    scope: str = ""
+
+
+def layout_of(ref: CellRef, own: Mapping[str, Layout]) -> Layout:
+    """The layout that a reference names, with the gates that it states."""
+    layout = find_layout(ref.layout, own)
+    return layout.with_gates(ref.gates) if ref.gates is not None else layout
+
+
+def scoped(prefix: str, scope: str) -> str:
+    """A scope under the side's own."""
+    return "/".join(s for s in (prefix, scope) if s)
+
+
+def found_cell(ref: CellRef, side: Side, own: Mapping[str, Layout], skip: frozenset[str] = frozenset()) -> Cell:
+    """The cell that a reference means, with the layers and directions that it picks.
+
+    Raises:
+        LayoutError: there is none, there are several, or it lacks a layer or direction that is named.
+    """
+    cell = resolve_cell(side.specs, layout_of(ref, own), scoped(side.scope, ref.scope), skip=skip)
+    units = list(cell.units)
+    if ref.layers is not None:
+        lacking = set(ref.layers) - {u.layer for u in units}
+        if lacking:
+            raise LayoutError(f"no layer {min(lacking)} in {cell.scope!r}, which has {cell.layers}")
+        rank = {layer: number for number, layer in enumerate(ref.layers)}
+        units = [replace(u, layer=rank[u.layer]) for u in units if u.layer in rank]
+    if ref.directions is not None:
+        lacking_direction = set(ref.directions) - {u.direction for u in units}
+        if lacking_direction:
+            raise LayoutError(f"no {min(lacking_direction)} direction in {cell.scope!r}")
+        units = [u for u in units if u.direction in ref.directions]
+    directions = {u.direction for u in units}
+    if directions == {BACKWARD}:  # picked alone, it pairs with whatever stands alone on the other side
+        units = [replace(u, direction=FORWARD) for u in units]
+    return Cell(cell.scope, cell.layout, tuple(units))
+
+
+def move(
+    rule: CellRule,
+    source: Side,
+    target: Side | None,
+    own: Mapping[str, Layout],
+    skip: frozenset[str],
+    prefix: str = "",
+) -> Moved:
+    """Everything that a cell rule moves. Problems are in the result; nothing is raised.
+
+    Args:
+        skip: source tensors that are left behind.
+        prefix: the target's scope, for a target that does not exist yet.
+    """
+    moved = Moved()
+    cells: list[Cell] = []
+    for ref, side, skipped in ((rule.source, source, skip), (rule.target, target, frozenset[str]())):
+        if side is not None:
+            try:
+                cells.append(found_cell(ref, side, own, skipped))
+            except LayoutError as error:
+                moved.problems.extend(Problem(ref.where, p.what, p.hint) for p in error.problems)
+    if moved.problems:
+        return moved
+    cell = cells[0]
+    layout = layout_of(rule.target, own)
+    if layout.kind != cell.layout.kind:
+        what = f"{cell.layout.name} is a cell of another kind than {layout.name}"
+        moved.problems.append(Problem(rule.where, what))
+        return moved
+    for unit, other in _paired(rule, cell, cells[1] if target is not None else None, moved):
+        facts = source.facts(unit.names)
+        mine = behaviour(unit.layout, unit.form, facts, stated(rule.source))
+        if other is None:
+            other = imagined(unit, layout, rule.target, scoped(prefix, target_scope(rule, cell, unit, layout)), mine)
+        its_facts = target.facts(other.names) if target is not None else {}
+        convert(
+            unit,
+            other,
+            mine,
+            behaviour(other.layout, other.form, its_facts, stated(rule.target)),
+            source.specs,
+            rule,
+            moved,
+        )
+    return moved
+
+
+def stated(ref: CellRef) -> dict[str, Any]:
+    """What a mapping says of a cell's behaviour."""
+    return {key: getattr(ref, key) for key in ("forget_bias", "activation", "recurrent_activation", "reset")}
+
+
+def _paired(rule: CellRule, cell: Cell, other: Cell | None, moved: Moved) -> list[tuple[Unit, Unit | None]]:
+    if other is None:
+        return [(unit, None) for unit in cell.units]
+    by_place = {(u.layer, u.direction): u for u in other.units}
+    pairs: list[tuple[Unit, Unit | None]] = [
+        (u, by_place[u.layer, u.direction]) for u in cell.units if (u.layer, u.direction) in by_place
+    ]
+    if not pairs:
+        what = f"no layer and direction on both sides: {_places(cell)} in the source, {_places(other)} in the target"
+        moved.problems.append(Problem(rule.where, what))
+    return pairs
+
+
+def _places(cell: Cell) -> str:
+    return ", ".join(f"{u.layer} {u.direction}" for u in cell.units)
+
+
+def convert(
+    unit: Unit,
+    other: Unit,
+    mine: Behaviour,
+    its: Behaviour,
+    specs: Mapping[str, TensorSpec],
+    rule: CellRule,
+    moved: Moved,
+) -> None:
+    """One unit into another, added to ``moved``."""
+    reset = mine.reset.value or its.reset.value
+    conversion = Conversion(unit, other, specs, (float(mine.forget_bias.value), float(its.forget_bias.value)), reset)
+    problems, assumed = conflicts(mine, its)
+    problems.extend(conversion.problems())
+    where = f"{rule.where}: {unit.scope or '.'} -> {other.scope or '.'}"
+    moved.problems.extend(Problem(where, what) for what in problems)
+    moved.sources.extend(n for n in unit.names if n not in moved.sources)
+    if problems:
+        return
+    for stored in other.tensors:
+        try:
+            parts = conversion.parts(stored)
+        except Inexact as reason:
+            moved.problems.append(Problem(where, str(reason)))
+            continue
+        moved.parts.setdefault(stored.name, []).extend(parts)
+        moved.shapes[stored.name] = packed_shape(other.layout, stored, other.sizes)
+    if assumed:
+        moved.exact = False
+    for side, said, name in (
+        ("source", mine.forget_bias, unit.layout.name),
+        ("target", its.forget_bias, other.layout.name),
+    ):
+        if said.by == ASSUMED and said.value:
+            assumed.append(f"the {side}'s forget bias is not recorded: {said.value:g}, the default of {name}")
+    moved.say([*conversion.notes, *assumed])
+    if conversion.classed != BIJECTIVE:
+        moved.classed = conversion.classed
+
+
+# Targets that do not exist yet ---------------------------------------------------------------------------------------
+
+
+def target_scope(rule: CellRule, cell: Cell, unit: Unit, layout: Layout) -> str:
+    """Where a unit goes in a target that is made by the mapping: as frameworks scope layers and directions."""
+    parts = [rule.target.scope]
+    in_names = "{layer}" in layout.forms[0].rows[0].template
+    if cell.layers > 1 and not in_names:
+        parts.append(f"cell_{unit.layer}")
+    if len(cell.directions) > 1 and not layout.directions:
+        backward = unit.direction == BACKWARD
+        if layout.inner:
+            parts.append(f"{'backward' if backward else 'forward'}_{layout.kind}")
+        else:
+            parts.append("bw" if backward else "fw")
+    return "/".join(p for p in parts if p)
+
+
+def imagined(unit: Unit, layout: Layout, ref: CellRef, scope: str, mine: Behaviour) -> Unit:
+    """The unit of a layout that would hold another unit: the first form that can, else the first that comes close."""
+    wanted = ref.reset or mine.reset.value
+    candidates = [f for f in layout.forms if f.reset is None or wanted is None or f.reset == wanted] or list(
+        layout.forms
+    )
+    made = [made_unit(unit, layout, form, scope) for form in candidates]
+    for candidate in made:
+        if not Conversion(unit, candidate, {}, reset=mine.reset.value).problems():
+            return candidate
+    return made[0]
+
+
+def made_unit(unit: Unit, layout: Layout, form: Form, scope: str) -> Unit:
+    """A unit of that form with another's sizes; tensors that a cell may lack are there if the other has their like."""
+    prefix = f"{scope}/" if scope else ""
+    has = unit.params
+    tensors = []
+    for row, gate in stored_rows(layout, form):
+        params = {t.param for t in row.packing.terms}
+        if row.optional and not params & (has | ({"bi"} if "bt" in has else set())):
+            continue
+        tensors.append(Stored(row, gate, prefix + spelled(layout, row.template, gate, unit.layer, unit.direction)))
+    return Unit(
+        layout, form, scope, unit.layer, unit.direction, tuple(tensors), unit.sizes, {"layer": 0, "direction": 0}
+    )

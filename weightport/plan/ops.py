@@ -1,0 +1,223 @@
+"""The operations of a tensor rule, applied to expressions, in the fixed order of the mapping language.
+
+Promise: an operation that does not fit the shapes is an :class:`Unfit` that says which, before anything is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from weightport import values
+from weightport.initializers import initialize
+from weightport.mapping.rules import Initializer, Ops, Pad, Rearrange, Slices, Split, Vocab
+from weightport.mapping.vocab import read_vocab
+from weightport.ranges import Ranges, whole
+from weightport.tensors import dtype_named
+from weightport.values import Expr
+
+
+class Unfit(Exception):
+    """Why an operation cannot be applied; the second argument is a hint."""
+
+
+#: Operations that lose nothing: the source can be computed from the target.
+BIJECTIONS = {"concat", "rearrange", "reshape", "split"}
+
+
+def classed(ops: Ops) -> str:
+    """``bijective`` where every operation is one, else ``exact``."""
+    return "bijective" if set(ops.given()) <= BIJECTIONS else "exact"
+
+
+def apply(ops: Ops, sources: Sequence[Expr], targets: Sequence[str]) -> tuple[list[Expr], list[str]]:
+    """The target expressions, and what is to be said about them.
+
+    Args:
+        sources: one, or those to concatenate.
+        targets: their names, as many as the parts to split into; the first seeds an initializer.
+
+    Raises:
+        Unfit: an operation does not fit.
+        Error: a vocabulary file cannot be read.
+    """
+    notes: list[str] = []
+    expr = sources[0]
+    if ops.concat is not None:
+        expr = _concat(sources, ops.concat)
+    if ops.slice is not None:
+        expr = _slice(expr, ops.slice)
+    if ops.reshape is not None:
+        expr = _reshape(expr, ops.reshape)
+    if ops.rearrange is not None:
+        expr = rearrange(expr, ops.rearrange)
+    if ops.vocab is not None:
+        expr = _vocab(expr, ops.vocab, targets[0], notes)
+    if ops.pad is not None:
+        expr = _pad(expr, ops.pad)
+    if ops.scale is not None:
+        if not _is_number(expr.dtype):
+            raise Unfit(f"scale: {expr.dtype.name} cannot be scaled")
+        expr = values.Scale(expr, ops.scale)
+    if ops.cast is not None:
+        expr = cast(expr, ops.cast)
+    if ops.split is not None:
+        return _split(expr, ops.split, len(targets)), notes
+    return [expr], notes
+
+
+def _is_number(dtype: np.dtype[Any]) -> bool:
+    return dtype.kind in "fc" or dtype.name.startswith(("bfloat", "float"))
+
+
+def _axis(axis: int, rank: int, what: str) -> int:
+    if not -rank <= axis < rank:
+        raise Unfit(f"{what}: axis {axis} of a tensor with {rank} axes")
+    return axis % rank
+
+
+def _concat(sources: Sequence[Expr], axis: int) -> Expr:
+    first = sources[0]
+    axis = _axis(axis, len(first.shape), "concat")
+    for other in sources[1:]:
+        if other.dtype != first.dtype:
+            raise Unfit(f"concat: {first.dtype.name} and {other.dtype.name}", "cast them by rules of their own")
+        if len(other.shape) != len(first.shape) or any(
+            a != b for d, (a, b) in enumerate(zip(first.shape, other.shape, strict=True)) if d != axis
+        ):
+            raise Unfit(f"concat along axis {axis}: {list(first.shape)} and {list(other.shape)} differ elsewhere too")
+    return values.concat(sources, axis)
+
+
+def _slice(expr: Expr, slices: Slices) -> Expr:
+    if len(slices) > len(expr.shape):
+        raise Unfit(f"slice: {len(slices)} slices for a tensor with {len(expr.shape)} axes")
+    ranges = list(whole(expr.shape))
+    for axis, (part, size) in enumerate(zip(slices, expr.shape, strict=False)):
+        for bound in (part.start, part.stop):
+            if bound is not None and not -size <= bound <= size:
+                raise Unfit(f"slice: {bound} is outside axis {axis} of {list(expr.shape)}")
+        ranges[axis] = range(size)[part]
+    return values.cut(expr, tuple(ranges))
+
+
+def _reshape(expr: Expr, shape: Sequence[int]) -> Expr:
+    total, known = prod(expr.shape), prod(n for n in shape if n != -1)
+    full = tuple(shape)
+    if -1 in full:
+        if not known or total % known:
+            raise Unfit(f"reshape: {list(expr.shape)} cannot become {list(shape)}")
+        full = tuple(total // known if n == -1 else n for n in full)
+    if prod(full) != total:
+        raise Unfit(f"reshape: {list(expr.shape)} has {total:,} elements, {list(shape)} has {prod(full):,}")
+    return values.reshape(expr, full)
+
+
+def rearrange(expr: Expr, recipe: Rearrange) -> Expr:
+    """einops' notation: split axes, permute them, join them."""
+    if len(recipe.left) != len(expr.shape):
+        raise Unfit(f"rearrange: {recipe.text!r} is for {len(recipe.left)} axes, the tensor has {list(expr.shape)}")
+    sizes = dict(recipe.sizes)
+    for group, size in zip(recipe.left, expr.shape, strict=True):
+        known = prod(sizes[a] for a in group if a in sizes)
+        unknown = [a for a in group if a not in sizes]
+        if unknown:
+            if not known or size % known:
+                raise Unfit(f"rearrange: {recipe.text!r}: {size} is no multiple of {known} in {list(expr.shape)}")
+            sizes[unknown[0]] = size // known
+        elif known != size:
+            raise Unfit(f"rearrange: {recipe.text!r}: {' '.join(group) or '1'} is {known}, the axis has {size}")
+    flat = [a for group in recipe.left for a in group]
+    order = [a for group in recipe.right for a in group]
+    expr = values.reshape(expr, [sizes[a] for a in flat])
+    expr = values.permute(expr, [flat.index(a) for a in order])
+    return values.reshape(expr, [prod(sizes[a] for a in group) for group in recipe.right])
+
+
+def _vocab(expr: Expr, vocab: Vocab, name: str, notes: list[str]) -> Expr:
+    axis = _axis(vocab.axis, len(expr.shape), "vocab")
+    old, new = read_vocab(vocab.source), read_vocab(vocab.target)
+    highest = max(old.values(), default=-1)
+    if highest >= expr.shape[axis]:
+        raise Unfit(
+            f"vocab: {vocab.source_text or vocab.source} has {highest + 1:,} rows, axis {axis} of "
+            f"{list(expr.shape)} has {expr.shape[axis]:,}"
+        )
+    rows = [-1] * (max(new.values(), default=-1) + 1)
+    found = 0
+    for word, row in new.items():
+        rows[row] = old.get(word, -1)
+        found += rows[row] >= 0
+    lacking = len(rows) - found
+    missing: Expr | None = None
+    if lacking:
+        words = [w for w in new if w not in old]
+        if vocab.missing is None:
+            some = ", ".join(repr(w) for w in words[:5])
+            raise Unfit(
+                f"vocab: {lacking:,} of {len(rows):,} words are not in the old vocabulary: {some}",
+                "say what they get: missing: {truncated_normal: {stddev: 0.02}} or missing: mean",
+            )
+        shape = (*expr.shape[:axis], len(rows), *expr.shape[axis + 1 :])
+        if isinstance(vocab.missing, Initializer):
+            missing = made(vocab.missing, shape, expr.dtype, name)
+        else:
+            missing = values.Mean(expr, axis, len(rows))
+    how = vocab.missing.name if isinstance(vocab.missing, Initializer) else vocab.missing
+    notes.append(f"vocab: {found:,} of {len(rows):,} words found" + (f", {lacking:,} get {how}" if lacking else ""))
+    return values.Take(expr, axis, tuple(rows), missing)
+
+
+def made(initializer: Initializer, shape: Sequence[int], dtype: np.dtype[Any], name: str, **extra: Any) -> values.Made:
+    """An initializer's values as an expression."""
+    args = {**extra, **initializer.args}
+    full = tuple(shape)
+    key = (initializer.name, repr(sorted(args.items())), name)
+    return values.Made(full, dtype, lambda: initialize(initializer.name, args, full, dtype, name), key)
+
+
+def _pad(expr: Expr, pad: Pad) -> Expr:
+    if len(pad.widths) != len(expr.shape):
+        raise Unfit(f"pad: {len(pad.widths)} pairs of widths for a tensor with {len(expr.shape)} axes")
+    shape = tuple(before + n + after for n, (before, after) in zip(expr.shape, pad.widths, strict=True))
+    inside = tuple(range(b, b + n) for n, (b, _) in zip(expr.shape, pad.widths, strict=True))
+    # The rest of the whole, in slabs: before and after each axis, within what the axes before it left.
+    parts: list[tuple[Ranges, Expr]] = [(inside, expr)]
+    for axis, core in enumerate(inside):
+        for outer in (range(core.start), range(core.stop, shape[axis])):
+            place = (*inside[:axis], outer, *whole(shape)[axis + 1 :])
+            if outer:
+                parts.append((place, values.Fill(tuple(len(r) for r in place), expr.dtype, pad.value)))
+    return values.assemble(shape, expr.dtype, parts)
+
+
+def cast(expr: Expr, name: str) -> Expr:
+    """Another dtype; strings are not cast."""
+    dtype = dtype_named(name)
+    if expr.dtype == dtype:
+        return expr
+    if expr.dtype.kind in "OSU" or dtype.kind in "OSU":
+        raise Unfit(f"cast: {expr.dtype.name} cannot become {dtype.name}")
+    return values.Cast(expr, dtype)
+
+
+def _split(expr: Expr, split: Split, count: int) -> list[Expr]:
+    axis = _axis(split.axis, len(expr.shape), "split")
+    size = expr.shape[axis]
+    sizes = split.sizes
+    if sizes is None:
+        if size % count:
+            raise Unfit(f"split: axis {axis} of {list(expr.shape)} cannot be cut into {count} equal parts")
+        sizes = (size // count,) * count
+    if sum(sizes) != size:
+        raise Unfit(f"split: the sizes add up to {sum(sizes)}, axis {axis} of {list(expr.shape)} has {size}")
+    parts, start = [], 0
+    for extent in sizes:
+        ranges = list(whole(expr.shape))
+        ranges[axis] = range(start, start + extent)
+        start += extent
+        parts.append(values.cut(expr, tuple(ranges)))
+    return parts

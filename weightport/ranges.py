@@ -1,0 +1,78 @@
+"""Parts of tensors as one ``range`` per axis, and copying between them.
+
+Promise: exact for any positive steps. Limit: no tensor is read here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from weightport.tensors import Array, Index
+
+#: One range per axis, every step positive.
+Ranges: TypeAlias = tuple[range, ...]
+
+# Transposes are copied in strips of this many columns: numpy's own order thrashes the cache.
+_STRIP = 64
+_STRIP_FROM = 1 << 16
+
+
+def whole(shape: Sequence[int]) -> Ranges:
+    """The ranges of everything."""
+    return tuple(range(n) for n in shape)
+
+
+def ranges_of(index: Index, shape: Sequence[int]) -> Ranges:
+    """An index (leading axes only, or None) as one range per axis."""
+    slices = index or ()
+    return tuple(range(n)[s] for s, n in zip(slices, shape, strict=False)) + whole(shape[len(slices) :])
+
+
+def slices_of(ranges: Ranges) -> tuple[slice, ...]:
+    """Ranges as the slices that a :class:`~weightport.tensors.Source` takes."""
+    return tuple(slice(r.start, r.stop, r.step) for r in ranges)
+
+
+def picked(outer: range, inner: range) -> range:
+    """The members of ``outer`` at the places ``inner``."""
+    return outer[inner.start : inner.stop : inner.step]
+
+
+def extent(ranges: Ranges) -> tuple[int, ...]:
+    """The shape of what the ranges cut out."""
+    return tuple(len(r) for r in ranges)
+
+
+def intersect(a: range, b: range) -> range:
+    """The numbers that both hold (positive steps), as a range."""
+    gap = math.gcd(a.step, b.step)
+    if not a or not b or (b.start - a.start) % gap:
+        return range(0)
+    step = a.step // gap * b.step
+    # a.start + k * a.step = b.start (mod b.step): k by the inverse of a.step / gap.
+    modulus = b.step // gap
+    k = (b.start - a.start) // gap * pow(a.step // gap, -1, modulus) % modulus if modulus > 1 else 0
+    start = a.start + k * a.step
+    low = max(a.start, b.start)
+    if start < low:
+        start += -(-(low - start) // step) * step
+    stop = min(a[-1], b[-1]) + 1
+    return range(start, max(start, stop), step)
+
+
+def position(part: range, of: range) -> range:
+    """Where the members of ``part`` stand in ``of``."""
+    step = part.step // of.step if len(part) > 1 else 1
+    first = (part.start - of.start) // of.step
+    return range(first, first + (len(part) - 1) * max(step, 1) + 1, max(step, 1))
+
+
+def copy(out: Array, part: Array) -> None:
+    """``out[...] = part``, in strips where the axes run in another order."""
+    if part.nbytes < _STRIP_FROM or part.ndim < 2 or abs(part.strides[-1]) <= min(map(abs, part.strides)):
+        out[...] = part
+        return
+    for start in range(0, part.shape[-1], _STRIP):
+        out[..., start : start + _STRIP] = part[..., start : start + _STRIP]

@@ -1,0 +1,69 @@
+"""TensorFlow graphs: variables that are born with the pretrained value, or as constants.
+
+Promise: importing this module imports no framework; :func:`getter` is used where a graph is built, and there TensorFlow
+is imported already.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from weightport.tensors import Source, TensorSpec, Value
+
+if TYPE_CHECKING:
+    from weightport.api import AnyMapping
+
+
+class Getter:
+    """A ``custom_getter``. See :func:`getter`."""
+
+    def __init__(self, source: Source, mapping: Any, large_constants: str) -> None:
+        from weightport.execute import Reader, value_of
+        from weightport.plan import Lookup
+        from weightport.targets.tf_getter import make_getter
+
+        self._lookup = Lookup(source, mapping)
+        reader = Reader(source)
+
+        def values(name: str, spec: TensorSpec) -> Value | None:
+            item = self._lookup(name, spec)
+            return None if item is None else value_of(item, reader)
+
+        self._getter = make_getter(values, large_constants=large_constants)
+
+    def __call__(self, getter: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+        """The variable, as ``tf.compat.v1.variable_scope`` asks its ``custom_getter`` for it."""
+        return self._getter(getter, name, *args, **kwargs)
+
+    def check(self) -> None:
+        """After the model is built: every source tensor that the mapping moves was asked for.
+
+        Raises:
+            PlanError: the tensors that no variable of the model took.
+        """
+        self._lookup.check()
+
+
+def getter(source: str | os.PathLike[str] | Source, mapping: AnyMapping, *, large_constants: str = "refuse") -> Getter:
+    """A ``custom_getter`` for ``tf.compat.v1.variable_scope``: variables get pretrained values as they are created.
+
+    ``as: initial`` makes the variable's initializer yield the pretrained value; ``as: constant`` makes a ``Const`` in
+    the variable's place. Every variable that is created inside the scope must be covered by a rule, or listed under
+    ``keep:``.
+
+    Args:
+        source: a path, or an open source, which has to stay open until the initializers have run.
+        mapping: a path, a dict or a loaded mapping; target names are the variables' full names without ``:0``.
+        large_constants: constants beyond protobuf's 2 GiB are refused (``"refuse"``), or held outside the graph as
+            variables that are not trainable (``"variable"``).
+
+    Raises:
+        MappingError: the mapping is wrong.
+        PlanError: it does not fit the source; later, from ``get_variable``: it does not fit the variable.
+        RefusedError: constants that do not fit into a graph.
+    """
+    from weightport import api
+
+    opened: Source = api.open(source) if isinstance(source, str | os.PathLike) else source
+    return Getter(opened, api.load_mapping(mapping), large_constants)
