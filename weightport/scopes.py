@@ -110,7 +110,7 @@ def resolve_cell(
     """
     prefix = f"{scope}/" if scope else ""
     shapes = {n: s.shape for n, s in specs.items() if n.startswith(prefix) and n not in skip}
-    at = _best(unit for form in layout.forms for unit in match(layout, form, scope, shapes))
+    at = _best(unit for form in _likeliest(layout, scope) for unit in match(layout, form, scope, shapes))
     if at:
         return _one(stacked(at, scope), layout, scope)
     named = _apart(_found(shapes, [layout]))
@@ -120,6 +120,11 @@ def resolve_cell(
     if not cells:
         raise LayoutError(_missing(specs, shapes, layout, scope))
     return _one(cells, layout, scope)
+
+
+def _likeliest(layout: Layout, scope: str) -> list[Form]:
+    """The layout's forms, those first whose cells have scopes of that name."""
+    return sorted(layout.forms, key=lambda form: not (form.cells and is_cell(scope, form.cells)))
 
 
 def _one(cells: Sequence[Cell], layout: Layout, scope: str) -> Cell:

@@ -29,7 +29,8 @@ PARAM_GATES: Mapping[tuple[str, str], tuple[str, ...]] = {("lstm", "wp"): ("i", 
 
 _KEYS = {
     "title", "source", "gates", "gate_names", "complement", "derived", "forget_bias", "activation",
-    "recurrent_activation", "reset", "cells", "fixed", "inner", "directions", "tensors", "variants", "spellings", "suffixes",
+    "recurrent_activation", "reset", "cells", "fixed", "inner", "directions", "tensors", "variants",
+    "spellings", "suffixes",
 }  # fmt: skip
 _VARIANT_KEYS = {"title", "reset", "forget_bias", "tensors", "cells"}
 #: Where a GRU's reset gate acts; ``unknown`` where a file cannot say.
