@@ -268,18 +268,27 @@ class _Cell(Gates):
         for value in self.linear:
             for number, _ in flow.users(value):
                 found = self.activation((number, 0))
-                if found is None or found[1] != value:
-                    continue
-                for product in self.terms(value).products:
-                    if any(self._follows(v, (number, 0)) for v in self._operands(product)):
-                        yield {"activation": found[0]}
+                if found and found[1] == value and self._is_recurrent((number, 0), value):
+                    yield {"activation": found[0]}
+
+    def _is_recurrent(self, gate: Value, before: Value) -> bool:
+        """Whether an activation, or in an unrolled graph the one of the step before, is what its products multiply."""
+        products = self.terms(before).products
+        used = {v for product in products for v in self.flow.inputs(product[0]) if v in self.derived}
+        for operand in (v for product in products for v in self._operands(product)):
+            if self._follows(operand, gate):
+                return True
+            earlier = self.activation(operand)
+            if earlier and earlier[1] in self.linear:
+                others = self.terms(earlier[1]).products
+                if used & {v for product in others for v in self.flow.inputs(product[0])}:
+                    return True
+        return False
 
     def _follows(self, value: Value, wanted: Value) -> bool:
-        """Whether a value is what was computed before: in an unrolled graph itself, in a loop as the next value."""
-        waiting = [value]
-        if self.flow.op(value) == LOOP:
-            following = self.flow.input(value, 1)
-            waiting = [following] if following else []
+        """Whether a value is a loop variable that takes the value of another next."""
+        following = self.flow.input(value, 1) if self.flow.op(value) == LOOP else None
+        waiting = [following] if following else []
         for _ in range(_MAX_PEELED):
             if not waiting:
                 return False

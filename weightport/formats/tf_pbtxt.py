@@ -185,15 +185,17 @@ class _Parser:
                 self.advance()
             if self.mark("{<"):
                 self.open(stack, lists, number, kind, frame.closing, listed=False)
-            elif not colon:
-                raise self.error(f"':' or a message expected, found {self.shown()}")
             elif self.mark("["):
                 self.advance()
                 if self.mark("{<"):
                     self.open(stack, lists, number, kind, frame.closing, listed=True)
                     continue
+                if not colon and not self.mark("]"):
+                    raise self.error(f"a message expected, found {self.shown()}")
                 self.scalars(frame, number, kind)
                 self.separator()
+            elif not colon:
+                raise self.error(f"':' or a message expected, found {self.shown()}")
             else:
                 self.scalar(frame, number, kind)
                 self.separator()
