@@ -6,7 +6,8 @@ those is NP-hard in general) the search is exact up to :data:`MAX_STEPS` and the
 
 Why it is linear: a gap that failed from some start fails from every later start in the same run (the text up to the
 next character it may not hold), because the later start has only a part of the same candidates. So each gap looks at
-each position once.
+each position once. And the first start that a gap is tried from is the earliest that it can have: where one that may
+hold every character fails, the whole search has failed.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def spelled(bound: str, shift: int) -> str | None:
 class Matcher:
     """A compiled list of literals and gaps."""
 
-    __slots__ = ("_gaps", "_literals", "_pending", "_stops")
+    __slots__ = ("_gaps", "_linear", "_literals", "_pending", "_stops")
 
     def __init__(self, parts: Sequence[object]) -> None:
         """``parts``: texts, :data:`ANY` and gaps."""
@@ -112,7 +113,8 @@ class Matcher:
         self._stops = {stop: re.compile(f"[{re.escape(stop)}]") for stop in {g.stop for g in self._gaps} if stop}
         named = [g.name for g in self._gaps if g.name is not None]
         repeated = {n for n in named if named.count(n) > 1}
-        # For each gap: the names whose binding decides what follows. The search is linear where there are none.
+        self._linear = not repeated and all(g.shift is None for g in self._gaps)
+        # For each gap: the names whose binding decides what follows.
         self._pending = [
             tuple(sorted(repeated & {g.name for g in self._gaps[k:] if g.name is not None}))
             for k in range(len(self._gaps))
@@ -135,7 +137,8 @@ class Matcher:
             return None
         if not self._gaps:
             return {} if rest == 0 else None
-        return _Search(text, self._gaps, self._literals[1:], self._pending, self._stops).run(0, head.length, {})
+        search = _Search(text, self._gaps, self._literals[1:], self._pending, self._stops, linear=self._linear)
+        return search.run(0, head.length, {})
 
 
 @dataclass(slots=True)
@@ -147,6 +150,8 @@ class _Search:
     stops: dict[str, re.Pattern[str]]
     failed: set[tuple[object, ...]] = field(default_factory=set)
     positions: dict[str, list[int]] = field(default_factory=dict)
+    linear: bool = True
+    hopeless: bool = False
     steps: int = 0
 
     def run(self, k: int, start: int, known: dict[str, str]) -> dict[str, str] | None:
@@ -177,9 +182,12 @@ class _Search:
                 if name is not None:
                     found[name] = self.text[start:end] if captured is None else captured
                 return found
+            if self.hopeless:
+                return None
             if inner is known:
-                low += self._failed_until(k + 1, after) - after
+                low = max(low, end + self._failed_until(k + 1, after) - after)
         self.failed.add(key)
+        self.hopeless = self.linear and not gap.stop
         return None
 
     def _end(self, k: int, low: int, high: int) -> int | None:
