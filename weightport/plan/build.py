@@ -14,27 +14,11 @@ from weightport.errors import Error, LayoutError, Problem, closest
 from weightport.mapping.patterns import Glob, Pattern
 from weightport.mapping.rules import CellRule, InitRule, Rule, TensorRule
 from weightport.mapping.rules import Mapping as Rules
-from weightport.plan import cells, ops
+from weightport.plan import accounts, cells, ops
 from weightport.plan.initial import Gates, initialized
-from weightport.plan.model import (
-    CONSTANT,
-    IGNORED,
-    INITIALIZED,
-    KEPT,
-    MOVED,
-    UNCLAIMED,
-    UNCOVERED,
-    UNUSED,
-    Item,
-    Outcome,
-    Plan,
-    TargetView,
-)
+from weightport.plan.model import INITIALIZED, MOVED, REFUSED, UNUSED, Item, Outcome, Plan, TargetView
 from weightport.tensors import Source, TensorSpec
 from weightport.values import Expr, Leaf
-
-REFUSED = "refused"
-_LISTED = 50
 
 
 def plan(source: Source, target: TargetView | None, mapping: Rules, *, target_name: str = "") -> Plan:
@@ -98,8 +82,7 @@ class Builder:
                     rule.name, rule.where, REFUSED, outcome.sources, outcome.targets, rule.constant, False
                 )
             self.outcomes.append(outcome)
-        source = self.account_source()
-        target = self.account_target()
+        source, target = self.account()
         return Plan(
             source_name=self.source.path,
             target_name=self.target_name if self.target is not None else "",
@@ -297,58 +280,16 @@ class Builder:
         nbytes = sum(self.specs[n].nbytes for n in expr.leaves())
         return TensorSpec(expr.dtype, expr.shape, nbytes)
 
-    def account_source(self) -> dict[str, str]:
-        """A disposition for every source tensor, and a problem for each that has none."""
-        found: dict[str, str] = {}
-        left: list[str] = []
-        for name in self.specs:
-            if name in self.moved:
-                found[name] = MOVED
-            elif self.specs[name].role == "constant":
-                continue
-            elif name in self.ignored:
-                found[name] = IGNORED
-            else:
-                found[name] = UNCLAIMED
-                left.append(name)
+    def account(self) -> tuple[dict[str, str], dict[str, str]]:
+        """A disposition for every source and every target tensor; those without one are problems."""
         refused = any(o.disposition == REFUSED for o in self.outcomes)
-        for name in left[:_LISTED]:
-            spec = self.specs[name]
-            kind = "tensor" if spec.role == "weight" else spec.role
-            what = f"source {kind} {name!r} ({spec.dtype_name} {list(spec.shape)}) is claimed by no rule"
-            hint = "a rule above was refused" if refused else "move it by a rule, or list it under ignore:"
-            self.problems.append(Problem(self.source.path, what, hint))
-        self._more(left, "source tensors are claimed by no rule", self.source.path)
-        return found
-
-    def account_target(self) -> dict[str, str]:
-        """A disposition for every target tensor, and a problem for each that has none."""
+        source, problems = accounts.source(self.specs, self.moved, self.ignored, self.source.path, refused)
+        self.problems.extend(problems)
         if self.target is None:
-            return {n: item.disposition for n, item in self.items.items()}
-        found: dict[str, str] = {}
-        left: list[str] = []
-        for name, spec in self.target_specs.items():
-            if name in self.items:
-                found[name] = self.items[name].disposition
-            elif name in self.kept or spec.role != "weight":
-                found[name] = KEPT
-            else:
-                found[name] = UNCOVERED
-                left.append(name)
-        refused = any(o.disposition == REFUSED for o in self.outcomes)
-        for name in left[:_LISTED]:
-            spec = self.target_specs[name]
-            what = f"target tensor {name!r} ({spec.dtype_name} {list(spec.shape)}) gets no value"
-            hint = "a rule above was refused" if refused else "move or initialize: it by a rule, or list it under keep:"
-            self.problems.append(Problem(self.target_name, what, hint))
-        self._more(left, "target tensors get no value", self.target_name)
-        return found
-
-    def _more(self, left: Sequence[str], what: str, where: str) -> None:
-        if len(left) > _LISTED:
-            self.problems.append(
-                Problem(where, f"{len(left) - _LISTED:,} more {what}", f"the next is {left[_LISTED]!r}")
-            )
+            return source, {n: item.disposition for n, item in self.items.items()}
+        target, problems = accounts.target(self.target_specs, self.items, self.kept, self.target_name, refused)
+        self.problems.extend(problems)
+        return source, target
 
     # Messages --------------------------------------------------------------------------------------------------------
 
@@ -407,6 +348,3 @@ def _reshaping(shape: tuple[int, ...], want: tuple[int, ...]) -> str:
     if [n for n in shape if n != 1] == [n for n in want if n != 1]:
         return f"reshape: {list(want)}"
     return ""
-
-
-__all__ = ["CONSTANT", "Builder", "matching", "plan", "unfit"]

@@ -61,7 +61,7 @@ class Lookup:
                 self._add_cell(rule, side)
             elif not isinstance(rule, InitRule):
                 self._builder.tensors(rule)
-        self._builder.account_source()
+        self._builder.account()
         if self._builder.problems:
             raise PlanError(self._builder.problems)
         self._side = side

@@ -15,7 +15,7 @@ from weightport.values import Expr
 
 MOVED, IGNORED, UNCLAIMED = "moved", "ignored", "unclaimed"
 CONSTANT, INITIALIZED, KEPT, UNCOVERED = "constant", "initialized", "kept", "uncovered"
-UNUSED = "unused"
+UNUSED, REFUSED = "unused", "refused"
 
 
 class TargetView(Protocol):

@@ -1,0 +1,102 @@
+"""The accounts of a transfer: every tensor of either side has a disposition, or is a problem.
+
+Promise: each weight that is left over is named; what a training left beside the weights (optimizer slots and the like)
+is one problem for each kind. Limit: constants of a graph are no weights and need no disposition; a target's own
+training state keeps its values without being told to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from weightport.errors import Problem
+from weightport.plan.model import IGNORED, KEPT, MOVED, UNCLAIMED, UNCOVERED, Item
+from weightport.tensors import TensorSpec
+
+#: Problems of one kind that are spelled out; the rest is counted.
+LISTED = 50
+
+_ABOVE = "a rule above was refused"
+_STATE = {"slot": "optimizer slot", "optimizer": "optimizer variable"}
+
+
+def source(
+    specs: Mapping[str, TensorSpec], moved: Collection[str], ignored: Collection[str], path: str, refused: bool
+) -> tuple[dict[str, str], list[Problem]]:
+    """A disposition for every source tensor, and the problems of those that no rule claims.
+
+    Args:
+        refused: whether a rule was refused, so that what it would have moved is left over for that reason.
+    """
+    found: dict[str, str] = {}
+    left: list[str] = []
+    for name in specs:
+        if name in moved:
+            found[name] = MOVED
+        elif specs[name].role != "constant":
+            found[name] = IGNORED if name in ignored else UNCLAIMED
+            if name not in ignored:
+                left.append(name)
+    hint = _ABOVE if refused else "move it by a rule, or list it under ignore:"
+    weights = [n for n in left if specs[n].role == "weight"]
+    problems = [Problem(path, f"source {_named(n, specs[n])} is claimed by no rule", hint) for n in weights[:LISTED]]
+    problems += _more(weights, "source tensors are claimed by no rule", path)
+    problems += _state([n for n in left if specs[n].role != "weight"], specs, path)
+    return found, problems
+
+
+def target(
+    specs: Mapping[str, TensorSpec], items: Mapping[str, Item], kept: Collection[str], name: str, refused: bool
+) -> tuple[dict[str, str], list[Problem]]:
+    """A disposition for every target tensor, and the problems of those that get no value.
+
+    Args:
+        name: what messages call the target.
+    """
+    found: dict[str, str] = {}
+    left: list[str] = []
+    for tensor, spec in specs.items():
+        if tensor in items:
+            found[tensor] = items[tensor].disposition
+        elif tensor in kept or spec.role != "weight":
+            found[tensor] = KEPT
+        else:
+            found[tensor] = UNCOVERED
+            left.append(tensor)
+    hint = _ABOVE if refused else "move or initialize: it by a rule, or list it under keep:"
+    problems = [Problem(name, f"target {_named(n, specs[n])} gets no value", hint) for n in left[:LISTED]]
+    return found, problems + _more(left, "target tensors get no value", name)
+
+
+def _named(name: str, spec: TensorSpec) -> str:
+    return f"tensor {name!r} ({spec.dtype_name} {list(spec.shape)})"
+
+
+def _more(left: Sequence[str], what: str, where: str) -> list[Problem]:
+    if len(left) <= LISTED:
+        return []
+    return [Problem(where, f"{len(left) - LISTED:,} more {what}", f"the next is {left[LISTED]!r}")]
+
+
+def _state(left: Sequence[str], specs: Mapping[str, TensorSpec], path: str) -> list[Problem]:
+    problems = []
+    for role in dict.fromkeys(specs[n].role for n in left):
+        names = [n for n in left if specs[n].role == role]
+        count = f"{len(names):,} {_STATE.get(role, role)}{'s are' if len(names) > 1 else ' is'}"
+        some = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
+        hint = f"leave behind what is not wanted: ignore: [{', '.join(repr(p) for p in _patterns(names))}]"
+        problems.append(Problem(path, f"{count} claimed by no rule: {some}", hint))
+    return problems
+
+
+def _patterns(names: Sequence[str]) -> list[str]:
+    """Globs that cover the names: by how they end, or by the scope that they share."""
+    if len(names) == 1:
+        return [names[0]]
+    if all("/.OPTIMIZER_SLOT/" in n for n in names):
+        return ["**/.OPTIMIZER_SLOT/**"]
+    scopes = {n.partition("/")[0] for n in names if "/" in n}
+    leaves = list(dict.fromkeys(n.rpartition("/")[2] for n in names))
+    if len(scopes) == 1 and all("/" in n for n in names) and len(leaves) > 2:
+        return [f"{scopes.pop()}/**"]
+    return [f"**/{leaf}" for leaf in leaves[:6]]
