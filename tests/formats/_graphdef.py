@@ -51,7 +51,11 @@ def node(name: str, op: str, *inputs: str, **attrs: float | str | bytes) -> byte
 
 def const(name: str, value: np.ndarray | float | bytes, *inputs: str) -> bytes:
     """A Const; bytes are its TensorProto."""
-    proto = value if isinstance(value, bytes) else tensor(np.asarray(value, None if np.ndim(value) else np.float32))
+    proto = (
+        value
+        if isinstance(value, bytes)
+        else tensor(np.asarray(value, np.float32 if isinstance(value, float) else None))
+    )
     return node(name, "Const", *inputs, value=bytes_field(8, proto))
 
 

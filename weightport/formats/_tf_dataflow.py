@@ -26,7 +26,7 @@ Value = tuple[int, int]
 
 #: The operations of nodes that stand for a loop variable, and for the result of a branch.
 LOOP, BRANCH = "_Loop", "_Branch"
-MAX_NODES = 400_000
+MAX_NODES = 300_000
 _MAX_DEPTH = 40
 _MAX_STEPS = 10_000_000
 _PASS = {
@@ -58,6 +58,7 @@ class Flow:
         self._users: dict[Value, list[tuple[int, int]]] | None = None
         self._used: dict[int, list[Value]] = {}
         self._unchanged: dict[int, bool] = {}
+        self._callees: dict[int, dict[str, str]] = {}
         self._steps = 0
         self._put(graph.main, {}, 0)
 
@@ -111,7 +112,9 @@ class Flow:
         if node.op in self.graph.functions:
             results = self._inside(node.op, inputs, depth)
         else:
-            named = self.graph.callees(node)
+            named = self._callees.get(node.start)
+            if named is None:
+                named = self._callees[node.start] = self.graph.callees(node)
             if node.op in _CALLS:
                 results = self._inside(named.get("f"), inputs, depth)
             elif node.op in _LOOPS:

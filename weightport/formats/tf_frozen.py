@@ -3,7 +3,8 @@
 Promise: opening reads the graph's structure, not its constants; a constant, or a part of it, is read where it lies, in
 every encoding that TensorFlow writes; nothing is executed. Variables are told from other constants as
 :mod:`~weightport.formats._tf_constants` says; a constant inside a function is named ``FUNCTION/NODE``. What the graph
-says about a cell (its forget bias, its activations) is traced in its dataflow. Limit: a GraphDef has no checksums.
+says about a cell (its forget bias, its activations) is traced in its dataflow. Limit: a GraphDef has neither checksums nor a count: one that is cut off
+between two nodes is noticed only if a node that is left needs one that is not.
 
 Source: tensorflow/core/framework/graph.proto.
 """
@@ -37,6 +38,7 @@ class FrozenSource:
         self.path, self._handle = path, handle
         self._closed = False
         self._graph = tf_graph.GraphDef(file, 0, file.size, budget=budget)
+        self._refuse_gaps()
         variable = next((n for b in self._graph.bodies() for n in b.nodes.values() if n.op in tf_graph.VARIABLES), None)
         self._constants = Constants(self._graph, frozen=True)
         if variable is not None and not any(c.role == "weight" for c in self._constants.named.values()):
@@ -46,6 +48,18 @@ class FrozenSource:
                 hint="open the checkpoint that belongs to it",
             )
         self._facts = _tf_facts.GraphFacts(self._graph)
+
+    def _refuse_gaps(self) -> None:
+        """A graph says nowhere how many nodes it has: one that is cut off is told by what the others lack."""
+        nodes = self._graph.main.nodes
+        for node in nodes.values():
+            for name in node.inputs:
+                if name not in nodes and tf_graph.reference(name.removeprefix("^"))[0] not in nodes:
+                    raise FormatError(
+                        self.path,
+                        f"the input {name!r} of node {node.name!r} is not there: cut off, or edited",
+                        offset=node.start,
+                    )
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Name -> spec, in the order of the nodes. What is no variable has the role ``constant``."""

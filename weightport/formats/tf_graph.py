@@ -136,6 +136,7 @@ class GraphDef:
                 elif inner == 2 and kind == BYTES:
                     content = (at, length)
             if matches and content:
+                found = None
                 for inner, kind, at, length in spans(self.file, content[0], sum(content)):
                     if kind in (VARINT, FIXED32, BYTES):
                         found = Attr(inner, at, length)
