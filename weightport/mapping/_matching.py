@@ -7,7 +7,7 @@ those is NP-hard in general) the search is exact up to :data:`MAX_STEPS` and the
 Why it is linear: a gap that failed from some start fails from every later start in the same run (the text up to the
 next character it may not hold), because the later start has only a part of the same candidates. So each gap looks at
 each position once. And the first start that a gap is tried from is the earliest that it can have: where one that may
-hold every character fails, the whole search has failed.
+hold every character fails, the whole search has failed. Neither holds where a name repeats or is computed.
 """
 
 from __future__ import annotations
@@ -163,20 +163,19 @@ class _Search:
         if name is not None and name in known:
             return self._again(k, name, start, known)
         high = self._run_end(gap.stop, start)
-        # From a later start the same candidate binds another text: then only the very same start has failed.
-        exact = gap.shift is not None or name in pending
-        key = (k, start if exact else high, *(known.get(n) for n in pending))
+        key = (k, high if self.linear else start, *(known.get(n) for n in pending))
         if key in self.failed:
             return None
         low = start + gap.least
         while (end := self._end(k, low, high)) is not None:
             low, after, captured, inner = end + 1, end + self.literals[k].length, None, known
-            if name is not None and exact:
-                captured = self._captured(gap, self.text[start:end])
-                if captured is None:
-                    continue
-                if name in pending:
-                    inner = {**known, name: captured}
+            if not self.linear:
+                self._count()
+                if gap.shift is not None or name in pending:
+                    captured = self._captured(gap, self.text[start:end])
+                    if captured is None:
+                        continue
+                    inner = {**known, name: captured} if name is not None and name in pending else known
             found = self.run(k + 1, after, inner)
             if found is not None:
                 if name is not None:
@@ -184,8 +183,8 @@ class _Search:
                 return found
             if self.hopeless:
                 return None
-            if inner is known:
-                low = max(low, end + self._failed_until(k + 1, after) - after)
+            if self.linear and k + 1 < len(self.gaps):  # to the first start from which the next gap could do better
+                low = max(low, end + self._run_end(self.gaps[k + 1].stop, after) + 1 - after)
         self.failed.add(key)
         self.hopeless = self.linear and not gap.stop
         return None
@@ -205,12 +204,6 @@ class _Search:
             low += 1
         return None
 
-    def _failed_until(self, k: int, start: int) -> int:
-        """Gap ``k`` has just failed from ``start``: the next start from which it could do better."""
-        if k == len(self.gaps) or self.gaps[k].shift is not None or self.gaps[k].name in self.pending[k]:
-            return start
-        return self._run_end(self.gaps[k].stop, start) + 1
-
     def _again(self, k: int, name: str, start: int, known: dict[str, str]) -> dict[str, str] | None:
         """A name that is bound already stands for its own text."""
         self._count()
@@ -227,7 +220,6 @@ class _Search:
         return found
 
     def _captured(self, gap: Gap, text: str) -> str | None:
-        self._count()
         if gap.shift is None:
             return text
         value = number(text)
