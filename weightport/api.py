@@ -7,8 +7,8 @@ first variable assigned. Limit: a source is a local file.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -189,6 +189,8 @@ def transfer(
     format: str | None = None,
     expect_sha256: str | None = None,
     progress: Progress | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+    dry_run: bool = False,
     **options: Any,
 ) -> Result:
     """Move weights into a live model, or into a file.
@@ -205,6 +207,8 @@ def transfer(
         format: the format of ``out``, where its suffix does not say.
         expect_sha256: refuse any other source (:func:`weightport.formats.files.digest`).
         progress: called with the number of bytes as they are written.
+        on_plan: called with the plan before anything is written or assigned, also with one that has problems.
+        dry_run: check everything, ``out`` too if it is given, and write or assign nothing.
         options: for a graph: ``session`` (one that has run it already) and ``large_constants`` (``"refuse"`` or
             ``"variable"``: what becomes of constants beyond protobuf's 2 GiB).
 
@@ -221,50 +225,46 @@ def transfer(
     from weightport.plan import plan as make
 
     rules = load_mapping(mapping)
-    if out is None and (target is None or isinstance(target, str | os.PathLike)):
+    told = on_plan or (lambda _: None)
+    file = target is None or isinstance(target, str | os.PathLike)
+    if out is None and file and not dry_run:
         raise Error("to write a file, say where: out='model.npz'")
-    if out is None:
-        return _into_model(source, target, rules, expect_sha256, options)
+    if out is None and not file:
+        return _into_model(source, target, rules, expect_sha256, told, dry_run, options)
     if options:
         raise Error(f"{', '.join(options)}: for live models only")
+    if not file:
+        raise Error(f"with out=, the target is a file, not {type(target).__name__}")
     from weightport.execute import write_file
     from weightport.formats.detect import writer_for
 
     like = os.fspath(target) if target is not None else None
-    with _opened(source) as opened:
+    with ExitStack() as stack:
+        opened = stack.enter_context(_opened(source))
         _expect(opened.path, expect_sha256, rules)
-        if like is None:
-            planned, kept = make(opened, None, rules), None
-            path, write = writer_for(os.fspath(out), format=format)
-            _refuse_inputs(path, [opened.path])
-            write_file(
-                planned.check(),
-                opened,
-                kept,
-                path,
-                write,
-                metadata=_provenance(opened, rules, __version__),
-                progress=progress,
-            )
-            return Result(planned, path=path)
-        with _opened(like) as file:
-            planned = make(opened, file, rules, target_name=file.path)
-            path, write = writer_for(os.fspath(out), format=format, like=like)
-            _refuse_inputs(path, [opened.path, file.path])
-            write_file(
-                planned.check(),
-                opened,
-                file,
-                path,
-                write,
-                metadata=_provenance(opened, rules, __version__),
-                progress=progress,
-            )
-            return Result(planned, path=path)
+        kept = stack.enter_context(_opened(like)) if like is not None else None
+        planned = make(opened, kept, rules, target_name=kept.path if kept is not None else "")
+        told(planned)
+        planned.check()
+        if out is None:
+            return Result(planned)
+        path, write = writer_for(os.fspath(out), format=format, like=like)
+        read = [opened.path, kept.path if kept is not None else "", rules.path]
+        _refuse_inputs(path, [name for name in read if name])
+        if not dry_run:
+            metadata = _provenance(opened, rules, __version__)
+            write_file(planned, opened, kept, path, write, metadata=metadata, progress=progress)
+        return Result(planned, path=None if dry_run else path)
 
 
 def _into_model(
-    source: Any, target: Any, rules: Rules, expect_sha256: str | None, options: Mapping[str, Any]
+    source: Any,
+    target: Any,
+    rules: Rules,
+    expect_sha256: str | None,
+    told: Callable[[Plan], None],
+    dry_run: bool,
+    options: Mapping[str, Any],
 ) -> Result:
     from weightport.execute import live_values
     from weightport.plan import plan as make
@@ -276,10 +276,14 @@ def _into_model(
     if not isinstance(opened, Source):
         raise Error(f"a source is a path or what weightport.open returns, not {type(source).__name__}")
     # A graph reads when its initializers run: the source is closed with the graph that holds them.
-    stays = is_graph(target)
+    stays = is_graph(target) and not dry_run
     try:
         _expect(opened.path, expect_sha256, rules)
-        planned = make(opened, live, rules, target_name=f"the {live.kind} model").check()
+        planned = make(opened, live, rules, target_name=f"the {live.kind} model")
+        told(planned)
+        planned.check()
+        if dry_run:
+            return Result(planned, target)
         return Result(planned, live.assign(live_values(planned, opened)))
     except BaseException:
         stays = False

@@ -219,3 +219,13 @@ class Target(Protocol):
     def assign(self, values: Sequence[Value]) -> Any:
         """Give the variables their values, all or nothing, and freeze the constants. Returns the model to use on."""
         ...
+
+
+def size(nbytes: int) -> str:
+    """Bytes for people: ``1.5 MB`` (decimal units)."""
+    amount = float(nbytes)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"

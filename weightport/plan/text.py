@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from weightport.plan.model import UNUSED, Outcome, Plan
+from weightport.tensors import size
 
 _SHOWN = 3
 
@@ -57,13 +58,3 @@ def _counted(dispositions: Mapping[str, str]) -> str:
     count = Counter(dispositions.values())
     tensors = f"{len(dispositions):,} tensor{'' if len(dispositions) == 1 else 's'}"
     return f"{tensors}: " + ", ".join(f"{n:,} {kind}" for kind, n in count.items()) if count else tensors
-
-
-def size(nbytes: int) -> str:
-    """Bytes for people: ``1.5 MB`` (decimal units)."""
-    amount = float(nbytes)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
