@@ -174,6 +174,7 @@ def test_writers(tmp_path: Path) -> None:
     assert detect.writer_for("model.ckpt") == ("model.ckpt", tf_bundle_write.write)
     assert detect.writer_for("m", format="safetensors") == ("m", safetensors_file.write)
     assert detect.writer_for("m.h5", like=str(tmp_path / "no.npz")) == ("m.h5", keras_h5_write.write)
+    assert detect.writer_for("m.ckpt", like=str(tmp_path / "no.npz")) == ("m.ckpt", tf_bundle_write.write)
     with pytest.raises(Error) as caught:
         detect.writer_for("model.pt")
     assert str(caught.value) == (
@@ -190,3 +191,13 @@ def test_like_keeps_the_structure(tmp_path: Path) -> None:
     arrays = fixture("c_keras/nested_model").variables
     write(path, specs_of(arrays), tiles_of(arrays))
     assert list(detect.open_source(path).specs()) == list(detect.open_source(like).specs())
+
+
+def test_a_target_s_objects_are_written_again(tmp_path: Path) -> None:
+    like = fixture("c_keras/v2_lstm").path("checkpoint_object_based")
+    out, write = detect.writer_for(str(tmp_path / "m.ckpt"), like=like)
+    with detect.open_source(like) as model:
+        specs = {n: s for n, s in model.specs().items() if s.role == "weight"}
+        write(out, specs, lambda name: iter([model.read(name)]))
+        with detect.open_source(out) as written:
+            assert list(written.specs()) == list(model.specs())

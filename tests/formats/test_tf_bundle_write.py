@@ -20,7 +20,7 @@ from weightport.formats._tensorproto import NUMBERS
 from weightport.tensors import TensorSpec, dtype_named
 
 
-def save(path: str, tensors: dict[str, np.ndarray], rows: int = 2) -> None:
+def save(path: str, tensors: dict[str, np.ndarray], rows: int = 2, like: str | None = None) -> None:
     """Written in tiles of some rows."""
 
     def tiles(name: str) -> Iterator[np.ndarray]:
@@ -32,7 +32,7 @@ def save(path: str, tensors: dict[str, np.ndarray], rows: int = 2) -> None:
                 yield value[at : at + rows]
 
     specs = {n: TensorSpec.of(a.dtype, a.shape) for n, a in tensors.items()}
-    tf_bundle_write.write(path, specs, tiles, metadata={"made by": "a test"})
+    tf_bundle_write.write(path, specs, tiles, metadata={"made by": "a test"}, like=like)
 
 
 def everything() -> dict[str, np.ndarray]:
@@ -115,6 +115,93 @@ def test_saver_restores_it(tmp_path: Path) -> None:
         v1.train.Saver().restore(session, path)
         for name, variable in variables.items():
             assert session.run(tf.convert_to_tensor(variable)).tobytes() == values[name].tobytes()
+
+
+def tiny(keras: Any) -> Any:
+    layers = keras.layers
+    return keras.Sequential([layers.Input((5, 3)), layers.LSTM(4, name="lstm"), layers.Dense(2, name="head")])
+
+
+def test_the_objects_of_a_target_restore_it(tmp_path: Path) -> None:
+    """A TF 2 checkpoint as the target: Keras and ``tf.train.Checkpoint`` take ours as they took theirs."""
+    tf, keras = need("tensorflow"), need("tf_keras")
+    model = tiny(keras)
+    model.compile("adam", "mse")
+    x, y = np.ones((4, 5, 3), np.float32), np.zeros((4, 2), np.float32)
+    model.fit(x, y, verbose=0)
+    theirs, ours = str(tmp_path / "theirs"), str(tmp_path / "ours")
+    tf.train.Checkpoint(model=model, optimizer=model.optimizer).write(theirs)
+    before = model.predict(x, verbose=0)
+    with tf_bundle.open_source(theirs) as source:
+        specs = source.specs()
+        weights = {n: source.read(n) * 2 for n, spec in specs.items() if spec.role == "weight"}
+        slots = [n for n, spec in specs.items() if spec.role == "slot"]
+        slot = source.read(slots[0])
+    assert {n.rpartition("/")[2] for n in weights} == {"kernel", "recurrent_kernel", "bias"}
+    save(ours, weights, like=theirs)
+    with tf_bundle.open_source(ours) as source:
+        assert list(source.specs()) == list(specs), "the same tensors under the same names"
+        same(source.read(slots[0]), slot)  # the optimizer's are carried over
+        for name, value in weights.items():
+            same(source.read(name), value)
+    other = tiny(keras)
+    other.compile("adam", "mse")
+    other.optimizer.build(other.trainable_variables)
+    tf.train.Checkpoint(model=other, optimizer=other.optimizer).read(ours).assert_consumed()
+    for mine, his in zip(other.weights, model.weights, strict=True):
+        same(mine.numpy(), his.numpy() * 2)
+    assert not np.array_equal(other.predict(x, verbose=0), before)
+
+
+def test_the_objects_of_a_target_that_is_the_destination(tmp_path: Path) -> None:
+    tf = need("tensorflow")
+    path = str(tmp_path / "c")
+    wide = np.arange(3 << 20, dtype=np.float32).reshape(3, -1)  # in several tiles
+    saved = tf.train.Checkpoint(a=tf.Variable(np.float32([1, 2])), b=tf.Variable(wide, name="step_or_so"))
+    prefix = saved.save(path)
+    save(prefix, {"a": np.float32([5, 6]), "step_or_so": wide}, like=prefix)
+    saved.a.assign([0, 0])
+    saved.restore(prefix).assert_consumed()
+    assert saved.a.numpy().tolist() == [5, 6]
+    assert np.array_equal(saved.b.numpy(), wide)
+    assert int(saved.save_counter) == 1, "counters are carried over"
+    # Keras 2 loads what it saved itself in this format.
+    keras = need("tf_keras")
+    model = tiny(keras)
+    model.save_weights(str(tmp_path / "k"), save_format="tf")
+    with tf_bundle.open_source(str(tmp_path / "k")) as source:
+        values = {n: source.read(n) + 1 for n, spec in source.specs().items() if spec.role == "weight"}
+    expected = [w + 1 for w in model.get_weights()]
+    save(str(tmp_path / "k2"), values, like=str(tmp_path / "k"))
+    model.load_weights(str(tmp_path / "k2")).assert_consumed()
+    for mine, his in zip(model.get_weights(), expected, strict=True):
+        same(mine, his)
+
+
+def test_names_that_are_not_those_of_the_objects(tmp_path: Path) -> None:
+    like = fixture("c_keras/v2_lstm").path("checkpoint_object_based")
+    with tf_bundle.open_source(like) as source:
+        values = {n: source.read(n) for n, spec in source.specs().items() if spec.role == "weight"}
+    names = list(values)
+    values["lstm/kernal"] = values.pop(names[0])
+    values[names[1]] = values[names[1]].T.copy()
+    values[names[2]] = values[names[2]].astype(np.float64)
+    with pytest.raises(Error) as error:
+        save(str(tmp_path / "c"), values, like=like)
+    told = "\n".join(str(p) for p in error.value.problems)
+    assert len(error.value.problems) == 4
+    assert "has no tensor 'lstm/kernal'; closest:" in told
+    assert f"no values for {names[0]!r}" in told
+    assert f"{names[1]!r} is float32" in told
+    assert f"{names[2]!r} is float64" in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_without_objects_makes_no_difference(tmp_path: Path) -> None:
+    save(str(tmp_path / "like"), {"x": np.zeros(3)})
+    save(str(tmp_path / "c"), {"y": np.ones(2)}, like=str(tmp_path / "like"))
+    with tf_bundle.open_source(str(tmp_path / "c")) as source:
+        assert list(source.specs()) == ["y"]
 
 
 def test_copy_of_a_fixture(tmp_path: Path) -> None:

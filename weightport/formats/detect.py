@@ -42,6 +42,8 @@ WRITERS = {
     "keras-h5": "keras_h5_write",
     "tf-checkpoint": "tf_bundle_write",
 }
+#: Formats that are written with the structure of a TARGET -> module that reads that.
+_LIKE = {"keras-h5": "keras_h5", "tf-checkpoint": "tf_bundle"}
 #: suffix -> what an output of that name is.
 SUFFIXES = {
     ".npz": "npz",
@@ -209,7 +211,7 @@ def writer_for(out: str, *, format: str | None = None, like: str | None = None) 
     Args:
         out: ``FORMAT:PATH``, or a path whose suffix says the format.
         format: a format that wins over both.
-        like: a TARGET file: an ``.h5`` is written with its structure.
+        like: a TARGET file: an ``.h5`` is written with its structure, a TensorFlow checkpoint with its object graph.
 
     Raises:
         Error: no such format, or none that the path implies.
@@ -229,10 +231,10 @@ def writer_for(out: str, *, format: str | None = None, like: str | None = None) 
             f"{out}: the suffix says no format to write; known: {', '.join(SUFFIXES)}, or --format with one of {known}"
         )
     write: FileWriter = _module(WRITERS[chosen]).write
-    if chosen == "keras-h5" and like is not None:
+    if chosen in _LIKE and like is not None:
         _, like_path = split_format(like)
-        if _module("keras_h5").sniff(like_path):
-            return path, _LikeWriter(like_path)
+        if _module(_LIKE[chosen]).sniff(like_path):
+            return path, _LikeWriter(WRITERS[chosen], like_path)
     return path, write
 
 
@@ -250,13 +252,13 @@ def _split_out(out: str) -> tuple[str | None, str]:
 
 
 class _LikeWriter:
-    """A :class:`~weightport.tensors.FileWriter` of Keras files with the structure of another."""
+    """A :class:`~weightport.tensors.FileWriter` of files with the structure of another."""
 
-    def __init__(self, like: str) -> None:
-        self._like = like
+    def __init__(self, module: str, like: str) -> None:
+        self._module, self._like = module, like
 
     def __call__(
         self, path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
     ) -> None:
-        """Write the file, see :func:`weightport.formats.keras_h5_write.write`."""
-        _module("keras_h5_write").write(path, specs, tiles, metadata=metadata, like=self._like)
+        """Write the file; see the ``write`` of the module."""
+        _module(self._module).write(path, specs, tiles, metadata=metadata, like=self._like)

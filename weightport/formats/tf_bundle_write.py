@@ -7,6 +7,10 @@ then the old shards are removed. Limit: nothing but index and data is written: n
 would change what is the latest checkpoint of a folder), no ``.meta``; ``metadata`` has no place in this format. An
 index that is a symbolic link is replaced, not written through: its data could not follow.
 
+With an object-based checkpoint as ``like`` (``tf.train.Checkpoint``, Keras' weights in TensorFlow's format), the
+tensors get its keys again and its object graph goes with them, so that what restored that one restores this one. Its
+optimizer state and counters are carried over where no values are given for them.
+
 Source: tensorflow/core/util/tensor_bundle/tensor_bundle.cc (``BundleWriter``), tensor_bundle.proto.
 """
 
@@ -23,15 +27,17 @@ from typing import BinaryIO
 import crc32c
 import numpy as np
 
-from weightport.errors import Error
-from weightport.formats import _strided
+from weightport.errors import Error, Problem, TensorNotFound, closest
+from weightport.formats import _strided, tf_bundle
 from weightport.formats._io import CHUNK, fsync_folder
 from weightport.formats._table import TableWriter, mask, put_varint
 from weightport.formats._tensorproto import NUMBERS, STRING
 from weightport.formats.tf_bundle import VERSION, string_lengths
+from weightport.formats.tf_objects import GRAPH_KEY
 from weightport.tensors import Array, TensorSpec, Tiles
 
-# Strings' bytes follow all of their lengths: up to this much waits in memory, more in a temporary file.
+# Strings' bytes follow all of their lengths: up to this much waits in memory, more in a temporary file. Tensors that
+# are carried over from another checkpoint are read in tiles of that size.
 _SPOOLED = 4 << 20
 _MARK, _SUFFIX = ".bundle-", ".weightport-tmp"
 
@@ -45,6 +51,7 @@ def write(
     tiles: Tiles,
     *,
     metadata: Mapping[str, str] | None = None,  # noqa: ARG001
+    like: str | None = None,
 ) -> None:
     """Write a checkpoint.
 
@@ -53,12 +60,22 @@ def write(
         specs: name -> dtype and shape, in the order in which the values are stored.
         tiles: yields each tensor's consecutive tiles along axis 0.
         metadata: not stored.
+        like: a V2 checkpoint. An object-based one gives its keys and its object graph, and its names must be those of
+            ``specs``; any other makes no difference.
 
     Raises:
-        Error: a dtype or name that a checkpoint cannot hold, values that are not as their spec says, or a folder that
-            cannot be written to. Nothing was changed.
+        Error: a dtype or name that a checkpoint cannot hold, values that are not as their spec says, names that are not
+            those of ``like``, or a folder that cannot be written to. Nothing was changed.
     """
     prefix = path.removesuffix(".index")
+    if like is None:
+        _write(prefix, specs, tiles)
+        return
+    with tf_bundle.open_source(like) as model:
+        _write(prefix, *(_keyed(prefix, specs, tiles, model) or (specs, tiles)))
+
+
+def _write(prefix: str, specs: Mapping[str, TensorSpec], tiles: Tiles) -> None:
     numbers = {name: _number(prefix, name, spec) for name, spec in specs.items()}
     folder = os.path.dirname(prefix) or "."
     if not os.path.isdir(folder):
@@ -75,6 +92,54 @@ def write(
             _commit(prefix, folder, data_path, entries)
     except OSError as error:
         raise Error(f"{prefix}: cannot be written: {error.strerror or error}") from None
+
+
+def _keyed(
+    prefix: str, specs: Mapping[str, TensorSpec], tiles: Tiles, model: tf_bundle.BundleSource
+) -> tuple[dict[str, TensorSpec], Tiles] | None:
+    """The tensors under the keys of an object-based checkpoint, with all else that it holds; None if it is not one."""
+    try:
+        graph = model.read(GRAPH_KEY)
+    except TensorNotFound:
+        return None
+    theirs = model.specs()
+    problems = [
+        Problem(prefix, f"{model.path} has no tensor {name!r}", closest(name, theirs))
+        for name in specs
+        if name not in theirs
+    ]
+    for name, spec in theirs.items():
+        given = specs.get(name)
+        if given is None and spec.role == "weight":
+            problems.append(Problem(prefix, f"no values for {name!r} of {model.path}", closest(name, specs)))
+        elif given is not None and (given.shape, given.dtype) != (spec.shape, spec.dtype):
+            problems.append(
+                Problem(
+                    prefix,
+                    f"{name!r} is {given.dtype_name}{list(given.shape)}, "
+                    f"in {model.path} {spec.dtype_name}{list(spec.shape)}",
+                )
+            )
+    if problems:
+        raise Error(problems)
+    names = model.raw_names()
+
+    def keyed(key: str) -> Iterator[Array]:
+        if key == GRAPH_KEY:
+            return iter([graph])
+        return tiles(names[key]) if names[key] in specs else _tiles_of(model, names[key], theirs[names[key]])
+
+    found = {key: specs.get(name, theirs[name]) for key, name in names.items()}
+    return {**found, GRAPH_KEY: TensorSpec(graph.dtype, (), 0)}, keyed
+
+
+def _tiles_of(model: tf_bundle.BundleSource, name: str, spec: TensorSpec) -> Iterator[Array]:
+    if not spec.shape or spec.nbytes <= _SPOOLED:
+        yield model.read(name)
+        return
+    rows = max(1, _SPOOLED * spec.shape[0] // spec.nbytes)
+    for at in range(0, spec.shape[0], rows):
+        yield model.read(name, (slice(at, min(at + rows, spec.shape[0])),))
 
 
 def _number(prefix: str, name: str, spec: TensorSpec) -> int:
