@@ -259,3 +259,30 @@ def test_values_that_are_not_the_tensor(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(Error, match="cannot be written: No such file or directory"):
         write(tmp_path / "no" / "w.h5", {})
+
+
+def test_weights_of_keras_3_without_a_target(tmp_path: Path) -> None:
+    keras = need("keras")
+    model = flat(keras)
+    expected, values = model.predict(TEXT, verbose=0), model.get_weights()
+    model.save_weights(tmp_path / "a.weights.h5")
+    arrays = read(tmp_path / "a.weights.h5")
+    write(tmp_path / "b.weights.h5", arrays)
+    model.set_weights([w * 0 for w in values])
+    model.load_weights(tmp_path / "b.weights.h5")
+    assert np.array_equal(model.predict(TEXT, verbose=0), expected)
+    assert list(read(tmp_path / "b.weights.h5")) == list(arrays)
+
+
+def test_a_suffix_that_keras_would_read_otherwise_is_refused(tmp_path: Path) -> None:
+    layers, objects = {"lstm/kernel": np.zeros((2, 4))}, {"layers/lstm/cell/vars/0": np.zeros((2, 4))}
+    write(tmp_path / "layers.h5", layers)
+    write(tmp_path / "objects.weights.h5", objects)
+    before = sorted(tmp_path.iterdir())
+    for like in (None, "layers.h5"):
+        with pytest.raises(Error, match=r"by the model's objects, and '.*' is not named like .*; give a \.weights\.h5"):
+            write(tmp_path / "a.weights.h5", layers, like=like and str(tmp_path / like))
+    for like in (None, "objects.weights.h5"):
+        with pytest.raises(Error, match=r"named by a model's objects, .*; name it \.weights\.h5"):
+            write(tmp_path / "a.h5", objects, like=like and str(tmp_path / like))
+    assert sorted(tmp_path.iterdir()) == before

@@ -11,6 +11,9 @@ nested model, of which the file must have one group, needs ``like``: an ``.h5`` 
 order and attributes (a full model's ``model_config`` too) are repeated, with other values. The optimizer's weights are
 left out.
 
+Keras tells by the suffix how to load: a ``.weights.h5`` by the model's objects (``layers/dense/vars/0``), any other by
+layers. A file of one kind under the other's suffix would not load, and is refused.
+
 Sources: tf_keras/src/saving/legacy/hdf5_format.py and keras/src/legacy/saving/legacy_h5_format.py
 (``save_weights_to_hdf5_group``, ``load_weights_from_hdf5_group``, ``save_attributes_to_hdf5_group``).
 """
@@ -18,7 +21,8 @@ Sources: tf_keras/src/saving/legacy/hdf5_format.py and keras/src/legacy/saving/l
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +33,9 @@ from weightport.formats._io import atomic_path
 from weightport.formats.keras_h5 import MODEL, OPTIMIZER, TOP_LEVEL, KerasH5Source
 from weightport.tensors import TensorSpec, Tiles
 
+#: The suffix of Keras 3's own weights files.
+OBJECTS = ".weights.h5"
+_OBJECT = re.compile(r"(?:.*/)?vars/\d+", re.DOTALL)
 #: What HDF5 takes into one attribute of an object header, by Keras' measure.
 LIMIT = 64512
 #: Which Keras the file's conventions are those of: Keras looks only whether it is "1".
@@ -59,12 +66,18 @@ def write(
     if like is None:
         for name in specs:
             _check(path, name)
+        objects = _by_objects(path, specs)
         with _created(path) as file:
-            _write_layers(path, file, specs, tiles)
+            if objects:
+                for name, spec in specs.items():
+                    _write_dataset(path, file, name, name, spec, tiles)
+            else:
+                _write_layers(path, file, specs, tiles)
             _annotate(file, metadata)
         return
     with KerasH5Source(like) as model:
         places = _places(path, specs, model)
+        _by_objects(path, places)
         with _created(path) as file, _h5(path, like, "r") as source:
             _copy_structure(path, source, file)
             for place, name in places.items():
@@ -80,6 +93,23 @@ def _check(path: str, name: str) -> None:
         name.encode("utf-8")
     except UnicodeEncodeError:
         raise Error(f"{path}: tensor {name!r}: the name is no valid text") from None
+
+
+def _by_objects(path: str, names: Collection[str]) -> bool:
+    """Whether the file is one of Keras 3's, whose paths are those of the model's objects.
+
+    Raises:
+        Error: the suffix says so and the names are others, or the names are such and the suffix is not.
+    """
+    said = path.lower().endswith(OBJECTS)
+    odd = next((name for name in names if not _OBJECT.fullmatch(name)), None)
+    if said and odd is not None:
+        what = f"Keras loads a {OBJECTS} by the model's objects, and {odd!r} is not named like 'layers/dense/vars/0'"
+        raise Error(Problem(path, what, f"give a {OBJECTS} of the model as the target, or name it .h5"))
+    if names and not said and odd is None:
+        what = "the tensors are named by a model's objects, and Keras loads an .h5 by layers"
+        raise Error(Problem(path, what, f"name it {OBJECTS}"))
+    return said
 
 
 # -- from names ----------------------------------------------------------------------------------------------------
