@@ -182,8 +182,9 @@ def _activation_name(function: Any) -> str:
     module = getattr(function, "__module__", None) or ""
     home = module.split(".")[0]
     if home in ("keras", "tf_keras"):
-        public = sys.modules.get(f"{home}.activations")
-        return name if public is not None and getattr(public, name, None) is function else ""
+        # Not the module of that name: in Keras 3.0 to 3.6 the package takes it from keras.api.
+        public = getattr(sys.modules.get(home), "activations", None)
+        return name if getattr(public, name, None) is function else ""
     nn = getattr(sys.modules.get("tensorflow"), "nn", None)
     return name if home == "tensorflow" and getattr(nn, name, None) is function else ""
 
