@@ -16,17 +16,20 @@ from weightport.tensors import TensorSpec
 #: Problems of one kind that are spelled out; the rest is counted.
 LISTED = 50
 
-_ABOVE = "a rule above was refused"
 _STATE = {"slot": "optimizer slot", "optimizer": "optimizer variable"}
 
 
 def source(
-    specs: Mapping[str, TensorSpec], moved: Collection[str], ignored: Collection[str], path: str, refused: bool
+    specs: Mapping[str, TensorSpec],
+    moved: Collection[str],
+    ignored: Collection[str],
+    path: str,
+    refused: Collection[str],
 ) -> tuple[dict[str, str], list[Problem]]:
     """A disposition for every source tensor, and the problems of those that no rule claims.
 
     Args:
-        refused: whether a rule was refused, so that what it would have moved is left over for that reason.
+        refused: what a refused rule would have moved: left over for that reason, which is a problem already.
     """
     found: dict[str, str] = {}
     left: list[str] = []
@@ -35,9 +38,9 @@ def source(
             found[name] = MOVED
         elif specs[name].role != "constant":
             found[name] = IGNORED if name in ignored else UNCLAIMED
-            if name not in ignored:
+            if name not in ignored and name not in refused:
                 left.append(name)
-    hint = _ABOVE if refused else "move it by a rule, or list it under ignore:"
+    hint = "move it by a rule, or list it under ignore:"
     weights = [n for n in left if specs[n].role == "weight"]
     problems = [Problem(path, f"source {_named(n, specs[n])} is claimed by no rule", hint) for n in weights[:LISTED]]
     problems += _more(weights, "source tensors are claimed by no rule", path)
@@ -46,12 +49,17 @@ def source(
 
 
 def target(
-    specs: Mapping[str, TensorSpec], items: Mapping[str, Item], kept: Collection[str], name: str, refused: bool
+    specs: Mapping[str, TensorSpec],
+    items: Mapping[str, Item],
+    kept: Collection[str],
+    name: str,
+    refused: Collection[str],
 ) -> tuple[dict[str, str], list[Problem]]:
     """A disposition for every target tensor, and the problems of those that get no value.
 
     Args:
         name: what messages call the target.
+        refused: what a refused rule would have given a value.
     """
     found: dict[str, str] = {}
     left: list[str] = []
@@ -62,8 +70,9 @@ def target(
             found[tensor] = KEPT
         else:
             found[tensor] = UNCOVERED
-            left.append(tensor)
-    hint = _ABOVE if refused else "move or initialize: it by a rule, or list it under keep:"
+            if tensor not in refused:
+                left.append(tensor)
+    hint = "move or initialize: it by a rule, or list it under keep:"
     problems = [Problem(name, f"target {_named(n, specs[n])} gets no value", hint) for n in left[:LISTED]]
     return found, problems + _more(left, "target tensors get no value", name)
 

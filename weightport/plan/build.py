@@ -55,6 +55,7 @@ class Builder:
     problems: list[Problem] = field(default_factory=list)
     items: dict[str, Item] = field(default_factory=dict)
     moved: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
     outcomes: list[Outcome] = field(default_factory=list)
     ignored: frozenset[str] = frozenset()
     kept: frozenset[str] = frozenset()
@@ -78,6 +79,7 @@ class Builder:
             before = len(self.problems)
             outcome = self.rule(rule)
             if len(self.problems) > before:
+                self.refused.update(outcome.sources, outcome.targets)
                 outcome = Outcome(
                     rule.name, rule.where, REFUSED, outcome.sources, outcome.targets, rule.constant, False
                 )
@@ -121,13 +123,13 @@ class Builder:
         self.problems.extend(moved.problems)
         for name, expr in moved.exprs().items():
             self.claim(rule, name, expr)
-        self.moved.update(moved.sources)
+        self.moved.update(() if moved.problems else moved.sources)
         return Outcome(
             rule.name,
             rule.where,
             MOVED,
             tuple(moved.sources),
-            tuple(moved.parts),
+            tuple(moved.targets),
             rule.constant,
             moved.exact,
             moved.classed if moved.exact else "assumed",
@@ -154,6 +156,8 @@ class Builder:
                 continue
             if self._skipped(rule, outs):
                 continue
+            sources.update(dict.fromkeys(names))
+            targets.update(dict.fromkeys(outs))
             missing = [n for n in names if n not in self.specs]
             if missing:
                 self.problems.extend(self._no_source(rule, n) for n in missing)
@@ -173,8 +177,6 @@ class Builder:
             for out, expr in zip(outs, exprs, strict=True):
                 self.claim(rule, out, expr)
             self.moved.update(names)
-            sources.update(dict.fromkeys(names))
-            targets.update(dict.fromkeys(outs))
         if not targets:
             if rule.optional:
                 return self._unused(rule)
@@ -282,12 +284,11 @@ class Builder:
 
     def account(self) -> tuple[dict[str, str], dict[str, str]]:
         """A disposition for every source and every target tensor; those without one are problems."""
-        refused = any(o.disposition == REFUSED for o in self.outcomes)
-        source, problems = accounts.source(self.specs, self.moved, self.ignored, self.source.path, refused)
+        source, problems = accounts.source(self.specs, self.moved, self.ignored, self.source.path, self.refused)
         self.problems.extend(problems)
         if self.target is None:
             return source, {n: item.disposition for n, item in self.items.items()}
-        target, problems = accounts.target(self.target_specs, self.items, self.kept, self.target_name, refused)
+        target, problems = accounts.target(self.target_specs, self.items, self.kept, self.target_name, self.refused)
         self.problems.extend(problems)
         return source, target
 

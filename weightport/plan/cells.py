@@ -33,12 +33,13 @@ class Moved:
     Attributes:
         parts: target tensor -> what its parts are computed from, and where they stand.
         shapes: target tensor -> its shape.
-        sources: every tensor of the source's units.
+        sources, targets: every tensor of the units on either side, also where the rule is refused.
     """
 
     parts: dict[str, list[tuple[Ranges, Expr]]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
     classed: str = BIJECTIVE
     exact: bool = True
     notes: list[str] = field(default_factory=list)
@@ -114,14 +115,17 @@ def move(
     """
     moved = Moved()
     cells: list[Cell] = []
-    for ref, side, skipped in ((rule.source, source, skip), (rule.target, target, frozenset[str]())):
+    sides = ((rule.source, source, skip, moved.sources), (rule.target, target, frozenset[str](), moved.targets))
+    for ref, side, skipped, names in sides:
         if side is not None:
             try:
                 cells.append(found_cell(ref, side, own, skipped))
+                names.extend(cells[-1].names)
             except LayoutError as error:
                 moved.problems.extend(Problem(ref.where, p.what, p.hint) for p in error.problems)
     if moved.problems:
         return moved
+    moved.sources, moved.targets = [], []
     cell = cells[0]
     layout = layout_of(rule.target, own)
     if layout.kind != cell.layout.kind:
@@ -185,6 +189,7 @@ def convert(
     where = f"{rule.where}: {unit.scope or '.'} -> {other.scope or '.'}"
     moved.problems.extend(Problem(where, what) for what in problems)
     moved.sources.extend(n for n in unit.names if n not in moved.sources)
+    moved.targets.extend(n for n in other.names if n not in moved.targets)
     if problems:
         return
     for stored in other.tensors:
