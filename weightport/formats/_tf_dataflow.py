@@ -28,7 +28,7 @@ Value = tuple[int, int]
 LOOP, BRANCH = "_Loop", "_Branch"
 MAX_NODES = 300_000
 _MAX_DEPTH = 40
-_MAX_STEPS = 10_000_000
+_MAX_STEPS = 3_000_000
 _PASS = {
     *("Identity", "Snapshot", "StopGradient", "PreventGradient", "CheckNumerics", "ReadVariableOp", "RefIdentity"),
     *("Enter", "RefEnter", "Exit", "RefExit", "NextIteration", "RefNextIteration", "Switch", "RefSwitch", "IdentityN"),

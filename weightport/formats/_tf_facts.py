@@ -25,7 +25,7 @@ from typing import Any
 from weightport.errors import FormatError
 from weightport.formats._tf_dataflow import BRANCH, LOOP, Flow, TooComplex, Value
 from weightport.formats._tf_gates import ACTIVATIONS, CLIPS, LINEAR, PARTS, SUMS, Gate, Gates, short
-from weightport.formats.tf_graph import GraphDef
+from weightport.formats.tf_graph import VARIABLES, GraphDef
 
 _BLOCKS = {"LSTMBlockCell", "BlockLSTM", "BlockLSTMV2", "GRUBlockCell"}
 _MAX_PEELED = 20
@@ -38,8 +38,17 @@ class GraphFacts:
 
     def __init__(self, graph: GraphDef) -> None:
         self._graph = graph
-        self._flow: Flow | None = None
-        self._failed = False
+        self._made: Flow | None = None
+        self._too_complex = False
+        self._keys: dict[str, set[Place]] | None = None
+
+    def _flow(self) -> Flow:
+        if self._made is None:
+            if self._too_complex:
+                raise TooComplex
+            self._too_complex = True  # until it is made
+            self._made = Flow(self._graph)
+        return self._made
 
     def of(self, own: Iterable[Place], weights: Iterable[Place]) -> dict[str, Any]:
         """The facts of one cell, keys as in :meth:`weightport.tensors.Source.facts`.
@@ -48,19 +57,36 @@ class GraphFacts:
             own: function (empty for the main graph) and node of the cell's tensors.
             weights: the same for the other weights of the model.
         """
-        if self._failed:
-            return {}
         try:
-            if self._flow is None:
-                self._flow = Flow(self._graph)
-            mine = {(n, 0) for place in own for n in self._flow.places.get(place, ())}
-            others = {(n, 0) for place in weights for n in self._flow.places.get(place, ())}
-            return _agreed(_Cell(self._flow, mine, others).found()) if mine else {}
-        except TooComplex:
-            self._failed = True
-        except FormatError:  # in an attribute or constant of a node that a fact would need
-            pass
-        return {}
+            flow = self._flow()
+            mine = {(n, 0) for place in own for n in flow.places.get(place, ())}
+            others = {(n, 0) for place in weights for n in flow.places.get(place, ())}
+            return _agreed(_Cell(flow, mine, others).found()) if mine else {}
+        except (TooComplex, FormatError):  # the latter in an attribute or constant that a fact would need
+            return {}
+
+    def saved(self) -> dict[str, set[Place]]:
+        """Key in a checkpoint -> the variables that the graph's save operations, in functions too, store under it."""
+        if self._keys is None:
+            try:
+                self._keys = _saved(self._flow())
+            except (TooComplex, FormatError):
+                self._keys = {}
+        return self._keys
+
+
+def _saved(flow: Flow) -> dict[str, set[Place]]:
+    variables = {n: place for place, numbers in flow.places.items() for n in numbers if flow.ops[n] in VARIABLES}
+    found: dict[str, set[Place]] = {}
+    for number, op in enumerate(flow.ops):
+        inputs = flow.inputs(number) if op == "SaveV2" else []
+        node = flow.nodes[inputs[1][0]] if len(inputs) > 3 else None
+        if node is not None and node.op == "Const":
+            keys = flow.graph.const(node, node.name).read(flow.graph.file).reshape(-1)
+            for key, (source, _) in zip(keys, inputs[3:], strict=False):
+                if source in variables and isinstance(key, bytes):
+                    found.setdefault(key.decode("utf-8", "backslashreplace"), set()).add(variables[source])
+    return found
 
 
 def _agreed(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

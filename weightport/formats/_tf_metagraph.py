@@ -66,12 +66,17 @@ class MetaGraph:
         """What its graph computes."""
         return _tf_facts.GraphFacts(self.graph)
 
-    def facts(self, names: Sequence[str]) -> dict[str, object]:
-        """What the graph computes with these variables, see :class:`~weightport.formats._tf_facts.GraphFacts`."""
-        by_node = self._by_node
-        own = {node for name in names for node in self._nodes(name)}
-        others = {name for name, node in by_node.items() if node.op in VARIABLES and name not in own}
-        return self.graph_facts.of({("", name) for name in own}, {("", name) for name in others})
+    def facts(self, names: Sequence[str], keys: Mapping[str, Sequence[str]] | None = None) -> dict[str, object]:
+        """What the graph computes with these variables, see :class:`~weightport.formats._tf_facts.GraphFacts`.
+
+        ``keys`` says under which keys an object-based checkpoint has them.
+        """
+        own = {("", node) for name in names for node in self._nodes(name)}
+        if keys is not None:
+            saved = self.graph_facts.saved()
+            own |= {place for name in names for key in keys.get(name, ()) for place in saved.get(key, ())}
+        others = {("", name) for name, node in self._by_node.items() if node.op in VARIABLES} - own
+        return self.graph_facts.of(own, others)
 
     def _nodes(self, name: str) -> Sequence[str]:
         saved = self.variables.get(name)

@@ -3,8 +3,8 @@
 Promise: opening reads the graph's structure, not its constants; a constant, or a part of it, is read where it lies, in
 every encoding that TensorFlow writes; nothing is executed. Variables are told from other constants as
 :mod:`~weightport.formats._tf_constants` says; a constant inside a function is named ``FUNCTION/NODE``. What the graph
-says about a cell (its forget bias, its activations) is traced in its dataflow. Limit: a GraphDef has neither checksums nor a count: one that is cut off
-between two nodes is noticed only if a node that is left needs one that is not.
+says about a cell (its forget bias, its activations) is traced in its dataflow. Limit: a GraphDef has neither checksums
+nor a count: one that is cut off between two nodes is noticed only if a node that is left needs one that is not.
 
 Source: tensorflow/core/framework/graph.proto.
 """

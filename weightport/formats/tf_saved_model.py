@@ -114,7 +114,10 @@ class SavedModelSource:
         if self._closed:
             raise Error(f"{self.path}: is closed")
         if self._variables is not None:
-            return self._meta.facts(names)
+            keys: dict[str, list[str]] = {}
+            for key, name in self._variables.raw_names().items():
+                keys.setdefault(name, []).append(key)
+            return self._meta.facts(names, keys)
         constants = [self._names.get(name) or name for name in names]
         return self._meta.graph_facts.of(*self._constants.places(constants))
 

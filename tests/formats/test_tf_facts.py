@@ -1,0 +1,371 @@
+"""What graphs say about their cells: the fixtures against their descriptions, graphs by hand, and TensorFlow's own."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.formats._graphdef import const, function, graph, lstm_nodes, node, weights, write
+from tests.support import Fixture, fixtures, need
+from weightport.formats import _tf_dataflow, _tf_facts, detect, tf_frozen
+from weightport.formats._proto import Memory
+from weightport.formats.tf_graph import GraphDef
+from weightport.tensors import Source
+
+KEYS = ("forget_bias", "activation", "recurrent_activation", "cell_clip", "proj_clip", "reset_after")
+CASES = [(f, k) for f in fixtures() for k in ("frozen", "frozen_text", "saved_model", "meta_graph") if k in f.files]
+CASES = [(f, k) for f, k in CASES if "cell" in f.doc]
+# The parts of a cell's names that stand below its scope.
+_INNER = re.compile(
+    r"(/(gates|candidate|projection|Linear|input_gate|forget_gate|memory_cell|output_gate"
+    r"|input|forget|output|state|transform))?/[^/]+"
+)
+LSTM = {"forget_bias": 1.0, "activation": "tanh", "recurrent_activation": "sigmoid"}
+
+
+def cells(source: Source) -> dict[str, list[str]]:
+    """Scope -> weights of what may be a cell."""
+    found: dict[str, list[str]] = {}
+    for name, spec in source.specs().items():
+        match = re.fullmatch(rf"(.*?){_INNER.pattern}", name)
+        if spec.role == "weight" and match and not name.startswith(("softmax", "model/embedding")):
+            found.setdefault(match[1], []).append(name)
+    return found
+
+
+@pytest.mark.parametrize(("model", "kind"), CASES, ids=lambda v: str(v))
+def test_fixtures(model: Fixture, kind: str) -> None:
+    expected = {key: model.doc[key] for key in KEYS if model.doc.get(key) is not None}
+    # What the descriptions leave unsaid, since it is the cell's only way.
+    if "LSTM" in model.doc["cell"]:
+        expected = {"activation": "tanh", "recurrent_activation": "sigmoid", **expected}
+    if model.doc["cell"].endswith("GRUCell"):
+        expected["reset_after"] = False
+    with detect.open_source(model.path(kind)) as source:  # type: ignore[attr-defined]
+        found = cells(source)
+        assert found
+        for names in found.values():
+            assert source.facts(names) == expected
+            assert source.facts(names[::-1]) == expected
+        assert source.facts([]) == {}
+
+
+def facts(data: bytes, *names: str) -> dict[str, Any]:
+    graph_def = GraphDef(Memory(data, "g.pb"), 0, len(data))
+    all_weights = {("", n.name) for n in graph_def.main.nodes.values() if n.op == "Const" and "/" not in n.name}
+    own = {("", name) for name in names or ("kernel", "bias")}
+    known = {place for place in all_weights if place[1] in ("kernel", "bias", "other")}
+    return _tf_facts.GraphFacts(graph_def).of(own, known - own)
+
+
+STATES = [node("h", "Placeholder"), node("c", "Placeholder")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, LSTM),
+        ({"forget_bias": 0.7}, {**LSTM, "forget_bias": 0.7}),
+        ({"forget_bias": None}, {**LSTM, "forget_bias": 0.0}),
+        ({"clip": 2.5}, {**LSTM, "cell_clip": 2.5}),
+        ({"act": "Relu"}, {**LSTM, "activation": "relu"}),
+        ({"act": "Sigmoid"}, {**LSTM, "activation": "sigmoid"}),
+        ({"gate": "Tanh"}, {**LSTM, "recurrent_activation": "tanh"}),
+        # The candidate's activation is not the output's: there is no one activation to tell.
+        ({"out_act": "Relu"}, {"forget_bias": 1.0, "recurrent_activation": "sigmoid"}),
+    ],
+)
+def test_one_step(changes: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert facts(graph(*weights(), *STATES, *lstm_nodes(**changes))) == expected
+
+
+def replaced(nodes: list[bytes], name: str, *new: bytes) -> list[bytes]:
+    kept = [n for n in nodes if not n.startswith(node(name, "")[: 2 + len(name)])]
+    assert len(kept) == len(nodes) - 1
+    return [*kept, *new]
+
+
+@pytest.mark.parametrize(
+    ("name", "new", "forget_bias"),
+    [
+        # A constant that every gate is given is no forget bias, and neither is one that is not the same throughout.
+        ("z", [node("zz", "BiasAdd", "product", "bias/read"), const("all", 1.0), node("z", "Add", "zz", "all")], None),
+        ("forget_bias", [const("forget_bias", np.array([1, 2], np.float32))], None),
+        ("forget_bias", [const("forget_bias", np.array([1.5, 1.5], np.float32))], 1.5),
+        ("forget_bias", [const("half", 0.5), node("s", "Placeholder"), node("forget_bias", "Fill", "s", "half")], 0.5),
+        ("biased", [node("biased", "Sub", "split:2", "forget_bias")], -1.0),
+        ("biased", [const("b", 2.0), node("b1", "Add", "split:2", "b"), node("biased", "Add", "forget_bias", "b1")], 3),
+        # A weight is no constant, a placeholder may be anything.
+        ("forget_bias", [const("other", np.ones(2, np.float32)), node("forget_bias", "Identity", "other")], 0.0),
+        ("forget_bias", [node("forget_bias", "Placeholder")], None),
+    ],
+)
+def test_forget_bias_is_what_is_added_to_the_forget_gate(
+    name: str, new: list[bytes], forget_bias: float | None
+) -> None:
+    found = facts(graph(*weights(), *STATES, *replaced(lstm_nodes(), name, *new)))
+    assert found == {**{k: v for k, v in LSTM.items() if k != "forget_bias"}} | (
+        {} if forget_bias is None else {"forget_bias": forget_bias}
+    )
+
+
+def test_names_say_nothing() -> None:
+    """The same cell with every node renamed, and one whose names promise what it does not do."""
+    data = graph(*weights(), *STATES, *lstm_nodes(forget_bias=0.25))
+    for n, name in enumerate((b"forget_bias", b"split", b"biased", b"act_c", b"product")):
+        data = data.replace(name, b"%d" % n * len(name))
+    assert facts(data) == {**LSTM, "forget_bias": 0.25}
+    nodes = [const("lstm/forget_bias", 1.0), node("lstm/Sigmoid", "Sigmoid", "x"), node("lstm/Tanh", "Tanh", "x")]
+    assert facts(graph(*weights(), *nodes, node("lstm/MatMul", "MatMul", "x", "kernel/read"))) == {}
+
+
+def test_no_cell() -> None:
+    dense = [node("m", "MatMul", "x", "kernel/read"), node("y", "BiasAdd", "m", "bias/read"), node("r", "Relu", "y")]
+    assert facts(graph(*weights(), *dense)) == {}
+    assert facts(graph(*weights())) == {}
+    assert facts(graph(*weights(), *dense), "nothing") == {}
+
+
+def test_two_uses_that_do_not_agree() -> None:
+    arguments = ["x", "h", "c", "kernel/read", "bias/read", "one"]
+    again = function("again", arguments, {"out": "h2:z:0"}, lstm_nodes(forget_bias=2.0))
+    call = node("again", "PartitionedCall", *arguments, f="again")
+    data = graph(*weights(), *STATES, *lstm_nodes(), call, functions=[again])
+    assert facts(data) == {"activation": "tanh", "recurrent_activation": "sigmoid"}
+
+
+def in_loop(nodes: list[bytes]) -> list[bytes]:
+    """A loop as TensorFlow 1 writes it around a step."""
+    found = [node("h0", "Placeholder"), node("c0", "Placeholder"), node("go", "Placeholder")]
+    for state in "hc":
+        found += [
+            node(f"enter_{state}", "Enter", f"{state}0"),
+            node(f"merge_{state}", "Merge", f"enter_{state}", f"next_{state}"),
+            node(f"switch_{state}", "Switch", f"merge_{state}", "cond"),
+            node(state, "Identity", f"switch_{state}:1"),
+            node(f"next_{state}", "NextIteration", f"{state}2"),
+            node(f"exit_{state}", "Exit", f"switch_{state}"),
+        ]
+    return [*found, node("cond", "LoopCond", "go"), *nodes]
+
+
+def test_loops_of_both_kinds() -> None:
+    assert facts(graph(*weights(), *in_loop(lstm_nodes(clip=3.0)))) == {**LSTM, "cell_clip": 3.0}
+    body = function(
+        "body",
+        ["h", "c", "x", "k", "b", "one"],
+        {"h_out": "h2:z:0", "c_out": "c2:output:0", "x_": "x", "k_": "k", "b_": "b", "one_": "one"},
+        lstm_nodes(forget_bias=0.5, kernel="k", bias="b"),
+    )
+    loop = node("loop", "While", "h", "c", "x", "kernel/read", "bias/read", "one", cond="none", body="body")
+    assert facts(graph(*weights(), *STATES, loop, functions=[body])) == {**LSTM, "forget_bias": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "expected"),
+    [
+        ("LSTMBlockCell", {"forget_bias": 0.5, "cell_clip": -1.0}, {**LSTM, "forget_bias": 0.5}),
+        ("LSTMBlockCell", {}, {**LSTM, "cell_clip": 3.0}),  # what is at its default may be left out
+        ("BlockLSTM", {"forget_bias": 0.7, "cell_clip": 0.0}, {**LSTM, "forget_bias": 0.7}),
+        ("BlockLSTMV2", {}, {**LSTM, "forget_bias": 0.0}),
+        ("GRUBlockCell", {}, {"activation": "tanh", "recurrent_activation": "sigmoid", "reset_after": False}),
+        ("CudnnRNN", {"rnn_mode": b"\x12\x03gru"}, {"activation": "tanh", "recurrent_activation": "sigmoid"}),
+        ("CudnnRNNV3", {}, {**LSTM, "forget_bias": 0.0}),
+        ("CudnnRNNV2", {"rnn_mode": b"\x12\x08rnn_relu"}, {"activation": "relu"}),
+    ],
+)
+def test_fused_operations(op: str, attrs: dict[str, Any], expected: dict[str, Any]) -> None:
+    data = graph(*weights(), node("fused", op, "x", "kernel/read", "bias/read", **attrs))
+    if op == "CudnnRNN":
+        expected = {**expected, "reset_after": True}
+    assert facts(data) == expected
+
+
+# Hostile graphs ------------------------------------------------------------------------------------------------------
+
+OPS = [
+    "Identity",
+    "Add",
+    "Mul",
+    "Sub",
+    "Sigmoid",
+    "Tanh",
+    "MatMul",
+    "Merge",
+    "Switch",
+    "Enter",
+    "NextIteration",
+    "Split",
+]
+OPS += [
+    "ConcatV2",
+    "While",
+    "If",
+    "PartitionedCall",
+    "Maximum",
+    "Minimum",
+    "Relu6",
+    "IdentityN",
+    "f",
+    "Const",
+    "BiasAdd",
+]
+
+
+@given(st.lists(st.tuples(st.sampled_from(OPS), st.lists(st.integers(-2, 20), max_size=4)), max_size=20))
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+def test_any_graph_ends(shape: list[tuple[str, list[int]]]) -> None:
+    nodes = []
+    for n, (op, inputs) in enumerate(shape):
+        names = [f"n{i % len(shape)}:{i % 3}" if i >= 0 else ("kernel/read", "a:out:1")[i] for i in inputs]
+        nodes.append(node(f"n{n}", op, *names, f="f", body="f", then_branch="f", else_branch="g"))
+    inner = function("f", ["a", "b"], {"o": "n0:o:1", "p": "a"}, nodes)
+    assert isinstance(facts(graph(*weights(), *nodes, functions=[inner])), dict)
+
+
+def test_long_cycles_and_chains_end() -> None:
+    count = 20_000
+    chain = [node(f"n{n}", "Identity", f"n{(n + 1) % count}") for n in range(count)]
+    merges = [node(f"m{n}", "Merge", "kernel/read", f"n{n}") for n in range(count)]
+    sums = [node("s0", "MatMul", "x", "kernel/read")]
+    sums += [node(f"s{n}", "Add", f"s{n - 1}", f"s{n - 1}") for n in range(1, 5000)]
+    start = time.perf_counter()
+    assert facts(graph(*weights(), *chain, *merges, *sums, node("g", "Sigmoid", "s4999"))) == {}
+    assert time.perf_counter() - start < 20
+
+
+def test_a_graph_beyond_the_bounds_has_no_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = graph(*weights(), *STATES, *lstm_nodes())
+    source = tf_frozen.open_source(write(tmp_path / "g.pb", data))
+    assert source.facts(["kernel", "bias"]) == LSTM
+    monkeypatch.setattr(_tf_dataflow, "MAX_NODES", 10)
+    source = tf_frozen.open_source(write(tmp_path / "g.pb", data))
+    assert source.facts(["kernel", "bias"]) == source.facts(["kernel"]) == {}
+
+
+# Against TensorFlow ---------------------------------------------------------------------------------------------------
+
+
+def keras_layers() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
+    """Layers of the legacy Keras, and what is to be found of each."""
+    lstm = {"forget_bias": 0.0, "activation": "tanh", "recurrent_activation": "sigmoid"}
+    gru = {"reset_after": True, "activation": "tanh", "recurrent_activation": "sigmoid"}
+    return {
+        "lstm": (lambda k: k.LSTM(4, return_sequences=True), lstm),
+        "lstm relu": (lambda k: k.LSTM(4, activation="relu"), {**lstm, "activation": "relu"}),
+        "lstm linear": (lambda k: k.LSTM(4, activation="linear"), {**lstm, "activation": "linear"}),
+        "lstm split": (
+            lambda k: k.LSTM(4, implementation=1, recurrent_activation="hard_sigmoid"),
+            {**lstm, "recurrent_activation": "hard_sigmoid"},
+        ),
+        "lstm unrolled": (
+            lambda k: k.LSTM(4, unroll=True, activation="softsign"),
+            {**lstm, "activation": "softsign"},
+        ),
+        "gru": (lambda k: k.GRU(4), gru),
+        "gru before": (lambda k: k.GRU(4, reset_after=False), {**gru, "reset_after": False}),
+        "gru split": (lambda k: k.GRU(4, implementation=1, activation="elu"), {**gru, "activation": "elu"}),
+        "gru before unrolled": (
+            lambda k: k.GRU(4, reset_after=False, unroll=True, recurrent_activation="hard_sigmoid"),
+            {**gru, "reset_after": False, "recurrent_activation": "hard_sigmoid"},
+        ),
+        "rnn": (lambda k: k.SimpleRNN(4, activation="relu"), {"activation": "relu"}),
+        "rnn unrolled": (lambda k: k.SimpleRNN(4, unroll=True), {"activation": "tanh"}),
+    }
+
+
+@pytest.mark.parametrize("name", keras_layers())
+@pytest.mark.filterwarnings("ignore")
+def test_legacy_keras(name: str, tmp_path: Path) -> None:
+    tf, keras = need("tensorflow"), need("tf_keras")
+    convert = need("tensorflow.python.framework.convert_to_constants").convert_variables_to_constants_v2
+    make, expected = keras_layers()[name]
+    model = keras.Sequential([keras.Input((5, 3)), make(keras.layers)])
+    values = sorted(w.numpy().tobytes() for w in model.weights)
+    concrete = tf.function(lambda x: model(x)).get_concrete_function(tf.TensorSpec((2, 5, 3)))
+    for lower in (False, True):
+        frozen = convert(concrete, lower_control_flow=lower).graph.as_graph_def()
+        with tf_frozen.open_source(write(tmp_path / "g.pb", frozen.SerializeToString())) as source:
+            names = [n for n, spec in source.specs().items() if spec.role == "weight"]
+            assert sorted(source.read(n).tobytes() for n in names) == values
+            assert source.facts(names) == expected
+    model.save(str(tmp_path / "saved"), save_format="tf")
+    with detect.open_source(tmp_path / "saved") as source:  # type: ignore[attr-defined]
+        names = [n for n, spec in source.specs().items() if spec.role == "weight"]
+        assert {n.removesuffix(":0") for n in (w.name for w in model.weights)} == set(names)
+        assert source.facts(names) == expected
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "hard_sigmoid"])
+@pytest.mark.filterwarnings("ignore")
+def test_keras_3(activation: str, tmp_path: Path) -> None:
+    keras = need("keras")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("Keras exports SavedModels with TensorFlow only")
+    layers = keras.layers
+    model = keras.Sequential([keras.Input((5, 3)), layers.LSTM(4, recurrent_activation=activation, name="cell")])
+    model.export(str(tmp_path / "saved"), verbose=False)
+    with detect.open_source(tmp_path / "saved") as source:  # type: ignore[attr-defined]
+        names = [n for n, spec in source.specs().items() if spec.role == "weight" and "/cell/" in n]
+        assert len(names) == 3
+        found = source.facts(names)
+    told = {"sigmoid": "sigmoid", "hard_sigmoid": "hard_sigmoid_6"}[activation]
+    assert found == {"forget_bias": 0.0, "activation": "tanh", "recurrent_activation": told}
+
+
+TF1_CELLS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "basic": ("BasicLSTMCell", {"forget_bias": 0.7}, {**LSTM, "forget_bias": 0.7}),
+    "peepholes": ("LSTMCell", {"use_peepholes": True, "forget_bias": 2.5}, {**LSTM, "forget_bias": 2.5}),
+    "clipped": (
+        "LSTMCell",
+        {"use_peepholes": True, "cell_clip": 3.5, "num_proj": 3, "proj_clip": 1.25},
+        {**LSTM, "cell_clip": 3.5, "proj_clip": 1.25},
+    ),
+    "gru": ("GRUCell", {}, {"activation": "tanh", "recurrent_activation": "sigmoid", "reset_after": False}),
+    "rnn": ("BasicRNNCell", {}, {"activation": "tanh"}),
+}
+
+
+@pytest.mark.parametrize("name", TF1_CELLS)
+@pytest.mark.parametrize("kind", ["while", "while_v2", "sequence_length", "static"])
+@pytest.mark.filterwarnings("ignore")
+def test_cells_of_tensorflow_1(name: str, kind: str, tmp_path: Path) -> None:
+    tf = need("tensorflow").compat.v1
+    legacy_cells = need("tf_keras.src.layers.rnn.legacy_cells")  # where tf.nn.rnn_cell lives, whichever Keras rules
+    cell_class, options, expected = TF1_CELLS[name]
+    v2 = need("tensorflow.python.ops.control_flow_util").ENABLE_CONTROL_FLOW_V2
+    (tf.enable_control_flow_v2 if kind == "while_v2" else tf.disable_control_flow_v2)()
+    try:
+        with tf.Graph().as_default() as built, tf.variable_scope("s", use_resource=kind == "while_v2"):
+            x = tf.placeholder(tf.float32, (2, 5, 3), "x")
+            cell = getattr(legacy_cells, cell_class)(4, **options)
+            if kind == "static":
+                outputs, _ = tf.nn.static_rnn(cell, tf.unstack(x, axis=1), dtype=tf.float32)
+            else:
+                lengths = [3, 5] if kind == "sequence_length" else None
+                outputs, _ = tf.nn.dynamic_rnn(cell, x, dtype=tf.float32, sequence_length=lengths)
+            result = tf.identity(outputs[-1], "out")
+            names = [v.op.name for v in tf.global_variables()]
+            with tf.Session() as session:
+                session.run(tf.global_variables_initializer())
+                definition = tf.graph_util.convert_variables_to_constants(
+                    session, built.as_graph_def(), [result.op.name]
+                )
+                tf.train.Saver().save(session, str(tmp_path / "model"))
+    finally:
+        (tf.enable_control_flow_v2 if v2 else tf.disable_control_flow_v2)()
+    with tf_frozen.open_source(write(tmp_path / "g.pb", definition.SerializeToString())) as source:
+        assert {n for n, spec in source.specs().items() if spec.role == "weight"} == set(names)
+        assert source.facts(names) == expected
+        values = {n: source.read(n).tobytes() for n in names}
+    with detect.open_source(tmp_path / "model.meta") as source:  # type: ignore[attr-defined]
+        assert source.facts(names) == expected
+        assert {n: source.read(n).tobytes() for n in names} == values

@@ -1,0 +1,180 @@
+"""``.meta`` files: names and shapes from the graph alone, values through the checkpoint beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.formats._graphdef import const, graph, meta_graph, node, shape_proto, write
+from tests.formats.test_tf_bundle import bytes_field, number_field
+from tests.formats.test_tf_fuzz import mutated
+from tests.support import Fixture, fixture, fixtures
+from weightport.errors import Error, FormatError, TensorNotFound
+from weightport.formats import detect, tf_meta
+from weightport.tensors import Budget
+
+MODELS = fixtures("meta_graph")
+
+
+def texts(*values: str) -> np.ndarray:
+    return np.array([v.encode() for v in values], object)
+
+
+def variable(name: str, shape: tuple[int, ...], op: str = "VariableV2", dtype: int = 1) -> bytes:
+    return node(name, op, dtype=number_field(6, dtype), shape=bytes_field(7, shape_proto(shape)))
+
+
+def saving(names: tuple[str, ...], slices: tuple[str, ...], *tensors: str) -> list[bytes]:
+    return [
+        const("save/Const", texts("model")),
+        const("save/SaveV2/tensor_names", texts(*names)),
+        const("save/SaveV2/shape_and_slices", texts(*slices)),
+        node(
+            "save/SaveV2", "SaveV2", "save/Const", "save/SaveV2/tensor_names", "save/SaveV2/shape_and_slices", *tensors
+        ),
+    ]
+
+
+def opened(folder: Path, *nodes: bytes) -> tf_meta.MetaSource:
+    return tf_meta.open_source(write(folder / "m.meta", meta_graph(graph(*nodes))))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_beside_its_checkpoint(model: Fixture) -> None:
+    path = model.path("meta_graph")
+    assert tf_meta.sniff(path)
+    with tf_meta.open_source(path) as source:
+        assert detect.detect(path) == source.format == "tf-meta"
+        expected = model.variables
+        assert set(source.specs()) == set(expected)
+        for name, want in expected.items():
+            assert source.read(name).tobytes() == want.tobytes()
+            assert source.read(name, (slice(1, None, 2),)).tobytes() == want[1::2].tobytes()
+    with pytest.raises(Error, match="is closed"):
+        source.read(next(iter(expected)))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_alone(model: Fixture, tmp_path: Path) -> None:
+    path = shutil.copy(model.path("meta_graph"), tmp_path / "model.ckpt-7.meta")
+    with tf_meta.open_source(str(path)) as source, tf_meta.open_source(model.path("meta_graph")) as beside:
+        specs = source.specs()
+        assert dict(specs) == dict(beside.specs())
+        name = next(iter(specs))
+        assert source.facts(list(specs)) == beside.facts(list(specs))
+        with pytest.raises(FormatError) as caught:
+            source.read(name)
+        prefix = str(tmp_path / "model.ckpt-7")
+        assert str(caught.value) == (
+            f"{path}: tensor {name!r}: a .meta file holds the graph, not the values of its variables; "
+            f"they would be in {prefix + '.index'!r} and its data, or in the V1 file {prefix!r}"
+        )
+        with pytest.raises(TensorNotFound, match="closest"):
+            source.read(name + "x")
+
+
+def test_beside_a_v1_checkpoint(tmp_path: Path) -> None:
+    model = fixture("b_cells/basic_lstm_fb1")
+    shutil.copy(model.path("meta_graph"), tmp_path / "m.meta")
+    shutil.copy(model.path("checkpoint_v1"), tmp_path / "m")
+    with tf_meta.open_source(str(tmp_path / "m.meta")) as source:
+        for name, want in model.variables.items():
+            assert source.read(name).tobytes() == want.tobytes()
+        assert source.facts(list(model.variables))["forget_bias"] == 1.0
+
+
+def test_a_folder_of_the_same_name_is_no_checkpoint(tmp_path: Path) -> None:
+    model = fixture("b_cells/basic_lstm_fb1")
+    shutil.copy(model.path("meta_graph"), tmp_path / "m.meta")
+    shutil.copytree(model.folder, tmp_path / "m")
+    with tf_meta.open_source(str(tmp_path / "m.meta")) as source, pytest.raises(FormatError, match="not the values"):
+        source.read(next(iter(model.variables)))
+
+
+def test_names_are_those_that_are_saved(tmp_path: Path) -> None:
+    source = opened(
+        tmp_path,
+        *(variable("v/part_0", (2, 3)), variable("v/part_1", (1, 3)), variable("w", (4,), "VarHandleOp", 14)),
+        *(node("w/Read/ReadVariableOp", "ReadVariableOp", "w"), variable("step", (), dtype=9), variable("not", (1,))),
+        *(variable("w/Adam", (4,), dtype=14), const("unsaved", 1.0)),
+        *saving(
+            ("ema/w", "global_step", "v", "v", "ema/w/Adam"),
+            ("", "", "3 3 0,2:0,3", "3 3 2,1:0,3", ""),
+            *("w/Read/ReadVariableOp", "step", "v/part_0", "v/part_1", "w/Adam"),
+        ),
+    )
+    found = {n: (s.dtype_name, s.shape, s.nbytes, s.role) for n, s in source.specs().items()}
+    assert found == {
+        "ema/w": ("bfloat16", (4,), 8, "weight"),
+        "global_step": ("int64", (), 8, "counter"),
+        "v": ("float32", (3, 3), 36, "weight"),
+        "ema/w/Adam": ("bfloat16", (4,), 8, "slot"),
+    }
+
+
+def test_without_a_save_operation(tmp_path: Path) -> None:
+    source = opened(tmp_path, variable("w", (2,)), variable("s", (3,), dtype=7), const("c", 1.0))
+    assert {n: (s.shape, s.nbytes) for n, s in source.specs().items()} == {"w": ((2,), 8), "s": ((3,), 0)}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        (saving(("a", "b"), ("", ""), "w"), "the save operation 'save/SaveV2' has 2 names and 2 slices for 1 tensors"),
+        (saving(("a",), ("3 x 0,2:-",), "w"), "tensor 'a': '3 x 0,2:-' is no shape and slice"),
+        ([node("save", "SaveV2", "w", "w", "w", "w")], "has 0 names and 0 slices for 1 tensors"),
+        ([node("save", "SaveV2")], None),
+        ([const("n", 1.0), node("save", "SaveV2", "n", "n", "n", "w")], "the save operation 'save' has no names"),
+    ],
+)
+def test_malformed(tmp_path: Path, nodes: list[bytes], message: str | None) -> None:
+    if message is None:
+        assert set(opened(tmp_path, variable("w", (2,)), *nodes).specs()) == {"w"}
+        return
+    with pytest.raises(FormatError, match=message):
+        opened(tmp_path, variable("w", (2,)), *nodes)
+
+
+def test_shapes_that_the_graph_does_not_know(tmp_path: Path) -> None:
+    open_shape = bytes_field(7, bytes_field(2, number_field(1, -1)))
+    source = opened(tmp_path, node("w", "VarHandleOp", dtype=number_field(6, 1), shape=open_shape), variable("v", (1,)))
+    with pytest.raises(FormatError, match=r"tensor 'w' at byte .*: the graph does not say its type and shape"):
+        source.specs()["w"]
+    assert source.specs()["v"].shape == (1,)
+
+
+def test_another_message(tmp_path: Path) -> None:
+    path = write(tmp_path / "g.meta", graph(const("a", 1.0)))
+    assert not tf_meta.sniff(path)
+    with pytest.raises(FormatError, match="is a GraphDef, not a MetaGraphDef"):
+        tf_meta.open_source(path)
+    path = write(tmp_path / "g.meta", meta_graph(graph(const("a", 1.0))) + bytes_field(2, graph(const("b", 1.0))))
+    with pytest.raises(FormatError, match="two graphs in one MetaGraphDef"):
+        tf_meta.open_source(path)
+
+
+def test_truncation_at_every_byte(tmp_path: Path) -> None:
+    data = meta_graph(graph(variable("w", (2,)), *saving(("a",), ("",), "w")), "train")
+    for end in range(len(data)):
+        with pytest.raises(FormatError):
+            dict(tf_meta.open_source(write(tmp_path / "m.meta", data[:end])).specs())
+
+
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+def test_mutations(tmp_path: Path, draw: st.DataObject) -> None:
+    nodes = [variable("v/part_0", (2, 3)), variable("v/part_1", (1, 3)), variable("w", (4,))]
+    slices = ("3 3 0,2:0,3", "3 3 2,1:0,3", "")
+    data = mutated(draw, meta_graph(graph(*nodes, *saving(("v", "v", "w"), slices, "v/part_0", "v/part_1", "w"))))
+    with contextlib.suppress(Error):
+        source = tf_meta.open_source(write(tmp_path / "m.meta", data), budget=Budget(header_bytes=1 << 20))
+        for name in source.specs():
+            with contextlib.suppress(Error):
+                _ = source.specs()[name]
+        assert isinstance(source.facts(list(source.specs())), dict)
