@@ -32,10 +32,11 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
 INDEXED = ("layer", "direction", "gate")
 AXES = (*INDEXED, "input", "hidden", "unit")
 
+# No two parts that may be empty stand side by side: matching is linear.
 _TERM = re.compile(
-    r"\s*(?P<param>\w+)\s*(?:\{(?P<gates>[^{}]*)\})?\s*\[(?P<axes>[^\[\]]*)\]\s*(?:as\s*\[(?P<as>[^\[\]]*)\]\s*)?"
+    r"\s*(?P<param>\w+)\s*(?:\{(?P<gates>[^{}]*)\}\s*)?\[(?P<axes>[^\[\]]*)\]\s*(?:as\s*\[(?P<as>[^\[\]]*)\]\s*)?"
 )
-_TOKEN = re.compile(r"\s*(\(|\)|[A-Za-z_]+|1)")
+_TOKEN = re.compile(r"\s*([()]|\w+)")
 
 Group = tuple[str, ...]  #: the axes composed into one dimension, outermost first; ``()`` is a dimension of size 1
 
@@ -60,6 +61,12 @@ class Term:
         """Every axis that occurs."""
         return {axis for group in self.axes for axis in group}
 
+    def __str__(self) -> str:
+        """The term in the notation."""
+        gates = f"{{{' '.join(self.gates)}}}" if self.gates is not None else ""
+        declared = f" as [{_spelled(self.declared)}]" if self.declared is not None else ""
+        return f"{self.param}{gates}[{_spelled(self.axes)}]{declared}"
+
 
 @dataclass(frozen=True, slots=True)
 class Packing:
@@ -72,6 +79,13 @@ class Packing:
     def rank(self) -> int:
         """The number of dimensions of the stored tensor."""
         return len(self.terms[0].declared or self.terms[0].axes)
+
+    def as_data(self) -> Any:
+        """The packing in the notation, as :func:`parse_packing` takes it."""
+        terms = [str(term) for term in self.terms]
+        if len(terms) == 1:
+            return terms[0]
+        return terms if parse_packing(terms, "") == self else {"concat": self.axis, "of": terms}
 
 
 def parse_packing(value: Any, where: str) -> Packing:
@@ -100,13 +114,13 @@ def parse_packing(value: Any, where: str) -> Packing:
     shapes = [t.declared or t.axes for t in terms]
     if len({len(s) for s in shapes}) != 1:
         raise LayoutError(f"{where}: the terms of one tensor have different numbers of dimensions: {texts!r}")
-    rank = len(shapes[0])
+    rank = len(shapes[0])  # every parameter has units: it is not 0
     if axis is None:
         differing = [d for d in range(rank) if len({s[d] for s in shapes}) > 1]
         axis = differing[0] if differing else rank - 1
-    if rank and not -rank <= axis < rank:
+    if not -rank <= axis < rank:
         raise LayoutError(f"{where}: concat axis {axis} of a tensor with {rank} dimensions")
-    return Packing(terms, axis % rank if rank else 0)
+    return Packing(terms, axis % rank)
 
 
 def parse_term(text: str, where: str) -> Term:
@@ -120,6 +134,8 @@ def parse_term(text: str, where: str) -> Term:
     gates = None
     if match["gates"] is not None:
         gates = tuple(match["gates"].replace(",", " ").split())
+        if "gate" not in PARAMETERS[param]:
+            raise LayoutError(f"{where}: {param} has no gates, but {text!r} names some")
         if not gates or len(set(gates)) != len(gates):
             raise LayoutError(f"{where}: {text!r} must name each gate once")
     axes = _groups(match["axes"], text, where)
@@ -154,6 +170,10 @@ def parse_term(text: str, where: str) -> Term:
                 f"{where}: 'as' in {text!r} must rearrange the same axes, without gate, layer and direction"
             )
     return Term(param, gates, axes, declared)
+
+
+def _spelled(groups: Sequence[Group]) -> str:
+    return " ".join(g[0] if len(g) == 1 else f"({' '.join(g)})" if g else "1" for g in groups)
 
 
 def _groups(text: str, term: str, where: str) -> tuple[Group, ...]:

@@ -1,0 +1,158 @@
+"""``weightport inspect``: what is in a model file.
+
+Promise: only headers are read, but for ``--stats``; linear in the number of tensors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from weightport.cli.output import Progress, Session, common, counted
+from weightport.errors import Error, Problem, closest
+from weightport.tensors import Source, TensorSpec, size
+
+_ROLES = {"weight": "weights", "slot": "optimizer slots", "optimizer": "optimizer values", "counter": "counters"}
+
+
+@click.command()
+@click.argument("model")
+@click.option("--scope", metavar="S", help="Show only what is in this scope, such as encoder/lstm.")
+@click.option("--stats", is_flag=True, help="Read the values too: minimum, maximum, mean, deviation, number of NaNs.")
+@click.option("--full", is_flag=True, help="Draw a line for every tensor, also where many are alike.")
+@common
+def inspect(session: Session, model: str, scope: str | None, stats: bool, full: bool) -> None:
+    """Show what is in MODEL: its tensors as a scope tree, and the RNN cells in it.
+
+    MODEL is a checkpoint prefix, its .index, a folder with a checkpoint or a SavedModel, or a .pb, .pbtxt, .meta, .h5,
+    .npz, .npy or .safetensors file. Its format is told by its content; FORMAT:PATH forces one.
+
+    Cells are found by the names of their tensors, as the layout tables (weightport layouts) give them. Scopes that
+    are alike but for a number are drawn once.
+
+    \b
+    Example:
+        weightport inspect model.ckpt-1000
+        weightport inspect frozen.pb --scope encoder --stats
+        weightport inspect model.h5 --json | jq '.cells'
+    """
+    from weightport.api import open as open_model
+    from weightport.layouts.stacks import describe
+    from weightport.scopes import find_cells
+
+    session.document = {"format": "", "tensors": [], "cells": []}
+    with open_model(model) as source:
+        session.document["format"] = source.format
+        specs = source.specs()
+        below = (scope or "").strip("/")
+        if below:
+            specs = _below(specs, below, source.path)
+        tensors = {n: s for n, s in specs.items() if s.role != "constant"}
+        constants = {n: s for n, s in specs.items() if s.role == "constant"}
+        cells = [(cell, recorded(source, [u.names for u in cell.units])) for cell in find_cells(specs, below=below)]
+        found = _stats(source, tensors) if stats else {}
+        if session.json:
+            session.emit({
+                "format": source.format,
+                "tensors": ({**_tensor(n, s), **_stats_of(found, n)} for n, s in tensors.items()),
+                "constants": (_tensor(n, s) for n, s in constants.items()),
+                "cells": [{**describe(cell), **facts} for cell, facts in cells],
+            })  # fmt: skip
+            return
+        session.line(f"{model}: {_header(source.format, tensors, len(constants))}", bold=True)
+        session.lines(f"  {_cell(describe(cell), facts)}" for cell, facts in cells)
+        _draw(session, tensors, below, [describe(cell) for cell, _ in cells], found, full)
+
+
+def _below(specs: Mapping[str, TensorSpec], scope: str, path: str) -> dict[str, TensorSpec]:
+    found = {n: s for n, s in specs.items() if n == scope or n.startswith(f"{scope}/")}
+    if not found:
+        scopes = {n[:at] for n in specs for at, c in enumerate(n) if c == "/"}
+        raise Error(Problem(path, f"no scope {scope!r}", closest(scope, sorted(scopes))))
+    return found
+
+
+def _tensor(name: str, spec: TensorSpec) -> dict[str, Any]:
+    return {
+        "name": name,
+        "dtype": spec.dtype_name,
+        "shape": list(spec.shape),
+        "nbytes": spec.nbytes,
+        "role": spec.role,
+    }
+
+
+def recorded(source: Source, units: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """What the file records about a cell: one value where its units agree, else a list of the units' values."""
+    facts = [dict(source.facts(names)) for names in units]
+    keys = dict.fromkeys(key for unit in facts for key in unit)
+    values = {key: [unit.get(key) for unit in facts] for key in keys}
+    return {key: each[0] if all(v == each[0] for v in each) else each for key, each in values.items()}
+
+
+# Statistics ----------------------------------------------------------------------------------------------------------
+
+
+def _stats(source: Source, specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
+    from weightport.cli.stats import stats
+
+    with Progress("reading", sum(s.nbytes for s in specs.values())) as progress:
+        return {name: stats(source, name, spec, progress) for name, spec in specs.items()}
+
+
+def _stats_of(found: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {"stats": found[name].as_json()} if found else {}
+
+
+# Text ----------------------------------------------------------------------------------------------------------------
+
+
+def _header(format: str, tensors: Mapping[str, TensorSpec], constants: int) -> str:
+    text = f"{format}, {counted(len(tensors), 'tensor')}, {size(sum(s.nbytes for s in tensors.values()))}"
+    roles = Counter(s.role for s in tensors.values())
+    if set(roles) - {"weight"}:
+        text += f" ({', '.join(f'{n:,} {_ROLES[role]}' for role, n in roles.items())})"
+    return text + (f"; {counted(constants, 'constant')} of the graph" if constants else "")
+
+
+def _cell(cell: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    parts = [f"input {cell['input']}", f"units {_numbers(cell['units'])}"]
+    if cell["layers"] != 1:
+        parts.append(f"{cell['layers']} layers")
+    if cell["directions"] != ["forward"]:
+        parts.append(" and ".join(cell["directions"]))
+    text = f"cell {cell['scope'] or '.'}: {cell['layout']}, {', '.join(parts)}"
+    said = [f"{key.replace('_', ' ')} {_numbers(value)}" for key, value in facts.items()]
+    return text + (f"; recorded: {', '.join(said)}" if said else "")
+
+
+def _numbers(value: Any) -> str:
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return "/".join(_numbers(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _draw(
+    session: Session,
+    tensors: Mapping[str, TensorSpec],
+    below: str,
+    cells: Sequence[Mapping[str, Any]],
+    stats: Mapping[str, Any],
+    full: bool,
+) -> None:
+    from weightport.cli.tree import Drawing, described
+    from weightport.scopes import tree
+
+    notes = {f"{cell['scope']}/" if cell["scope"] else "": f"← {cell['layout']}" for cell in cells}
+    notes.update({name: str(found) for name, found in stats.items()})
+    if below in tensors:  # a tensor, perhaps with slots below
+        session.line(f"{below}  {described(tensors[below])}  {notes.get(below, '')}".rstrip())
+    prefix = f"{below}/" if below else ""
+    inside = tree({n[len(prefix) :]: s for n, s in tensors.items() if n.startswith(prefix)})
+    root = notes.get(prefix, "")
+    if root or (prefix and (inside.scopes or inside.tensors)):
+        session.line(f"{prefix or '.'}  {root}".rstrip())
+    session.lines(Drawing(notes, full=full or bool(stats)).lines(inside, below))

@@ -1,0 +1,116 @@
+"""``weightport transfer``: weights from one file into another.
+
+Promise: the plan is printed whether it is carried out or not; with any problem, nothing is written. Limit: files only;
+a live model is the Python interface's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from weightport.cli.output import Progress, Session, common, counted
+
+if TYPE_CHECKING:
+    from weightport.plan import Plan
+
+
+def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    from weightport.errors import closest
+    from weightport.formats.detect import WRITERS
+
+    if value is not None and value not in WRITERS:
+        hint = closest(value, WRITERS) or f"known: {', '.join(WRITERS)}"
+        raise click.BadParameter(f"{value!r} cannot be written; {hint}", ctx, param)
+    return value
+
+
+def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and (len(value) != 64 or set(value.lower()) - set("0123456789abcdef")):
+        raise click.BadParameter("expected 64 hexadecimal digits, as sha256sum prints them", ctx, param)
+    return value
+
+
+@click.command()
+@click.argument("source")
+@click.argument("target", required=False)
+@click.option("-m", "--mapping", required=True, metavar="FILE", help="The mapping: which weights go where.")
+@click.option("-o", "--out", metavar="OUT", help="The file to write. Required, but for --dry-run.")
+@click.option(
+    "--format", metavar="F", callback=_format,
+    help="OUT's format, where its name does not say: npz, safetensors, keras-h5 or tf-checkpoint.",
+)  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, metavar="N",
+    help="At most so many threads. Today the work is done by one, whatever N is.",
+)  # fmt: skip
+@click.option(
+    "--expect-sha256", metavar="H", callback=_digest,
+    help="Refuse a SOURCE with another digest (of one file: what sha256sum prints).",
+)  # fmt: skip
+@common
+def transfer(
+    session: Session,
+    source: str,
+    target: str | None,
+    mapping: str,
+    out: str | None,
+    format: str | None,
+    dry_run: bool,
+    threads: int,
+    expect_sha256: str | None,
+) -> None:
+    """Move weights from SOURCE into a new file OUT, as the mapping says.
+
+    TARGET describes the new model: its names, shapes and dtypes, and its own values for what the mapping keeps. It is
+    only read. Without TARGET, OUT holds exactly what the mapping produces.
+
+    OUT is an .npz, .safetensors or .h5 file, or a TensorFlow checkpoint (tf-checkpoint:PREFIX, or a name that ends in
+    .ckpt). It is the old file until the new one is complete.
+
+    Every tensor of SOURCE, every tensor of TARGET and every rule has to be accounted for; otherwise all that is amiss
+    is listed, nothing is written, and the exit code is 1.
+
+    \b
+    Example:
+        weightport transfer model.ckpt-1000 new_model.h5 -m mapping.yaml --dry-run
+        weightport transfer model.ckpt-1000 new_model.h5 -m mapping.yaml -o pretrained.h5
+        weightport transfer frozen.pb -m mapping.yaml -o tf-checkpoint:out/model
+    """
+    del threads  # one does it all so far
+    if out is None and not dry_run:
+        raise click.UsageError("Missing option '-o' / '--out': the file to write (or --dry-run).")
+    from weightport.api import transfer as move
+
+    session.document = {"rules": [], "source": {}, "target": {}, "bytes": 0}
+    session.verdict = "nothing was written"
+    with Progress("writing") as progress:
+
+        def planned(plan: Plan) -> None:
+            progress.total = _bytes(plan)
+            if session.json:
+                session.document = plan.as_json()
+            else:
+                from weightport.plan.text import lines
+
+                # The problems go to stderr, as those of an error do.
+                session.lines(lines(replace(plan, problems=())))
+
+        options: dict[str, Any] = {"out": out, "format": format, "expect_sha256": expect_sha256}
+        result = move(source, target, mapping, progress=progress, on_plan=planned, dry_run=dry_run, **options)
+    if session.json:
+        session.emit(session.document)
+    elif result.path is not None:
+        from weightport.tensors import size
+
+        session.line(f"wrote {result.path}: {counted(len(result.plan.specs), 'tensor')}, {size(progress.total)}")
+    else:
+        session.line("dry run: nothing was written")
+
+
+def _bytes(plan: Plan) -> int:
+    """Bytes of the values in the result, kept ones included."""
+    return sum(spec.nbytes for name, spec in plan.specs.items() if plan.target.get(name) != "uncovered")
