@@ -1,8 +1,8 @@
 """The constants of a graph by name, and which of them were variables before the graph was frozen.
 
 Freezing puts a variable's value where the variable was: a ``Const`` of its name, and the nodes that read the variable
-stay behind as ``Identity``. So in a graph that is the whole model (``find(..., frozen=True)``) a constant is a weight
-if
+stay behind as ``Identity``. So in a graph that is the whole model (``Constants(..., frozen=True)``) a constant is a
+weight if
 
 1. an ``Identity`` reads it under the name ``VARIABLE/read``, or one named ``.../ReadVariableOp``, directly, into a loop
    (``Enter``), or as the argument of a function; or it stands itself where such a read was (folded by an optimizer);
