@@ -2,7 +2,7 @@
 
 Promise: a cell is found by the names that a layout table gives to its tensors, and then confirmed by their shapes; by
 shapes alone nothing is ever called a cell. Limit: a cell whose own scope has a name that its table does not know is
-found only where a mapping says its scope and layout.
+found only where a mapping names that scope, or the scope of the stack that it is a layer or direction of.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from weightport.errors import LayoutError, closest
 from weightport.layouts import Form, Layout, builtin
-from weightport.layouts.stacks import Cell, stacked
-from weightport.layouts.units import DIRECTIONS, Shapes, Unit, match, spelled
+from weightport.layouts.stacks import Cell, is_place, stacked
+from weightport.layouts.units import FORWARD, SCOPE, Shapes, Unit, anchor_name, full_name, match, spelled
 from weightport.tensors import TensorSpec
 
 
@@ -78,7 +78,9 @@ def tree(specs: Mapping[str, TensorSpec]) -> Scope:
 
 # Cells ---------------------------------------------------------------------------------------------------------------
 
-_SUFFIX = re.compile(r"_\d{1,6}$")
+_SUFFIX = re.compile(r"_\d{1,6}\Z")
+#: What an optimizer keeps is never part of a cell.
+_STATE = ("slot", "optimizer")
 
 
 def find_cells(
@@ -93,7 +95,7 @@ def find_cells(
     """
     layouts = tuple(builtin().values() if layouts is None else layouts)
     prefix = f"{below}/" if below else ""
-    shapes = {n: s.shape for n, s in specs.items() if s.role not in ("slot", "optimizer") and n.startswith(prefix)}
+    shapes = {n: s.shape for n, s in specs.items() if s.role not in _STATE and n.startswith(prefix)}
     order = {name: number for number, name in enumerate(shapes)}
     units = _apart(_found(shapes, layouts))
     units.sort(key=lambda u: min(order[name] for name in u.names))
@@ -105,21 +107,52 @@ def resolve_cell(
 ) -> Cell:
     """The one cell of that layout at or below ``scope``, whatever its own scope is called.
 
+    Below it, a cell whose scope has a name that its table does not know counts only as part of a stack: under scopes
+    of layers or directions.
+
     Raises:
         LayoutError: none, or several, with what was found instead.
     """
     prefix = f"{scope}/" if scope else ""
-    shapes = {n: s.shape for n, s in specs.items() if n.startswith(prefix) and n not in skip}
-    at = _best(unit for form in _likeliest(layout, scope) for unit in match(layout, form, scope, shapes))
-    if at:
-        return _one(stacked(at, scope), layout, scope)
-    named = _apart(_found(shapes, [layout]))
-    cells = stacked(named, scope)
-    if not cells:
-        cells = stacked(_apart(_found(shapes, [layout], any_scope=True)), scope)
-    if not cells:
-        raise LayoutError(_missing(specs, shapes, layout, scope))
-    return _one(cells, layout, scope)
+    start = scope if any(form.joined for form in layout.forms) else prefix
+    shapes = {
+        name: spec.shape
+        for name, spec in specs.items()
+        if name.startswith(start) and name not in skip and spec.role not in _STATE
+    }
+    places = {suffix: _match_at(layout, scope, shapes, suffix) for suffix in _suffixes(layout, scope, shapes)}
+    here = [unit for units in places.values() for unit in units]
+    if here:
+        return _one(stacked(here, scope), layout, scope)
+
+    def below(any_scope: bool) -> list[Unit]:
+        found = (u for u in _found(shapes, [layout], any_scope=any_scope) if u.scope.startswith(prefix))
+        return _apart(found)
+
+    cells = stacked(below(False), scope)
+    if cells:
+        return _one(cells, layout, scope)
+    unnamed = below(True)
+    cells = stacked([u for u in unnamed if any(map(is_place, u.scope[len(prefix) :].split("/")))], scope)
+    if cells:
+        return _one(cells, layout, scope)
+    raise LayoutError(
+        _missing(specs, {n: s for n, s in shapes.items() if n.startswith(prefix)}, layout, scope, unnamed)
+    )
+
+
+def _match_at(layout: Layout, scope: str, shapes: Shapes, suffix: str) -> list[Unit]:
+    return _best(unit for form in _likeliest(layout, scope) for unit in match(layout, form, scope, shapes, suffix))
+
+
+def _suffixes(layout: Layout, scope: str, shapes: Shapes) -> list[str]:
+    """What may follow the names of the tensors of cells that stand in that one scope: ``""``, ``_1``, ..."""
+    found = [""]
+    while layout.suffixes and any(
+        full_name(scope, anchor_name(layout, form)) + f"_{len(found)}" in shapes for form in layout.forms
+    ):
+        found.append(f"_{len(found)}")
+    return found
 
 
 def _likeliest(layout: Layout, scope: str) -> list[Form]:
@@ -136,14 +169,18 @@ def _one(cells: Sequence[Cell], layout: Layout, scope: str) -> Cell:
     return cells[0]
 
 
-def _missing(specs: Mapping[str, TensorSpec], shapes: Shapes, layout: Layout, scope: str) -> str:
-    form = layout.forms[0]
+def _missing(
+    specs: Mapping[str, TensorSpec], shapes: Shapes, layout: Layout, scope: str, unnamed: Sequence[Unit]
+) -> str:
     expected = ", ".join(
-        spelled(layout, row.template, (layout.gates[0] if row.per_gate else None), 0, DIRECTIONS[0])
-        for row in form.rows
+        spelled(layout, row.template, (layout.gates[0] if row.per_gate else None), 0, FORWARD).replace(SCOPE, "...")
+        for row in layout.forms[0].rows
         if not row.optional
     )
     what = f"no {layout.name} cell at or below scope {scope!r} (expected tensors such as {expected})"
+    if unnamed:
+        where = ", ".join(repr(u.scope) for u in unnamed[:5])
+        return f"{what}; tensors of these names, but in a scope of another name, stand at {where}: name that scope"
     other = find_cells({n: specs[n] for n in shapes}) if shapes else []
     if other:
         return f"{what}; found: " + ", ".join(f"{c.layout.name} at {c.scope!r}" for c in other[:5])
@@ -175,11 +212,13 @@ def _found(shapes: Shapes, layouts: Iterable[Layout], *, any_scope: bool = False
 
 def _places(layout: Layout, form: Form, by_leaf: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
     """The scopes (and suffixes) under which a tensor has the name of the form's first required row."""
-    anchor = next(row for row in form.rows if not row.optional)
-    gate = (
-        layout.gate_order(anchor.packing.terms[0].param, anchor.packing.terms[0].gates)[0] if anchor.per_gate else None
-    )
-    first = spelled(layout, anchor.template, gate, 0, DIRECTIONS[0])
+    first = anchor_name(layout, form)
+    if form.joined:
+        end = first.removeprefix(SCOPE)
+        for leaf, names in by_leaf.items():
+            if leaf.endswith(end):
+                yield from ((name.removesuffix(end), "") for name in names if name.endswith(end))
+        return
     for name in by_leaf.get(first.rpartition("/")[2], ()):
         suffix = ""
         if name != first and not name.endswith("/" + first):

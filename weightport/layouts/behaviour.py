@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weightport.layouts.table import Form, Layout
+from weightport.layouts.layout import Form, Layout
 
 MAPPING, FILE, ALWAYS, ASSUMED = "mapping", "file", "framework", "assumed"
 

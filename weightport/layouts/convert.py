@@ -17,16 +17,15 @@ from math import prod
 import numpy as np
 
 from weightport import values
+from weightport.layouts.layout import KIND_GATES, Layout
 from weightport.layouts.notation import INDEXED, PARAMETERS, Term
-from weightport.layouts.table import Layout
 from weightport.layouts.units import Stored, Unit, dims_of, extent, gates_of
 from weightport.ranges import Ranges
 from weightport.tensors import TensorSpec
 from weightport.values import Expr
 
-# : How lossless a conversion is: ``bijective`` both ways bit for bit; ``exact`` the same function, not reversible bit
-# for
-#: bit (biases were summed, or a constant folded in).
+#: How lossless a conversion is: ``bijective`` both ways bit for bit; ``exact`` the same function, but not reversible
+#: bit for bit: biases were summed, a constant folded in, or what the source lacks is zero in the target.
 BIJECTIVE, EXACT = "bijective", "exact"
 
 
@@ -123,11 +122,13 @@ class Conversion:
     classed: str = BIJECTIVE
     notes: list[str] = field(default_factory=list)
     _found: dict[tuple[str, str | None], Block] = field(default_factory=dict)
+    _homes: frozenset[tuple[str, str | None]] = frozenset()
 
     def __post_init__(self) -> None:
         for stored in self.source.tensors:
             for param, gate, block in blocks(self.source, stored):
                 self._found[param, gate] = block
+        self._homes = frozenset((p, g) for stored in self.target.tensors for p, g, _ in blocks(self.target, stored))
 
     def problems(self) -> list[str]:
         """Why the target cannot be the same function, before any tensor is looked at."""
@@ -136,27 +137,52 @@ class Conversion:
         for axis, name in (("input", "inputs"), ("unit", "units"), ("hidden", "outputs")):
             if mine.get(axis) != other.get(axis):
                 found.append(f"the source has {mine.get(axis)} {name}, the target {other.get(axis)}")
-        for param, what in (("wp", "peepholes"), ("wr", "an output projection")):
-            if param in self.source.params and param not in self.target.params:
-                found.append(f"the source has {what}, the target has none")
-        if "wr" in self.target.params and "wr" not in self.source.params:
-            found.append("the target has an output projection, the source has none")
-        if self.target.layout.derived and self.target.layout.derived != self.source.layout.derived:
-            gate, of = next(iter(self.target.layout.derived.items()))
-            found.append(f"the target's gate {gate} follows from its gate {of.lstrip('~')}, the source's is free")
-        if not found and not {"bi", "bt"} & self.target.params:
-            if {"bi", "bt"} & self.source.params:
-                found.append("the source has biases, the target has none")
-            elif self._delta():
-                found.append(
-                    f"the source adds {self.forget_bias[0]:g} to the forget gate, the target {self.forget_bias[1]:g} "
-                    "and has no bias to make up for it"
-                )
-        if not found and self._separate() and "bt" in self.source.params and "bt" not in self.target.params:
-            found.append(
-                "the source keeps the candidate's recurrent bias apart (reset after), the target has no place for it"
+        if "wp" in self.source.params and "wp" not in self.target.params:
+            found.append("the source has peepholes, the target has none")
+        elif lost := [g for g in self._gates() if self._has("wp", g) and ("wp", g) not in self._homes]:
+            found.append(f"the source has a peephole of gate {lost[0]}, the target has none")
+        sides = (("source", self.source.params), ("target", self.target.params))
+        for (side, params), (other_side, others) in (sides, sides[::-1]):
+            if "wr" in params and "wr" not in others:
+                found.append(f"the {side} has an output projection, the {other_side} has none")
+        for param, gate in self._found:
+            if param in ("wx", "wt") and (param, gate) not in self._homes:
+                found.append(f"the target has no place for {param} of gate {gate}")
+        derived = self.target.layout.derived
+        if derived and derived != self.source.layout.derived:
+            gate, of = next(iter(derived.items()))
+            found.append(f"the target's gate {gate} follows from its gate {of.removeprefix('~')}, the source's is free")
+        return found or self._bias_problems()
+
+    def _bias_problems(self) -> list[str]:
+        has = {g: [p for p in ("bi", "bt") if self._has(p, g)] for g in self._gates()}
+        homes = {g: [p for p in ("bi", "bt") if (p, g) in self._homes] for g in has}
+        homeless = [g for g in has if has[g] and not homes[g]]
+        if homeless and not any(homes.values()):
+            return ["the source has biases, the target has none"]
+        if homeless:
+            return [f"the source has a bias of gate {homeless[0]}, the target has none"]
+        if any(self._extra(g) and not homes[g] for g in has):
+            return [
+                f"the source adds {self.forget_bias[0]:g} to the forget gate, the target {self.forget_bias[1]:g} "
+                "and has no bias to make up for it"
+            ]
+        for gate in has:
+            if not set(has[gate]) <= set(homes[gate]) and (why := self._not_one(gate)):
+                return [f"the source keeps {why}, the target has no place for it"]
+        return []
+
+    def _not_one(self, gate: str) -> str:
+        """What may not be summed with the gate's other bias, and why; empty where they may."""
+        kind = self.source.layout.kind
+        if kind not in KIND_GATES:
+            return (
+                f"two biases of gate {gate} apart, or another one than the target, and what a {kind} does is not known"
             )
-        return found
+        if kind != "gru" or gate != "n" or self.reset == "before":
+            return ""
+        why = "reset after" if self.reset == "after" else "where the reset gate acts is not known"
+        return f"the candidate's recurrent bias apart ({why})"
 
     def parts(self, stored: Stored) -> list[tuple[Ranges, Expr]]:
         """What the unit's part of one tensor of the target is computed from, and where it stands in it.
@@ -188,7 +214,7 @@ class Conversion:
         block = self._found.get((param, gate))
         if block is None:
             of = self.source.layout.derived.get(gate or "")
-            other = self._stored(param, of.lstrip("~")) if of else None
+            other = self._stored(param, of.removeprefix("~")) if of else None
             if other is None or of is None:
                 return None
             self._class()
@@ -196,54 +222,44 @@ class Conversion:
         leaf = values.Leaf(block.stored.name, self.specs[block.stored.name])
         return self._signed(unpack(leaf, block, param), self.source.layout, gate)
 
+    def _has(self, param: str, gate: str | None) -> bool:
+        """Whether :meth:`_stored` gives something."""
+        of = self.source.layout.derived.get(gate or "")
+        return (param, gate) in self._found or (of is not None and self._has(param, of.removeprefix("~")))
+
+    def _gates(self) -> tuple[str, ...]:
+        """The gates that the target stores."""
+        return self.target.layout.gates
+
     def _signed(self, expr: Expr, layout: Layout, gate: str | None) -> Expr:
         return values.negate(expr) if gate in layout.complemented else expr
 
     def _bias(self, param: str, gate: str | None) -> Expr:
-        """``bi`` and ``bt`` of a gate: kept apart where both sides keep both, else summed into ``bi``."""
-        own, recurrent = self._stored("bi", gate), self._stored("bt", gate)
-        apart = self._apart(gate)
-        if param == "bt":
-            if not apart:
-                return self._zeros("bt")
-            return recurrent if recurrent is not None else self._zeros("bt")
-        terms = [own] if own is not None else []
-        if recurrent is not None and not apart:
-            terms.append(recurrent)
-            self._class("the two biases are summed into one" if own is not None else "")
-        plus = self._plus(gate)
-        if not terms and not plus:
-            return self._zeros("bi")
-        return values.add(terms or [self._zeros("bi")], plus)
+        """``bi`` or ``bt`` of a gate: kept apart where the target has both, else one sum."""
+        apart = {("bi", gate), ("bt", gate)} <= self._homes
+        stored = [self._stored(p, gate) for p in ((param,) if apart else ("bi", "bt"))]
+        terms = [term for term in stored if term is not None]
+        if len(terms) > 1:
+            self._class("the two biases are summed into one")
+        plus = 0.0 if apart and param == "bt" else self._extra(gate)
+        if plus and gate == "f":
+            verb = "folded into" if plus > 0 else "taken out of"
+            self._class(f"the forget bias {abs(plus):g} is {verb} the forget gate's bias")
+        return values.add(terms or [self._zeros(param)], plus)
 
-    def _apart(self, gate: str | None) -> bool:
-        """Whether the target has a recurrent bias of its own for that gate."""
-        for stored in self.target.tensors:
-            for param, other, _ in blocks(self.target, stored):
-                if param == "bt" and other == gate:
-                    return True
-        return False
-
-    def _plus(self, gate: str | None) -> float:
+    def _extra(self, gate: str | None) -> float:
         """What the source adds to a gate at run time and the target doesn't."""
         if self.source.layout.kind != "lstm":
             return 0.0
-        if gate == "f" and self._delta():
-            verb = "folded into" if self._delta() > 0 else "taken out of"
-            self._class(f"the forget bias {abs(self._delta()):g} is {verb} the forget gate's bias")
-            return self._delta()
+        if gate == "f":
+            return self.forget_bias[0] - self.forget_bias[1]
         of = self.source.layout.derived.get(gate or "")
-        if of and of.lstrip("~") == "f" and self.forget_bias[0]:
-            return -self.forget_bias[0] if of.startswith("~") else self.forget_bias[0]
-        return 0.0
-
-    def _delta(self) -> float:
-        return self.forget_bias[0] - self.forget_bias[1]
-
-    def _separate(self) -> bool:
-        return self.source.layout.kind == "gru" and self.reset == "after"
+        if of is None or of.removeprefix("~") != "f":
+            return 0.0
+        return -self.forget_bias[0] if of.startswith("~") else self.forget_bias[0]
 
     def _zeros(self, param: str) -> Expr:
+        self._class()  # the way back has no place for them
         shape = tuple(self.source.sizes[a] for a in _canonical(param))
         return values.Fill(shape, self._dtype())
 

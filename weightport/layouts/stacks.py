@@ -2,7 +2,8 @@
 
 A scope ``cell_K`` (``CellK`` in TensorFlow 0.12) counts layers; ``fw``/``bw`` (``FW``/``BW``) and Keras'
 ``forward_*``/``backward_*`` are directions. Units whose paths differ in nothing else, and that fill every layer and
-direction, are one :class:`Cell`.
+direction, are one :class:`Cell`. Keras numbers the cells of a whole model through (``lstm_cell_3``, ``lstm_cell_4``):
+there the layers of one scope must follow each other in their sizes too.
 
 Promise: layers are in numeric order. Limit: a grid with holes is not a stack; its units stay cells of their own.
 
@@ -13,16 +14,17 @@ keras/src/layers/rnn/bidirectional.py, keras/src/layers/rnn/stacked_rnn_cells.py
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from weightport.layouts.table import Layout
+from weightport.layouts.layout import Layout
 from weightport.layouts.units import BACKWARD, DIRECTIONS, FORWARD, Unit
 
 _LAYER = re.compile(r"cell_(\d{1,6})|Cell(\d{1,6})")
-_FORWARD = re.compile(r"fw|FW|forward(_.*)?")
-_BACKWARD = re.compile(r"bw|BW|backward(_.*)?")
+_FORWARD = re.compile(r"fw|FW|forward(_.*)?", re.DOTALL)
+_BACKWARD = re.compile(r"bw|BW|backward(_.*)?", re.DOTALL)
 _NUMBERED = re.compile(r"(.*?)(?:_(\d{1,6}))?", re.DOTALL)
 
 
@@ -75,6 +77,27 @@ class Cell:
         return self.per_unit("hidden")
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a unit stands in a stack.
+
+    Attributes:
+        key: the path with layer and direction taken out.
+        layer: its number.
+        counted: whether the number is only Keras' count of the cells of a model, and not the layer's own.
+        text: what follows ``forward`` or ``backward`` in the direction's scope.
+    """
+
+    key: tuple[str, ...]
+    layer: int
+    direction: str
+    counted: bool = False
+    text: str = ""
+
+
+_Member = tuple[_Place, Unit]
+
+
 def stacked(units: Iterable[Unit], below: str = "") -> list[Cell]:
     """The cells that the units make up, in the units' order.
 
@@ -82,25 +105,26 @@ def stacked(units: Iterable[Unit], below: str = "") -> list[Cell]:
         units: of any layouts and places.
         below: only scopes below this one count as layers and directions.
     """
-    groups: dict[tuple[str, tuple[str, ...]], list[tuple[int, str, Unit]]] = {}
+    units = list(units)
+    groups: dict[tuple[str, tuple[str, ...]], list[_Member]] = {}
+    owners: dict[str, list[Unit]] = {}
     for unit in units:
-        key, layer, direction = _key(unit, below)
-        groups.setdefault((unit.layout.name, key), []).append((layer, direction, unit))
+        place = _placed(unit.scope, below, unit.layout, unit.layer, unit.direction)
+        groups.setdefault((unit.layout.name, place.key), []).append((place, unit))
+        owners.setdefault(_above(unit), []).append(unit)
     cells = []
     for members in groups.values():
-        if _fills_a_grid(members):
-            ordered = sorted(members, key=lambda m: (m[0], DIRECTIONS.index(m[1])))
-            units_ = tuple(replace(u, layer=k, direction=d) for k, d, u in ordered)
-            cells.append(
-                Cell(_holding([_layer_scope(u, [m[2] for m in members]) for u in units_]), units_[0].layout, units_)
-            )
+        if _ordered(members, owners):
+            parts = [members]
         else:
-            cells.extend(_alone(unit) for _, _, unit in members)
+            # Two pairs of directions in one scope: forward_lstm and backward_lstm, forward_lstm_1 and backward_lstm_1.
+            texts = dict.fromkeys(place.text for place, _ in members)
+            parts = [[m for m in members if m[0].text == text] for text in texts]
+        for part in parts:
+            ordered = _ordered(part, owners)
+            for made in [ordered] if ordered else [[replace(u, layer=0, direction=FORWARD)] for _, u in part]:
+                cells.append(Cell(_holding([_layer_scope(u, owners) for u in made]), made[0].layout, tuple(made)))
     return cells
-
-
-def _alone(unit: Unit) -> Cell:
-    return Cell(_layer_scope(unit, [unit]), unit.layout, (replace(unit, layer=0, direction=FORWARD),))
 
 
 def is_place(scope: str) -> bool:
@@ -110,57 +134,81 @@ def is_place(scope: str) -> bool:
 
 def place_of(scope: str, below: str, layout: Layout) -> tuple[int, str]:
     """The layer and direction of a cell at a scope, told by the scopes below ``below``."""
-    return _placed(scope, below, layout, 0, FORWARD)[1:]
+    place = _placed(scope, below, layout, 0, FORWARD)
+    return place.layer, place.direction
 
 
-def _key(unit: Unit, below: str) -> tuple[tuple[str, ...], int, str]:
-    """The path with its layers and directions taken out; layer and direction."""
-    return _placed(unit.scope, below, unit.layout, unit.layer, unit.direction)
-
-
-def _placed(scope: str, below: str, layout: Layout, layer: int, direction: str) -> tuple[tuple[str, ...], int, str]:
+def _placed(scope: str, below: str, layout: Layout, layer: int, direction: str) -> _Place:
+    """Where a unit stands, by the deepest scopes that tell; ``layer`` and ``direction`` are what its names tell."""
     parts = scope.split("/") if scope else []
     skip = len(below.split("/")) if below else 0
-    inside = False
-    key = []
-    for number, part in enumerate(parts):
-        if number < skip:
-            key.append(part)
-            continue
+    counted, told, text = layout.suffixes, [], ""
+    for number in range(len(parts) - 1, skip - 1, -1):
+        part = parts[number]
         hit = _LAYER.fullmatch(part)
-        if hit:
-            layer, inside, part = int(hit[1] or hit[2]), True, "cell_{layer}"
-        elif _FORWARD.fullmatch(part) or _BACKWARD.fullmatch(part):
-            direction = FORWARD if _FORWARD.fullmatch(part) else BACKWARD
-            inside, part = True, "{direction}"
-        elif number == len(parts) - 1 and (inside or layout.inner):
-            # Keras numbers the cells of a model through, whatever layer and direction they are of.
-            match = _NUMBERED.fullmatch(part)
-            assert match is not None
-            if layout.inner == match[1] and not inside:
-                layer = int(match[2] or 0)
-            part = match[1]
-        key.append(part)
-    return tuple(key), layer, direction
+        if hit and "layer" not in told:
+            layer, counted, parts[number] = int(hit[1] or hit[2]), False, "cell_{layer}"
+            told.append("layer")
+        for which, pattern in ((FORWARD, _FORWARD), (BACKWARD, _BACKWARD)):
+            hit = pattern.fullmatch(part)
+            if hit and "direction" not in told:
+                direction, text, parts[number] = which, hit[1] or "", "{direction}"
+                told.append("direction")
+    if parts and len(parts) > skip and "{" not in parts[-1]:
+        match = _NUMBERED.fullmatch(parts[-1])
+        assert match is not None
+        own = layout.inner != "" and match[1] == layout.inner
+        if told or own:
+            parts[-1] = match[1]
+        if counted and own:
+            layer = int(match[2] or 0)
+    return _Place(tuple(parts), layer, direction, counted, text)
 
 
-def _fills_a_grid(members: Sequence[tuple[int, str, Unit]]) -> bool:
-    layers = {m[0] for m in members}
-    directions = {m[1] for m in members}
-    places = {m[:2] for m in members}
-    if len(places) != len(members) or len(places) != len(layers) * len(directions):
+def _ordered(members: Sequence[_Member], owners: Mapping[str, Sequence[Unit]]) -> list[Unit]:
+    """The units by layer and direction if they fill every one, once; else none."""
+    counted = all(place.counted for place, _ in members)
+    found: list[tuple[int, str, Unit]] = []
+    for direction in DIRECTIONS:
+        here = sorted((m for m in members if m[0].direction == direction), key=lambda m: m[0].layer)
+        numbers = [place.layer for place, _ in here]
+        first = numbers[0] if counted and numbers else 0
+        if numbers != list(range(first, first + len(numbers))):
+            return []
+        if counted and not _chained([u for _, u in here], owners):
+            return []
+        found.extend((number - first, direction, unit) for number, (_, unit) in zip(numbers, here, strict=True))
+    forward, backward = (sum(direction == d for _, d, _ in found) for direction in DIRECTIONS)
+    if not forward or backward not in (0, forward):
+        return []
+    found.sort(key=lambda m: (m[0], DIRECTIONS.index(m[1])))
+    return [replace(unit, layer=layer, direction=direction) for layer, direction, unit in found]
+
+
+def _chained(units: Sequence[Unit], owners: Mapping[str, Sequence[Unit]]) -> bool:
+    """Whether each cell takes what the one before it gives, and no cell of another layout stands between them."""
+    if len(units) == 1:
+        return True
+    if any(other.layout.name != unit.layout.name for unit in units for other in owners[_above(unit)]):
         return False
-    return layers == set(range(len(layers))) and (len(directions) == 2 or directions == {FORWARD})
+    return all(after.sizes["input"] == before.sizes["hidden"] for before, after in itertools.pairwise(units))
 
 
-def _layer_scope(unit: Unit, among: Sequence[Unit]) -> str:
-    """The unit's scope, or the layer's above it where the last scope is the framework's own cell."""
+def _above(unit: Unit) -> str:
+    """The scope that holds the unit's cells: its own where their names are told apart by a number at the end."""
     above, _, last = unit.scope.rpartition("/")
     inner = unit.layout.inner
-    if inner and re.fullmatch(rf"{re.escape(inner)}(_\d+)?", last) and above:
-        siblings = [u for u in among if u.scope.rpartition("/")[0] == above]
-        if len(siblings) == 1:
-            return above
+    return above if inner and re.fullmatch(rf"{re.escape(inner)}(_\d+)?", last) else unit.scope
+
+
+def _layer_scope(unit: Unit, owners: Mapping[str, Sequence[Unit]]) -> str:
+    """The unit's scope, or the layer's above it where the last scope is but the layer's own cell or its name again."""
+    above = _above(unit)
+    if above != unit.scope and above and len(owners[above]) == 1:
+        return above
+    held, _, last = unit.scope.rpartition("/")
+    if unit.form.joined and held.rpartition("/")[2] == last:
+        return held
     return unit.scope
 
 

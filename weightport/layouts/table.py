@@ -1,10 +1,14 @@
-"""Layout tables: gate packing as data. A :class:`Layout` is one flavour of one cell kind; its forms are its spellings.
+"""Layout tables: gate packing as data, read into :class:`~weightport.layouts.layout.Layout`.
 
 A table (YAML, or a mapping's ``layouts:`` block) gives, for each stored tensor of a cell, its name under the cell's
 scope and its packing in the notation of :mod:`weightport.layouts.notation`. In names, ``{gate}`` (``{GATE}`` in
 capitals), ``{layer}`` and ``{direction}`` stand for an index that lives in the name; a ``?`` at the end marks a tensor
-that a cell may lack. ``~z`` in ``gates`` is a gate whose meaning is complemented (it keeps where the canonical one
-replaces).
+that a cell may lack. A name that begins with ``{scope}`` is not under the cell's scope but continues its last part:
+``{scope}_W`` is ``lstm_1/lstm_1_W`` in the scope ``lstm_1/lstm_1``. ``~z`` in ``gates`` is a gate whose meaning is
+complemented (it keeps where the canonical one replaces).
+
+``variants`` are packings that the table's ``tensors`` are completed with, ``spellings`` other names for them; each
+spelling of each variant is a form. A spelling with ``cells`` of its own is one of the first variant only.
 
 Promise: a table is validated whole, all its problems at once. Limit: pure data; nothing here reads a model.
 """
@@ -13,131 +17,99 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from typing import Any
 
 from weightport.errors import LayoutError, Problem, closest
-from weightport.layouts.notation import PARAMETERS, Packing, parse_packing
+from weightport.layouts.layout import (
+    KIND_GATES,
+    PARAM_GATES,
+    PLACEHOLDERS,
+    Form,
+    Layout,
+    Row,
+    form_problems,
+    name_problem,
+    read_gates,
+    sign_problem,
+)
+from weightport.layouts.notation import PARAMETERS, Term, parse_packing
 
-#: The gates of each cell kind that the algebra knows by meaning. Other kinds name their own.
-#: lstm: input, forget, candidate (TF's j, Keras' c), output. gru: reset, update (1 keeps the old state), candidate.
-KIND_GATES: Mapping[str, tuple[str, ...]] = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("h",)}
-#: Parameters that exist for some gates only.
-PARAM_GATES: Mapping[tuple[str, str], tuple[str, ...]] = {("lstm", "wp"): ("i", "f", "o")}
+__all__ = ["KIND_GATES", "PARAM_GATES", "RESETS", "Form", "Layout", "Row", "builtin", "find_layout", "parse_layout"]
 
+_TEXTS = ("title", "activation", "recurrent_activation", "inner")
+_LISTS = ("source", "fixed", "complement", "cells")
+_MAPPINGS = ("gate_names", "derived", "directions")
 _KEYS = {
-    "title", "source", "gates", "gate_names", "complement", "derived", "forget_bias", "activation",
-    "recurrent_activation", "reset", "cells", "fixed", "inner", "directions", "tensors", "variants",
-    "spellings", "suffixes",
+    *_TEXTS, *_LISTS, *_MAPPINGS, "gates", "forget_bias", "reset", "tensors", "variants", "spellings", "suffixes",
 }  # fmt: skip
 _VARIANT_KEYS = {"title", "reset", "forget_bias", "tensors", "cells"}
+_FIXED = ("activation", "recurrent_activation", "forget_bias", "cell_clip", "proj_clip")
 #: Where a GRU's reset gate acts; ``unknown`` where a file cannot say.
 RESETS = ("before", "after", "unknown")
+_BRACES = re.compile(r"\{([^{}]*)\}|[{}]")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One stored tensor of a form: its name template, its packing, and whether a cell may lack it."""
+@dataclass(slots=True)
+class _Reader:
+    """One table, and its problems so far, each with the place in the table."""
 
-    template: str
-    packing: Packing
-    optional: bool
+    table: Mapping[str, Any]
+    where: str
+    problems: list[Problem] = field(default_factory=list)
 
-    @property
-    def per_gate(self) -> bool:
-        """True where the gate stands in the name."""
-        return "{gate}" in self.template or "{GATE}" in self.template
+    def fail(self, key: str, what: str, hint: str = "") -> None:
+        problem = Problem(f"{self.where}.{key}" if key else self.where, what, hint)
+        if problem not in self.problems:
+            self.problems.append(problem)
 
+    def keys(self, at: str, table: Mapping[str, Any], known: set[str]) -> None:
+        for key in table:
+            if key not in known:
+                self.fail(at, f"unknown key {key!r}", closest(str(key), known))
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One concrete spelling and packing of a layout.
+    def text(self, key: str, table: Mapping[str, Any]) -> str | None:
+        value = table.get(key)
+        if value is not None and not isinstance(value, str):
+            self.fail(key, f"expected text, found {value!r}")
+            return None
+        return value
 
-    Attributes:
-        rows: what is stored.
-        reset: of a GRU: ``before`` or ``after`` the matrix product; None where it is unknown.
-        forget_bias: what the framework adds to the forget gate at run time unless it was told otherwise.
-        cells: the names that the framework gives to the cell's own scope; empty where the tensors' names tell enough.
-    """
+    def texts(self, key: str, table: Mapping[str, Any], at: str = "") -> tuple[str, ...]:
+        """A list of texts; one text is a list of one."""
+        value = table.get(key)
+        if value is None:
+            return ()
+        listed = [value] if isinstance(value, str) else value
+        if not isinstance(listed, Sequence) or not all(isinstance(v, str) for v in listed):
+            self.fail(at + key, f"expected a list of texts, found {value!r}")
+            return ()
+        return tuple(listed)
 
-    rows: tuple[Row, ...]
-    reset: str | None = None
-    forget_bias: float = 0.0
-    cells: tuple[str, ...] = ()
+    def mapping(self, key: str) -> dict[str, str]:
+        value = self.table.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping) or any(
+            isinstance(v, bool) or not isinstance(v, str | int) for v in value.values()
+        ):
+            self.fail(key, f"expected a mapping from text to text, found {value!r}")
+            return {}
+        return {str(k): str(v) for k, v in value.items()}
 
-    @property
-    def params(self) -> frozenset[str]:
-        """The canonical parameters that this form can store."""
-        return frozenset(t.param for row in self.rows for t in row.packing.terms)
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """A flavour of a cell kind.
-
-    Attributes:
-        name: ``KIND.FLAVOUR``.
-        gates: the gates in the order in which they run along a gate axis.
-        gate_names: canonical gate -> its text in tensor names.
-        complemented: gates stored with the opposite meaning: their weights and biases change sign.
-        derived: gates that are not stored but follow from another one: ``{"i": "~f"}`` for coupled gates.
-        forms: every spelling and packing, the preferred one first.
-        activation, recurrent_activation: what the framework uses by default; a file or a mapping may say otherwise.
-        fixed: what the framework always has so: ``activation``, ``recurrent_activation``, ``forget_bias``, or no
-            ``cell_clip``, ``proj_clip``.
-        inner: a scope that may stand between a layer's scope and its tensors (``lstm/lstm_cell/kernel``).
-        directions: ``forward`` / ``backward`` -> text in names.
-        suffixes: several cells of one scope are told apart by ``_1``, ``_2`` at the end of the tensors' names.
-    """
-
-    name: str
-    kind: str
-    gates: tuple[str, ...]
-    forms: tuple[Form, ...]
-    gate_names: Mapping[str, str] = field(default_factory=dict)
-    complemented: frozenset[str] = frozenset()
-    derived: Mapping[str, str] = field(default_factory=dict)
-    activation: str | None = None
-    recurrent_activation: str | None = None
-    fixed: frozenset[str] = frozenset()
-    inner: str = ""
-    directions: Mapping[str, str] = field(default_factory=dict)
-    suffixes: bool = False
-    title: str = ""
-    source: tuple[str, ...] = ()
-
-    def gate_order(self, param: str, gates: Sequence[str] | None) -> tuple[str, ...]:
-        """The gates that a term of ``param`` holds, in stored order."""
-        if gates is not None:
-            return tuple(gates)
-        limited = PARAM_GATES.get((self.kind, param))
-        return tuple(g for g in self.gates if limited is None or g in limited)
-
-    def with_gates(self, gates: Sequence[str] | Mapping[str, str]) -> Layout:
-        """This layout with the gates in another order, or under other names (a rule's override).
-
-        Raises:
-            LayoutError: not the same gates.
-        """
-        order, names, complemented = _gates(gates, f"layout {self.name}: gates")
-        if set(order) != set(self.gates):
-            raise LayoutError(f"layout {self.name}: gates {list(order)} are not {sorted(self.gates)}")
-        return replace(self, gates=order, gate_names={**self.gate_names, **names}, complemented=complemented)
-
-
-def _gates(value: Any, where: str) -> tuple[tuple[str, ...], dict[str, str], frozenset[str]]:
-    if isinstance(value, Mapping):
-        items = [(str(k), str(v)) for k, v in value.items()]
-    elif isinstance(value, Sequence) and not isinstance(value, str):
-        items = [(str(k), str(k).lstrip("~")) for k in value]
-    else:
-        raise LayoutError(f"{where}: expected a list of gates or a mapping gate -> name, found {value!r}")
-    order = tuple(k.lstrip("~") for k, _ in items)
-    if not order or len(set(order)) != len(order) or not all(g.isidentifier() for g in order):
-        raise LayoutError(f"{where}: {list(order)} must name each gate once")
-    return order, {k.lstrip("~"): v for k, v in items}, frozenset(k[1:] for k, _ in items if k.startswith("~"))
+    def entries(self, key: str) -> list[Mapping[str, Any]]:
+        """A list of mappings."""
+        value = self.table.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, Mapping) for v in value):
+            self.fail(key, f"expected a list of mappings, found {value!r}")
+            return []
+        return list(value)
 
 
 def parse_layout(name: str, table: Any, where: str) -> Layout:
@@ -151,143 +123,200 @@ def parse_layout(name: str, table: Any, where: str) -> Layout:
     Raises:
         LayoutError: every problem of the table.
     """
-    problems: list[Problem] = []
-
-    def collect(error: LayoutError) -> None:
-        problems.extend(error.problems)
-
+    reader = _Reader(table if isinstance(table, Mapping) else {}, where)
     kind, dot, flavour = name.partition(".")
     if not dot or not kind or not flavour:
-        problems.append(Problem(where, f"the name {name!r} is not KIND.FLAVOUR", "for example lstm.mine"))
+        reader.fail("", f"the name {name!r} is not KIND.FLAVOUR", "for example lstm.mine")
     if not isinstance(table, Mapping):
-        raise LayoutError([*problems, Problem(where, f"expected a table with gates and tensors, found {table!r}")])
-    for key in table:
-        if key not in _KEYS:
-            problems.append(Problem(where, f"unknown key {key!r}", closest(str(key), _KEYS)))
+        reader.fail("", f"expected a table with gates and tensors, found {table!r}")
+        raise LayoutError(reader.problems)
+    reader.keys("", table, _KEYS)
+    layout = _frame(reader, name, kind)
+    # With wrong gates every term would be wrong; their syntax is looked at all the same.
+    known = len(layout.gates) > 0
+    forms = _with_absent(list(_forms(reader, layout, known)))
+    layout = replace(layout, forms=tuple(forms))
+    if known and not reader.problems:
+        for form in forms:
+            for row, what in form_problems(layout, form):
+                reader.fail(f"tensors.{row.template}" if row else "tensors", what)
+    if not forms and not reader.problems:
+        reader.fail("", "the table has no tensors")
+    if reader.problems:
+        raise LayoutError(reader.problems)
+    return layout
+
+
+def _frame(reader: _Reader, name: str, kind: str) -> Layout:
+    """Everything but the forms. Wrong gates come out as none."""
+    table, where = reader.table, reader.where
+    text = {key: reader.text(key, table) for key in _TEXTS}
+    lists = {key: reader.texts(key, table) for key in _LISTS}
+    maps = {key: reader.mapping(key) for key in _MAPPINGS}
     order: tuple[str, ...] = ()
     names: dict[str, str] = {}
     complemented: frozenset[str] = frozenset()
-    try:
-        order, names, complemented = _gates(table.get("gates", list(KIND_GATES.get(kind, ("h",)))), f"{where}.gates")
-    except LayoutError as error:
-        collect(error)
-    derived = {str(k): str(v) for k, v in (table.get("derived") or {}).items()}
     known = KIND_GATES.get(kind)
-    if known and order and set(order) | set(derived) != set(known):
-        problems.append(Problem(f"{where}.gates", f"{list(order)} are not the gates of a {kind}: {', '.join(known)}"))
-    complemented |= frozenset(str(g) for g in table.get("complement") or ())
-    names.update({str(k): str(v) for k, v in (table.get("gate_names") or {}).items()})
-    for extra in complemented - set(order):
-        problems.append(Problem(f"{where}.complement", f"no gate {extra!r}; the gates are {', '.join(order)}"))
-    if not isinstance(table.get("tensors", {}), Mapping):
-        problems.append(Problem(f"{where}.tensors", "expected a mapping from tensor name to packing"))
-        raise LayoutError(problems)
-    forms = []
     try:
-        forms = list(_forms(table, where, order, kind))
+        order, names, complemented = read_gates(table.get("gates", list(known or ("h",))), f"{where}.gates")
     except LayoutError as error:
-        collect(error)
-    if not forms and not problems:
-        problems.append(Problem(where, "the table has no tensors"))
-    directions = table.get("directions") or {}
-    if not isinstance(directions, Mapping) or set(directions) - {"forward", "backward"}:
-        problems.append(
-            Problem(f"{where}.directions", f"expected {{forward: TEXT, backward: TEXT}}, found {directions!r}")
-        )
-        directions = {}
-    if problems:
-        raise LayoutError(problems)
-    source = table.get("source") or ()
-    return Layout(
+        reader.problems.extend(error.problems)
+    derived = maps["derived"]
+    for gate, of in derived.items():
+        if order and (gate in order or of.removeprefix("~") not in order):
+            reader.fail("derived", f"{gate}: {of}: expected a gate that is not stored: one that is, or ~ and one")
+    if known and order and set(order) | set(derived) != set(known):
+        reader.fail("gates", f"{list(order)} are not the gates of a {kind}: {', '.join(known)}")
+        order = ()
+    for key, gates in (("complement", lists["complement"]), ("gate_names", tuple(maps["gate_names"]))):
+        for gate in gates if order else ():
+            if gate not in order:
+                reader.fail(key, f"no gate {gate!r}; the gates are {', '.join(order)}")
+    for key in lists["fixed"]:
+        if key not in _FIXED:
+            reader.fail("fixed", f"cannot fix {key!r}", closest(key, _FIXED) or f"one of {', '.join(_FIXED)}")
+    if set(maps["directions"]) - {"forward", "backward"} or len(set(maps["directions"].values())) < len(
+        maps["directions"]
+    ):
+        reader.fail("directions", f"expected {{forward: TEXT, backward: TEXT}}, found {table['directions']!r}")
+    suffixes = table.get("suffixes", False)
+    if not isinstance(suffixes, bool):
+        reader.fail("suffixes", f"expected true or false, found {suffixes!r}")
+    layout = Layout(
         name=name,
         kind=kind,
         gates=order,
-        forms=tuple(forms),
-        gate_names=names,
-        complemented=complemented,
+        forms=(),
+        gate_names={**names, **maps["gate_names"]},
+        complemented=complemented | frozenset(lists["complement"]),
         derived=derived,
-        activation=table.get("activation"),
-        recurrent_activation=table.get("recurrent_activation"),
-        fixed=frozenset(table.get("fixed") or ()),
-        inner=str(table.get("inner", "")),
-        directions={str(k): str(v) for k, v in directions.items()},
-        suffixes=bool(table.get("suffixes", False)),
-        title=str(table.get("title", "")),
-        source=(source,) if isinstance(source, str) else tuple(str(s) for s in source),
+        activation=text["activation"],
+        recurrent_activation=text["recurrent_activation"],
+        fixed=frozenset(lists["fixed"]),
+        inner=text["inner"] or "",
+        directions=maps["directions"],
+        suffixes=suffixes is True,
+        title=text["title"] or "",
+        source=lists["source"],
     )
+    for key, problem in (("complement", sign_problem(kind, layout.complemented)), ("gates", name_problem(layout))):
+        if problem:
+            reader.fail(key, problem)
+    return layout
 
 
-def _forms(table: Mapping[str, Any], where: str, gates: tuple[str, ...], kind: str) -> Iterator[Form]:
+def _forms(reader: _Reader, layout: Layout, known: bool) -> Iterator[Form]:
     """Every variant in every spelling, the plain ones first."""
-    problems: list[Problem] = []
-    variants = table.get("variants") or [{}]
-    spellings = [{}, *(table.get("spellings") or [])]
-    for key, entries in (("variants", variants), ("spellings", spellings)):
-        if not all(isinstance(entry, Mapping) for entry in entries):
-            raise LayoutError(f"{where}.{key}: expected a list of mappings")
+    table = reader.table
+    variants, spellings = reader.entries("variants"), reader.entries("spellings")
     seen: set[tuple[Row, ...]] = set()
-    for spelling, (number, variant) in itertools.product(spellings, enumerate(variants)):
-        at = f"{where}.variants[{number}]" if table.get("variants") else where
-        if spelling.get("cells") and number:
-            continue  # a spelling of certain cells has one variant
-        for key in variant:
-            if key not in _VARIANT_KEYS:
-                problems.append(Problem(at, f"unknown key {key!r}", closest(str(key), _VARIANT_KEYS)))
+    spelled: set[str] = set()
+    for spelling, (number, variant) in itertools.product([{}, *spellings], enumerate(variants or [{}])):
+        at = f"variants[{number}]" if variants else ""
+        dotted = f"{at}." if at else ""
+        reader.keys(at, variant, _VARIANT_KEYS)
         reset = variant.get("reset", table.get("reset"))
         if reset is not None and reset not in RESETS:
-            problems.append(Problem(f"{at}.reset", f"expected {', '.join(RESETS)}, found {reset!r}"))
-        forget_bias = variant.get("forget_bias", table.get("forget_bias", 0.0))
-        if isinstance(forget_bias, bool) or not isinstance(forget_bias, int | float):
-            problems.append(Problem(f"{at}.forget_bias", f"expected a number, found {forget_bias!r}"))
-            forget_bias = 0.0
-        tensors = {**(table.get("tensors") or {}), **(variant.get("tensors") or {})}
-        if not {k for k in spelling if k != "cells"} <= {str(t).removesuffix("?") for t in tensors}:
-            continue  # it spells tensors of another variant
-        rows = _rows(tensors, spelling, at, gates, kind)
-        problems.extend(p for p in rows if isinstance(p, Problem) and p not in problems)
-        good = tuple(row for row in rows if isinstance(row, Row))
-        if good and not any(not row.optional for row in good):
-            problems.append(Problem(at, "every tensor is optional: a cell could not be recognised"))
-        cells = tuple(spelling.get("cells") or variant.get("cells", table.get("cells")) or ())
-        if good and (not spelling or good not in seen or cells):
-            yield Form(good, None if reset == "unknown" else reset, float(forget_bias), cells)
-        seen.add(good)
-    problems = list(dict.fromkeys(problems))
-    if problems:
-        raise LayoutError(problems)
+            reader.fail(f"{dotted}reset", f"expected {', '.join(RESETS)}, found {reset!r}")
+        bias = variant.get("forget_bias", table.get("forget_bias", 0.0))
+        if isinstance(bias, bool) or not isinstance(bias, int | float) or not math.isfinite(bias):
+            reader.fail(f"{dotted}forget_bias", f"expected a number, found {bias!r}")
+            bias = 0.0
+        tensors: dict[str, Any] = {}
+        for place, part in (("tensors", table.get("tensors")), (f"{dotted}tensors", variant.get("tensors"))):
+            if part is not None and not isinstance(part, Mapping):
+                reader.fail(place, f"expected a mapping from tensor name to packing, found {part!r}")
+            tensors.update(part if isinstance(part, Mapping) else {})
+        here = {str(t).removesuffix("?") for t in tensors}
+        wanted = {str(k) for k in spelling if k != "cells"}
+        spelled |= here & wanted
+        if not wanted <= here or (spelling.get("cells") and number):
+            continue  # it spells the tensors of another variant
+        rows = _rows(reader, tensors, spelling, f"{dotted}tensors", layout, known)
+        if rows and all(row.optional for row in rows):
+            reader.fail(at, "every tensor is optional: a cell could not be recognised")
+            continue
+        cells = reader.texts("cells", spelling, "spellings.") or reader.texts("cells", variant, dotted)
+        cells = cells or reader.texts("cells", table)
+        if rows and (rows not in seen or cells):
+            yield Form(rows, None if reset == "unknown" else reset, float(bias), cells)
+        seen.add(rows)
+    for spelling in spellings:
+        for key in spelling:
+            if key != "cells" and str(key) not in spelled:
+                reader.fail("spellings", f"no tensor {key!r} to spell", closest(str(key), spelled))
 
 
 def _rows(
-    tensors: Mapping[str, Any], spelling: Mapping[str, Any], at: str, gates: tuple[str, ...], kind: str
-) -> list[Row | Problem]:
-    rows: list[Row | Problem] = []
+    reader: _Reader, tensors: Mapping[str, Any], spelling: Mapping[str, Any], at: str, layout: Layout, known: bool
+) -> tuple[Row, ...]:
+    rows: list[Row] = []
     for template, packing in tensors.items():
-        optional = str(template).endswith("?")
         plain = str(template).removesuffix("?")
+        where = f"{reader.where}.{at}.{plain}"
         try:
-            row = Row(str(spelling.get(plain, plain)), parse_packing(packing, f"{at}.tensors.{plain}"), optional)
-            _check_row(row, f"{at}.tensors.{plain}", gates, kind)
+            row = Row(str(spelling.get(plain, plain)), parse_packing(packing, where), str(template).endswith("?"))
+            _check_template(row, where, layout)
+            if known:
+                _check_row(row, where, layout)
             rows.append(row)
         except LayoutError as error:
-            rows.extend(error.problems)
-    return rows
+            reader.problems.extend(p for p in error.problems if p not in reader.problems)
+    return tuple(rows)
 
 
-def _check_row(row: Row, where: str, gates: tuple[str, ...], kind: str) -> None:
+def _check_template(row: Row, where: str, layout: Layout) -> None:
+    if not row.template:
+        raise LayoutError(f"{where}: a tensor without a name")
+    for found in _BRACES.finditer(row.template):
+        name = found[1]
+        if name not in PLACEHOLDERS:
+            hint = closest(name or "", PLACEHOLDERS) or f"one of {', '.join(f'{{{p}}}' for p in PLACEHOLDERS)}"
+            raise LayoutError(f"{where}: the name {row.template!r} has {found[0]!r}; {hint}")
+        if name == "scope" and found.start():
+            raise LayoutError(f"{where}: {{scope}} must stand at the beginning of {row.template!r}")
+    if "{direction}" in row.template and len(layout.directions) < 2:
+        raise LayoutError(f"{where}: the name {row.template!r} needs directions: {{forward: TEXT, backward: TEXT}}")
+
+
+def _check_row(row: Row, where: str, layout: Layout) -> None:
+    first = row.packing.terms[0]
     for term in row.packing.terms:
+        if layout.kind in ("gru", "rnn") and term.param in ("wp", "wr"):
+            raise LayoutError(f"{where}: a {layout.kind} has no peepholes and no projection")
+        known = PARAM_GATES.get((layout.kind, term.param), layout.gates)
         for gate in term.gates or ():
-            if gate not in gates and term.param in ("wx", "wt", "bi", "bt", "wp"):
-                raise LayoutError(f"{where}: no gate {gate!r}; the gates are {', '.join(gates)}")
-        if "gate" not in PARAMETERS[term.param]:
-            continue
-        single = len(term.gates or ()) == 1 or len(gates) == 1
-        if "gate" in term.names():
-            if row.per_gate:
-                raise LayoutError(f"{where}: the gate stands in the name and in the shape")
-        elif not row.per_gate and not single:
-            raise LayoutError(f"{where}: where is the gate: in the name ({{gate}}), in the shape, or one only ({{i}})?")
-    if kind == "rnn" and any(t.param in ("wp", "wr") for t in row.packing.terms):
-        raise LayoutError(f"{where}: a plain RNN has no peepholes and no projection")
+            if gate not in layout.gates or gate not in known:
+                gates = [g for g in layout.gates if g in known]
+                raise LayoutError(f"{where}: {term.param} has no gate {gate!r}; its gates are {', '.join(gates)}")
+        _check_gate(row, term, where, layout)
+        if row.per_gate and _stored(layout, term) != _stored(layout, first):
+            raise LayoutError(f"{where}: the gate stands in the name, so every term must hold the same gates")
+
+
+def _stored(layout: Layout, term: Term) -> tuple[str, ...]:
+    return layout.gate_order(term.param, term.gates)
+
+
+def _check_gate(row: Row, term: Term, where: str, layout: Layout) -> None:
+    """Where the gate is: in the name, in the shape, or there is but one."""
+    if "gate" not in PARAMETERS[term.param]:
+        if row.per_gate:
+            raise LayoutError(f"{where}: the gate stands in the name, but {term.param} has no gates")
+    elif "gate" in term.names():
+        if row.per_gate:
+            raise LayoutError(f"{where}: the gate stands in the name and in the shape")
+    elif not row.per_gate and len(_stored(layout, term)) != 1:
+        raise LayoutError(f"{where}: where is the gate: in the name ({{gate}}), in the shape, or one only ({{i}})?")
+
+
+def _with_absent(forms: Sequence[Form]) -> list[Form]:
+    """The forms, each with the names that tell it from fuller ones."""
+    names = [{row.template for row in form.rows} for form in forms]
+    return [
+        replace(form, absent=tuple(sorted(set().union(*(other - mine for other in names if other > mine)))))
+        for form, mine in zip(forms, names, strict=True)
+    ]
 
 
 @functools.cache

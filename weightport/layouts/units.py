@@ -10,17 +10,19 @@ must have the same sizes.
 
 from __future__ import annotations
 
-import re
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
+from weightport.layouts.layout import Form, Layout, Row
 from weightport.layouts.notation import Group, Term
-from weightport.layouts.table import Form, Layout, Row
 
 Shapes = Mapping[str, tuple[int, ...]]
 FORWARD, BACKWARD = "forward", "backward"
 DIRECTIONS = (FORWARD, BACKWARD)
+#: What a name template begins with that continues the last part of the cell's scope.
+SCOPE = "{scope}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +67,18 @@ class Unit:
 
 
 def spelled(layout: Layout, template: str, gate: str | None, layer: int, direction: str) -> str:
-    """A tensor's name under its cell's scope."""
+    """A tensor's name under its cell's scope; :func:`full_name` puts it there."""
     text = gate if gate is None else layout.gate_names.get(gate, gate)
     if text is not None:
         template = template.replace("{gate}", text).replace("{GATE}", text.upper())
     return template.replace("{layer}", str(layer)).replace("{direction}", layout.directions.get(direction, ""))
+
+
+def full_name(scope: str, name: str) -> str:
+    """A tensor's name in the model, from its cell's scope and its name as :func:`spelled` gives it."""
+    if name.startswith(SCOPE):
+        return scope + name.removeprefix(SCOPE)
+    return f"{scope}/{name}" if scope else name
 
 
 def stored_rows(layout: Layout, form: Form) -> Iterator[tuple[Row, str | None]]:
@@ -89,18 +98,17 @@ def match(layout: Layout, form: Form, scope: str, shapes: Shapes, suffix: str = 
         shapes: name -> shape of every tensor of the model.
         suffix: what follows every tensor's name (``_1`` where several cells share a scope).
     """
-    prefix = f"{scope}/" if scope else ""
     units: list[Unit] = []
-    for layer, direction in _indices(layout, form, prefix, shapes):
+    for layer, direction in _indices(layout, form, scope, shapes, suffix):
         tensors = []
         for row, gate in stored_rows(layout, form):
-            name = prefix + spelled(layout, row.template, gate, layer, direction) + suffix
+            name = full_name(scope, spelled(layout, row.template, gate, layer, direction)) + suffix
             if name in shapes:
                 tensors.append(Stored(row, gate, name))
             elif not row.optional:
                 break
         else:
-            if not _complete(tensors, layout, form):
+            if not _complete(tensors, layout, form) or _fuller(layout, form, scope, layer, direction, shapes, suffix):
                 continue
             sizes = solve(layout, tensors, shapes)
             if sizes is not None:
@@ -109,28 +117,28 @@ def match(layout: Layout, form: Form, scope: str, shapes: Shapes, suffix: str = 
     return units
 
 
-def _indices(layout: Layout, form: Form, prefix: str, shapes: Shapes) -> list[tuple[int, str]]:
-    """The layers and directions that the names of the first required row show."""
-    anchor = next(row for row in form.rows if not row.optional)
-    gate = None
-    if anchor.per_gate:
-        gate = layout.gate_order(anchor.packing.terms[0].param, anchor.packing.terms[0].gates)[0]
-    if "{layer}" not in anchor.template and "{direction}" not in anchor.template:
-        return [(0, FORWARD)]
-    text = layout.gate_names.get(gate, gate) if gate else ""
-    pattern = re.escape(anchor.template.replace("{gate}", text).replace("{GATE}", text.upper()))
-    pattern = pattern.replace(r"\{layer\}", r"(?P<layer>0|[1-9][0-9]{0,5})")
-    texts = {v: k for k, v in layout.directions.items()}
-    choices = "|".join(re.escape(t) for t in sorted(texts, key=len, reverse=True))
-    pattern = pattern.replace(r"\{direction\}", f"(?P<direction>{choices})")
-    compiled = re.compile(re.escape(prefix) + pattern)
-    found = []
-    for name in shapes:
-        hit = compiled.fullmatch(name)
-        if hit:
-            groups = hit.groupdict()
-            found.append((int(groups.get("layer", 0)), texts.get(groups.get("direction", ""), FORWARD)))
-    return sorted(found, key=lambda key: (key[0], DIRECTIONS.index(key[1])))
+def anchor_name(layout: Layout, form: Form, layer: int = 0, direction: str = FORWARD) -> str:
+    """The name of the first tensor that no cell of that form lacks, as :func:`spelled` gives it."""
+    row = form.anchor
+    first = row.packing.terms[0]
+    gate = layout.gate_order(first.param, first.gates)[0] if row.per_gate else None
+    return spelled(layout, row.template, gate, layer, direction)
+
+
+def _indices(layout: Layout, form: Form, scope: str, shapes: Shapes, suffix: str) -> Iterator[tuple[int, str]]:
+    """The layers and directions that names show: from 0 on, up to the first layer that isn't there."""
+    directions = DIRECTIONS if "{direction}" in form.anchor.template else (FORWARD,)
+    for layer in itertools.count() if "{layer}" in form.anchor.template else range(1):
+        found = [d for d in directions if full_name(scope, anchor_name(layout, form, layer, d)) + suffix in shapes]
+        if not found:
+            return
+        yield from ((layer, direction) for direction in found)
+
+
+def _fuller(layout: Layout, form: Form, scope: str, layer: int, direction: str, shapes: Shapes, suffix: str) -> bool:
+    """Whether a tensor is there that only fuller forms have: a bias that doesn't fit is not the lack of one."""
+    names = (spelled(layout, text, gate, layer, direction) for text in form.absent for gate in layout.gates)
+    return any(full_name(scope, name) + suffix in shapes for name in names)
 
 
 def _complete(tensors: list[Stored], layout: Layout, form: Form) -> bool:
@@ -199,7 +207,9 @@ def solve(layout: Layout, tensors: list[Stored], shapes: Shapes) -> dict[str, in
     sizes.setdefault("hidden", sizes.get("unit", 0))
     if any(packed_shape(layout, s, sizes) != shapes[s.name] for s in tensors):
         return None
-    return sizes if sizes.get("direction", 1) <= len(DIRECTIONS) else None
+    if min(sizes.values()) < 1 or sizes.get("direction", 1) > len(DIRECTIONS):
+        return None
+    return sizes
 
 
 def packed_shape(layout: Layout, stored: Stored, sizes: Mapping[str, int]) -> tuple[int, ...]:
