@@ -386,10 +386,9 @@ def test_inputs_that_are_cut_off(tmp_path: Path) -> None:
     data = graph(const("w", W), node("merge", "Merge", "w", "next:0", "^w"))
     with pytest.raises(FormatError) as caught:
         opened(tmp_path, data)
-    assert str(caught.value) == (
-        f"{tmp_path / 'g.pb'} at byte {len(graph(const('w', W))) + 2}: the input 'next:0' of node 'merge' is not there: "
-        "cut off, or edited"
-    )
+    at = len(graph(const("w", W))) + 2
+    message = "the input 'next:0' of node 'merge' is not there: cut off, or edited"
+    assert str(caught.value) == f"{tmp_path / 'g.pb'} at byte {at}: {message}"
 
 
 def test_a_loop_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
