@@ -76,7 +76,9 @@ def lint(
         problems.extend(_target_alone(mapping, target, target_name or "the target"))
     if target is not None:
         name = target_name or "the target"
-        warnings.extend(_idle("keep", mapping.keep, target.specs(), mapping.target.scope, name))
+        warnings.extend(
+            _idle("keep", mapping.keep, target.specs(), mapping.target.scope or getattr(target, "root", ""), name)
+        )
     return Findings(tuple(problems), tuple(warnings))
 
 
@@ -121,7 +123,7 @@ def _target_alone(mapping: Rules, target: TargetView, name: str) -> list[Problem
     """The names of the target's tensors and cells that the mapping spells out."""
     builder = Builder(_Nothing(), target, mapping, name)
     builder.prepare()
-    side = Side(builder.target_specs, target.facts, mapping.target.scope)
+    side = Side(builder.target_specs, target.facts, builder.scope, builder.root)
     problems: list[Problem] = []
     for rule in mapping.rules:
         if isinstance(rule, InitRule):
@@ -134,8 +136,8 @@ def _target_alone(mapping: Rules, target: TargetView, name: str) -> list[Problem
             except LayoutError as error:
                 problems.extend(Problem(rule.target.where, p.what, p.hint) for p in error.problems)
         elif isinstance(rule, TensorRule):
-            for pattern in (p.joined(mapping.target.scope) for p in rule.targets):
-                if pattern.is_literal and (missing := pattern.format({})) not in builder.target_specs:
+            for pattern in (p.joined(builder.scope) for p in rule.targets):
+                if pattern.is_literal and (missing := builder.full(pattern.format({}))) not in builder.target_specs:
                     hint = closest(missing, builder.target_specs)
                     problems.append(Problem(f"{rule.where}.to", f"no tensor {missing!r} in {name}", hint))
     return [*problems, *builder.problems]

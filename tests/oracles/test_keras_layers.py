@@ -222,3 +222,30 @@ def test_what_keras_cannot_hold_is_refused(case: Case) -> None:
     assert all(p.where.startswith("rules[0]") for p in refusal.value.problems)  # and nothing that only follows from it
     for old, new in zip(before, layer.weights, strict=True):
         np.testing.assert_array_equal(old, np.asarray(new))
+
+
+@pytest.mark.parametrize(("framework", "prefix"), [("keras", ""), ("keras", "writer/"), ("tf_keras", "")])
+def test_a_sequential_models_own_name_may_be_left_out(framework: str, prefix: str) -> None:
+    keras = need(framework)
+    (case,) = [c for c in cases("a_seed_char_lstm") if c.file == "checkpoint_v2"]
+    model = keras.Sequential(
+        [keras.layers.LSTM(32, return_sequences=True, name="lstm"), keras.layers.Dense(27, name="logits")],
+        name="writer",
+    )
+    model.build((None, None, 27))
+    rules = [
+        {"from": case.source(), "to": {"layout": "lstm.keras", "scope": f"{prefix}lstm"}},
+        {"from": "softmax_{w}", "to": f"{prefix}logits/{{w}}", "optional": True},
+        {"from": "softmax_w", "to": f"{prefix}logits/kernel"},
+        {"from": "softmax_b", "to": f"{prefix}logits/bias"},
+    ]
+    result = wp.transfer(case.path, model, {"weightport": 1, "rules": rules})
+    assert set(result.plan.target.values()) == {"moved"}
+    arrays = reference(case)
+    np.testing.assert_allclose(np.asarray(model(arrays["x"])), arrays["full_logits"], rtol=0, atol=1e-4)
+
+    kept = [{"to": f"{prefix}logits/{{w}}", "initialize": "zeros"}]
+    spec = {"weightport": 1, "rules": kept, "ignore": ["**"], "keep": ["lstm/**"]}
+    planned = wp.plan(case.path, model, spec)
+    assert not planned.problems
+    assert sorted(planned.target.values()) == ["initialized", "initialized", "kept", "kept", "kept"]

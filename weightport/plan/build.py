@@ -62,14 +62,18 @@ class Builder:
     specs: Mapping[str, TensorSpec] = field(default_factory=dict)
     target_specs: Mapping[str, TensorSpec] = field(default_factory=dict)
     candidates: list[str] = field(default_factory=list)
+    scope: str = ""
+    root: str = ""
 
     def prepare(self) -> None:
         """Read the headers, and find what is ignored and kept."""
         self.specs = self.source.specs()
         if self.target is not None:
             self.target_specs = self.target.specs()
+        self.scope = self.mapping.target.scope
+        self.root = getattr(self.target, "root", "")
         self.ignored = matching(self.mapping.ignore, self.specs, self.mapping.source.scope)
-        self.kept = matching(self.mapping.keep, self.target_specs, self.mapping.target.scope)
+        self.kept = matching(self.mapping.keep, self.target_specs, self.scope or self.root)
         self.candidates = [n for n in self.specs if n not in self.ignored and self.specs[n].role != "constant"]
 
     def build(self) -> Plan:
@@ -116,10 +120,10 @@ class Builder:
         mine = cells.Side(self.specs, self.source.facts, self.mapping.source.scope)
         other = None
         if self.target is not None:
-            other = cells.Side(self.target_specs, self.target.facts, self.mapping.target.scope)
+            other = cells.Side(self.target_specs, self.target.facts, self.scope, self.root)
         if rule.optional and not self._has_cell(rule, mine):
             return self._unused(rule)
-        moved = cells.move(rule, mine, other, self.mapping.layouts, self.ignored, self.mapping.target.scope)
+        moved = cells.move(rule, mine, other, self.mapping.layouts, self.ignored, self.scope)
         self.problems.extend(moved.problems)
         for name, expr in moved.exprs().items():
             self.claim(rule, name, expr)
@@ -150,7 +154,7 @@ class Builder:
         notes: list[str] = []
         for names, bindings in self.matches(rule):
             try:
-                outs = [p.joined(self.mapping.target.scope).format(bindings) for p in rule.targets]
+                outs = [self.full(p.joined(self.scope).format(bindings)) for p in rule.targets]
             except Error as error:
                 self.problems.extend(error.problems)
                 continue
@@ -235,7 +239,7 @@ class Builder:
     def _initial_names(self, rule: InitRule) -> list[str]:
         if rule.target_cell is not None:
             assert self.target is not None
-            side = cells.Side(self.target_specs, self.target.facts, self.mapping.target.scope)
+            side = cells.Side(self.target_specs, self.target.facts, self.scope, self.root)
             try:
                 return list(cells.found_cell(rule.target_cell, side, self.mapping.layouts).names)
             except LayoutError as error:
@@ -243,17 +247,26 @@ class Builder:
                     self.problems.extend(Problem(rule.target_cell.where, p.what, p.hint) for p in error.problems)
                 return []
         names: dict[str, None] = {}
-        for pattern in (p.joined(self.mapping.target.scope) for p in rule.targets):
+        for pattern in (p.joined(self.scope) for p in rule.targets):
             if not pattern.is_literal:
                 free = (n for n in self.target_specs if n not in self.items and n not in self.kept)
-                names.update(dict.fromkeys(n for n in free if pattern.match(n) is not None))
+                names.update(dict.fromkeys(n for n in free if self._matches(pattern, n)))
                 continue
-            name = pattern.format({})
+            name = self.full(pattern.format({}))
             if name in self.target_specs:
                 names[name] = None
             elif not rule.optional:
                 self.problems.append(self._no_target(rule, name))
         return list(names)
+
+    def full(self, name: str) -> str:
+        """A target's name in full: a mapping may leave out the scope that the model puts before all of its names."""
+        below = f"{self.root}/{name}"
+        return below if self.root and name not in self.target_specs and below in self.target_specs else name
+
+    def _matches(self, pattern: Pattern, name: str) -> bool:
+        below = name.removeprefix(f"{self.root}/") if self.root else name
+        return pattern.match(name) is not None or pattern.match(below) is not None
 
     # Claims and accounts ---------------------------------------------------------------------------------------------
 
@@ -303,7 +316,7 @@ class Builder:
             scope = self.mapping.source.scope
         else:
             pattern = rule.targets[0] if rule.targets else Pattern("", rule.where)
-            names, where, scope = self.target_specs, self.target_name, self.mapping.target.scope
+            names, where, scope = self.target_specs, self.target_name, self.scope
         text = str(pattern.joined(scope))
         hidden = self.ignored if isinstance(rule, TensorRule) else self.kept
         if any(pattern.joined(scope).match(n) is not None for n in hidden):

@@ -56,11 +56,22 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of the transfer: its tensors and what is recorded about its cells."""
+    """One side of the transfer: its tensors and what is recorded about its cells.
+
+    Attributes:
+        scope: stands before the scopes of the mapping.
+        root: a scope of the model's own, before all names, that the mapping may leave out.
+    """
 
     specs: Mapping[str, TensorSpec]
     facts: Facts
     scope: str = ""
+    root: str = ""
+
+    def full(self, scope: str) -> str:
+        """A scope of the mapping in full."""
+        named = scoped(self.scope, scope)
+        return scoped(self.root, named) if self.root and not f"{named}/".startswith(f"{self.root}/") else named
 
 
 def layout_of(ref: CellRef, own: Mapping[str, Layout]) -> Layout:
@@ -80,7 +91,7 @@ def found_cell(ref: CellRef, side: Side, own: Mapping[str, Layout], skip: frozen
     Raises:
         LayoutError: there is none, there are several, or it lacks a layer or direction that is named.
     """
-    cell = resolve_cell(side.specs, layout_of(ref, own), scoped(side.scope, ref.scope), skip=skip)
+    cell = resolve_cell(side.specs, layout_of(ref, own), side.full(ref.scope), skip=skip)
     units = list(cell.units)
     if ref.layers is not None:
         lacking = set(ref.layers) - {u.layer for u in units}

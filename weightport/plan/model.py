@@ -19,7 +19,10 @@ UNUSED, REFUSED = "unused", "refused"
 
 
 class TargetView(Protocol):
-    """What a plan looks at in a target, a file's or a live model's."""
+    """What a plan looks at in a target, a file's or a live model's.
+
+    It may have an attribute ``root``: a scope of the model's own that stands before all of its names.
+    """
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Name -> spec of every tensor to account for."""

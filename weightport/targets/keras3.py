@@ -46,8 +46,8 @@ class Keras3Target:
     """A built (or buildable) Keras 3 model or layer.
 
     A tensor is named by its variable's path (``lstm/lstm_cell/kernel``; a Sequential or subclassed model puts its own
-    name before it, as in ``sequential/lstm/lstm_cell/kernel``). Paths that clash are told apart by the layers that
-    lead to them.
+    name before it, as in ``sequential/lstm/lstm_cell/kernel``; it is the target's ``root``, which a mapping may leave
+    out). Paths that clash are told apart by the layers that lead to them.
 
     Raises:
         RefusedError: the model is not built and does not say its input shape, or variables cannot be told apart.
@@ -64,6 +64,8 @@ class Keras3Target:
             n: TensorSpec.of(str(o.variable.dtype), tuple(int(d) for d in o.variable.shape))
             for n, o in self._owned.items()
         }
+
+        self.root = model.name if all(n.startswith(f"{model.name}/") for n in self._specs) else ""
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Name -> spec of every weight, in the order of ``model.weights``."""

@@ -60,6 +60,8 @@ class TfKerasTarget:
         self._owned = owned_variables(model, scoped_name)
         self._specs = {n: spec_of(o.variable) for n, o in self._owned.items()}
 
+        self.root = model.name if all(n.startswith(f"{model.name}/") for n in self._specs) else ""
+
     def specs(self) -> Mapping[str, TensorSpec]:
         """Name -> spec of every weight, in the order of ``model.weights``."""
         return self._specs
