@@ -4,7 +4,8 @@ so.
 The mapping's word wins over what the file or the live model records, that over what the framework always does, and that
 over what it does by default. Only the last is an assumption, and is said to be one.
 
-Promise: two behaviours that are both known and differ are refused. Limit: what neither side records is taken to agree.
+Promise: two behaviours that are both known and differ are refused; so is a default that differs from what the other
+side's framework always does. Limit: what neither side records is taken to agree.
 """
 
 from __future__ import annotations
@@ -83,15 +84,24 @@ def conflicts(source: Behaviour, target: Behaviour) -> tuple[list[str], list[str
         if mine.value == other.value or None in (mine.value, other.value):
             continue
         if mine.known and other.known:
-            hint = "reset before and after the matrix product are different functions" if key == "reset" else ""
-            problems.append(
-                f"the source's {title} is {mine.value}, the target's {other.value}" + (f": {hint}" if hint else "")
+            hint = ": reset before and after the matrix product are different functions" if key == "reset" else ""
+            problems.append(f"the source's {title} is {mine.value}, the target's {other.value}{hint}")
+        elif not mine.known and not other.known:
+            notes.append(
+                f"neither side's {title} is recorded; they are taken to be the same, though the frameworks' defaults "
+                f"are {mine.value} and {other.value}"
             )
         else:
-            unknown, known = ("source", other) if not mine.known else ("target", mine)
+            unknown, default, known = ("source", mine, other) if not mine.known else ("target", other, mine)
+            if known.by == ALWAYS:
+                problems.append(
+                    f"the {unknown}'s {title} is not recorded: by default it is {default.value}, the other side's is "
+                    f"always {known.value} (if it is that here too, the mapping can say so: {key}: {known.value})"
+                )
+                continue
             notes.append(
                 f"the {unknown}'s {title} is not recorded; taken to be {known.value}, as on the other side "
-                f"(the framework's default is {(mine if not mine.known else other).value})"
+                f"(the framework's default is {default.value})"
             )
     for key in ("cell_clip", "proj_clip"):
         mine, other = getattr(source, key), getattr(target, key)

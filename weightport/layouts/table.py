@@ -273,8 +273,8 @@ def _check_template(row: Row, where: str, layout: Layout) -> None:
         if name not in PLACEHOLDERS:
             hint = closest(name or "", PLACEHOLDERS) or f"one of {', '.join(f'{{{p}}}' for p in PLACEHOLDERS)}"
             raise LayoutError(f"{where}: the name {row.template!r} has {found[0]!r}; {hint}")
-        if name == "scope" and found.start():
-            raise LayoutError(f"{where}: {{scope}} must stand at the beginning of {row.template!r}")
+        if name == "scope" and (found.start() or found.end() == len(row.template)):
+            raise LayoutError(f"{where}: {{scope}} must stand at the beginning of {row.template!r}, before other text")
     if "{direction}" in row.template and len(layout.directions) < 2:
         raise LayoutError(f"{where}: the name {row.template!r} needs directions: {{forward: TEXT, backward: TEXT}}")
 
