@@ -31,6 +31,7 @@ from weightport.mapping.patterns import shown
 
 _NULL = ("", "~", "null", "Null", "NULL")
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_NOT_PRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", re.ASCII)
 _FLOAT = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", re.ASCII
@@ -75,25 +76,28 @@ def parse_document(text: str, path: str) -> Document:
     Raises:
         MappingError: no document is left.
     """
-    import yaml  # a third of a second of nothing but imports: only when a file is read
+    import yaml  # only when a file is read
 
     document = Document(path, str(Path(path).parent))
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         raise MappingError(Problem(path, f"larger than the {MAX_BYTES:,} bytes that a mapping may have"))
+    strange = _NOT_PRINTABLE.search(text)
+    if strange is not None:  # libyaml would say so too, but not in which line
+        line = text.count("\n", 0, strange.start()) + 1
+        raise MappingError(Problem(f"{path}:{line}", f"not valid YAML: the character {strange[0]!r} is not allowed"))
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         _Composer(document).compose(yaml.parse(text, Loader=loader))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         context = f" {error.context}" if error.context else ""
-        document.problems.append(Problem(f"{path}:{line}", f"not valid YAML: {error.problem}{context}"))
+        hint = ""
+        if "flow" in context and "{" in "".join(text.split("\n")[line - 1 : line]):
+            hint = "inside [ ] and { } a name with braces stands in quotes: ['a/{n}', 'b/{n}']"
+        document.problems.append(Problem(f"{path}:{line}", f"not valid YAML: {error.problem}{context}", hint))
         raise document.stop() from None
-    except (yaml.YAMLError, UnicodeEncodeError) as error:
-        # The reader's own message gives the position in a form of its own.
-        position = getattr(error, "position", getattr(error, "start", 0))
-        line = text.count("\n", 0, position if isinstance(position, int) else 0) + 1
-        what = f"not valid YAML: the character {text[position : position + 1]!r} is not allowed"
-        document.problems.append(Problem(f"{path}:{line}", what))
+    except yaml.YAMLError as error:
+        document.problems.append(Problem(path, f"not valid YAML: {error}"))
         raise document.stop() from None
     return document
 

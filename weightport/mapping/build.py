@@ -103,7 +103,7 @@ class _Builder:
         found = []
         texts = self.data.get(key)
         for k, text in enumerate(texts if isinstance(texts, list) else ()):
-            if self.shape.ok(key, k):
+            if self.shape.ok(key, k) and not self.document.full:
                 try:
                     found.append(Glob(text, self.document.where((key, k))))
                 except MappingError as error:
@@ -114,7 +114,7 @@ class _Builder:
 
     def _rule(self, index: int, rule: Any) -> Rule | None:
         trail: Trail = ("rules", index)
-        if not isinstance(rule, dict):
+        if not isinstance(rule, dict) or self.document.full:
             return None
         moves, fills = "from" in rule, "initialize" in rule
         if moves and fills:

@@ -80,12 +80,16 @@ class Document:
         self.refused.add(trail)
         self.fail(trail, what, hint)
 
+    @property
+    def full(self) -> bool:
+        """More problems than will be listed: looking for more, and for what is nearest, would only take time."""
+        return len(self.problems) > 2 * MAX_PROBLEMS
+
     def stop(self) -> MappingError:
         """The error that reports every problem so far, in the order of the file."""
         unique = sorted(dict.fromkeys(self.problems), key=lambda p: self._line(p.where))
         if len(unique) > MAX_PROBLEMS:
-            more = Problem(self.path or "mapping", f"and {len(unique) - MAX_PROBLEMS:,} more problems")
-            unique = [*unique[:MAX_PROBLEMS], more]
+            unique = [*unique[:MAX_PROBLEMS], Problem(self.path or "mapping", "and more problems after these")]
         return MappingError(unique)
 
     def _line(self, where: str) -> int:
@@ -145,12 +149,14 @@ class _Copier:
         if value is None or type(value) in (bool, str):
             return value
         if type(value) in (int, float):
-            return bounded(self.document, trail, value, str(value) if abs(value) < 1 << 70 else "a longer one")
+            # Thousands of digits take long to write, and Python refuses to.
+            text = str(value) if type(value) is float or value.bit_length() < 100 else f"{value.bit_length()} bits"
+            return bounded(self.document, trail, value, text)
         if isinstance(value, (list, tuple)):
             return [self.copy(item, (*trail, k)) for k, item in enumerate(value)]
         if isinstance(value, collections.abc.Mapping):
             return self._table(value, trail)
-        self.document.refuse(trail, f"expected plain data, found {_article(type(value).__name__)}")
+        self.document.refuse(trail, f"expected plain data, found a value of type {type(value).__name__}")
         return ABSENT
 
     def _table(self, value: collections.abc.Mapping[Any, Any], trail: Trail) -> dict[str, Any]:
@@ -167,7 +173,3 @@ class _Copier:
     def _fatal(self, what: str) -> MappingError:
         self.document.fail((), what)
         return self.document.stop()
-
-
-def _article(name: str) -> str:
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

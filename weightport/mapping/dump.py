@@ -8,10 +8,13 @@ from __future__ import annotations
 import collections.abc
 import io
 import json
+import re
 from typing import Any
 
 from weightport.mapping.rules import Mapping
 
+#: Line breaks of Unicode: YAML's readers disagree about them too, and in double quotes they are escaped.
+_BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
 #: Longer tables and lists are written one entry a line.
 _WIDTH = 100
 #: The tables and lists that are never written in one line, by the keys that lead to them ("*" is any).
@@ -53,6 +56,8 @@ def dump_mapping(mapping: Mapping | collections.abc.Mapping[str, Any]) -> str:
     def text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
         # YAML 1.1, in which PyYAML writes, and 1.2 disagree on what is a number: quotes settle it for both.
         style = None if isinstance(resolve(value), str) and value != "<<" else "'"
+        if _BREAKS.search(value):
+            style = '"'
         return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
     Dumper.add_representer(str, text)

@@ -231,7 +231,7 @@ class MappingShape(Shape):
 
     model_config = ConfigDict(title="weightport mapping, version 1")
 
-    weightport: Literal[1] = Field(description="The version of the language.")
+    weightport: int = Field(ge=1, le=1, description="The version of the language.")
     description: str = Field("", description="For people.")
     source: SourceShape = Field(default_factory=SourceShape, description="The model that the weights come from.")
     target: TargetShape = Field(default_factory=TargetShape, description="The model that they go to.")

@@ -12,7 +12,7 @@ from typing import Any
 
 from weightport.errors import closest
 from weightport.mapping._yaml import quoted
-from weightport.mapping.document import ABSENT, MAX_PROBLEMS, Document, Trail
+from weightport.mapping.document import ABSENT, Document, Trail
 from weightport.mapping.patterns import shown
 from weightport.mapping.schema import SCOPE, SHA256, TAG, schema, shape_errors
 
@@ -72,8 +72,12 @@ def check_shape(document: Document) -> Shape:
             continue
         parent, key = trail[:-1], str(trail[-1]) if trail else ""
         found.note(trail)
+        if document.full:
+            continue
         if error["type"] == "extra_forbidden":
-            document.fail(parent, f"unknown key {shown(key)}", _nearest(document, definition, parent, key), at=trail)
+            known = _keys(definition, parent)
+            hint = (closest(key, known) if len(key) <= 100 else "") or f"known: {', '.join(known)}"
+            document.fail(parent, f"unknown key {shown(key)}", hint, at=trail)
         elif error["type"] == "missing":
             misspelt = difflib.get_close_matches(key, [u for u in unknown.get(parent, [])[:100] if len(u) <= 100])
             if not misspelt and parent not in document.refused:
@@ -85,18 +89,12 @@ def check_shape(document: Document) -> Shape:
     return found
 
 
-def _nearest(document: Document, definition: dict[str, Any], parent: Trail, key: str) -> str:
-    if len(document.problems) > MAX_PROBLEMS:  # nobody will read it, and looking is slow
-        return ""
-    known = _keys(definition, parent)
-    return (closest(key, known) if len(key) <= 100 else "") or f"known: {', '.join(known)}"
-
-
 def _words(document: Document, trail: Trail, error: Any) -> tuple[str, str]:
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     found = f"found {described(value)}"
     if kind == "expected":
-        return f"expected {error['msg']}, {found}", _quote(document, trail, value)
+        named = error["msg"].startswith("a name")
+        return f"expected {error['msg']}, {found}", _quote(document, trail, value) if named else ""
     if kind == "string_type":
         return f"expected text, {found}", _quote(document, trail, value)
     if kind in _EXPECTED:
@@ -115,7 +113,7 @@ def _words(document: Document, trail: Trail, error: Any) -> tuple[str, str]:
         return f"expected less than {context['lt']}, {found}", ""
     if kind in ("too_short", "too_long"):
         bound = context.get("min_length", context.get("max_length"))
-        size = context["actual_length"]
+        size = len(value)
         entries = f"{bound} {'entry' if bound == 1 else 'entries'}"
         more = "at least " if kind == "too_short" and bound == 1 else ""
         return f"expected {more}{entries}, found {size or 'none'}", ""
@@ -131,7 +129,7 @@ def _quote(document: Document, trail: Trail, value: Any) -> str:
     """How to say that a number, a boolean or null is meant as text."""
     if value is None or isinstance(value, (bool, int, float)):
         text = document.texts.get(trail, "" if value is None else str(value))
-        return f"write {quoted(text)} if it is a name" if text else ""
+        return f"write {quoted(text)} if it is a name" if text.strip("~") else ""
     return ""
 
 
