@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,28 @@ for path in {paths!r}:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["checkpoint_v1", "checkpoint_v2"])
+def test_the_graph_beside_a_checkpoint_tells_its_cells(kind: str, tmp_path: Path) -> None:
+    model = fixture("b_cells/basic_lstm_fb1")
+    names = ["rnn/basic_lstm_cell/kernel", "rnn/basic_lstm_cell/bias"]
+    for file in model.folder.iterdir():
+        if file.name.startswith(Path(model.path(kind)).name) and not file.name.endswith(".meta"):
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    prefix = tmp_path / Path(model.path(kind)).name
+    meta = Path(model.path("meta_graph")).read_bytes()
+    beside = Path(f"{prefix}.meta")
+
+    def facts() -> Any:
+        with contextlib.closing(open_checkpoint(str(prefix))) as source:
+            return dict(source.facts(names))
+
+    assert facts() == {}
+    beside.write_bytes(meta)
+    assert facts()["forget_bias"] == 1.0
+    assert facts()["activation"] == "tanh"
+    beside.write_bytes(meta[: len(meta) // 2])
+    assert facts() == {}
+    beside.write_bytes(b"")
+    assert facts() == {}

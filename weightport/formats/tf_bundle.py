@@ -28,6 +28,7 @@ from weightport.formats._lazy import LazySpecs
 from weightport.formats._proto import FIXED32, VARINT, Memory, fields, signed, varint
 from weightport.formats._table import Table, mask, streamed_crc
 from weightport.formats._tensorproto import OPAQUE, STRING, dtype_of, shape_of, sub_byte
+from weightport.formats._tf_beside import GraphBeside
 from weightport.tensors import Array, Budget, Index, TensorSpec
 
 #: The newest layout of a bundle that this reader knows (``kTensorBundleVersion``).
@@ -108,6 +109,7 @@ class BundleSource:
         self.path = prefix
         self._index = f"{prefix}.index"
         self._budget = Budget() if budget is None else budget
+        self._graph = GraphBeside(prefix, self._budget)
         self._shards: dict[int, ByteFile] = {}
         self._lock = threading.RLock()
         self._closed = False
@@ -353,14 +355,15 @@ class BundleSource:
                 self._shards[number] = file
             return file
 
-    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:  # noqa: ARG002
-        """Nothing: a checkpoint holds variables, not the constants of the cells they belong to."""
-        return {}
+    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
+        """What the graph in the ``.meta`` file beside it says; a checkpoint itself holds variables only."""
+        return self._graph.facts(names)
 
     def close(self) -> None:
         """Release the file handles."""
         with self._lock:
             self._closed = True
+            self._graph.close()
             for file in self._shards.values():
                 file.close()
             self._shards.clear()

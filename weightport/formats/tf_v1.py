@@ -24,6 +24,7 @@ from weightport.formats._lazy import LazySpecs
 from weightport.formats._proto import BYTES, VARINT, Memory, fields, spans
 from weightport.formats._table import Block, Table
 from weightport.formats._tensorproto import OPAQUE, SPLAT_BYTES, TensorProtoRef, dtype_of, shape_of
+from weightport.formats._tf_beside import GraphBeside
 from weightport.tensors import Array, Budget, Index, TensorSpec
 
 # Blocks up to this size are verified when the file is opened, larger ones when a tensor is first read: the head of a
@@ -100,6 +101,7 @@ class V1Source:
     def __init__(self, path: str, files: Sequence[str], *, budget: Budget | None = None) -> None:
         self.path = path
         self._budget = Budget() if budget is None else budget
+        self._graph = GraphBeside(path, self._budget)
         self._closed = False
         self._shards: list[_Shard] = []
         self._stored: dict[str, list[tuple[int, bytes]]] = {}
@@ -238,13 +240,14 @@ class V1Source:
                     )
         raise FormatError(block.data.path, f"slice {list(cut)} holds no data", tensor=name, offset=block.handle.offset)
 
-    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:  # noqa: ARG002
-        """Nothing: a checkpoint holds variables, not the constants of the cells they belong to."""
-        return {}
+    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
+        """What the graph in the ``.meta`` file beside it says; a checkpoint itself holds variables only."""
+        return self._graph.facts(names)
 
     def close(self) -> None:
         """Release the file handles."""
         self._closed = True
+        self._graph.close()
         for shard in self._shards:
             shard.file.close()
 
