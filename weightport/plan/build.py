@@ -8,7 +8,7 @@ graph are no weights: they can be moved, they need not be.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from weightport.errors import Error, LayoutError, Problem, closest
 from weightport.mapping.patterns import Glob, Pattern
@@ -84,9 +84,7 @@ class Builder:
             outcome = self.rule(rule)
             if len(self.problems) > before:
                 self.refused.update(outcome.sources, outcome.targets)
-                outcome = Outcome(
-                    rule.name, rule.where, REFUSED, outcome.sources, outcome.targets, rule.constant, False
-                )
+                outcome = replace(outcome, disposition=REFUSED, exact=False)
             self.outcomes.append(outcome)
         source, target = self.account()
         return Plan(
@@ -138,6 +136,7 @@ class Builder:
             moved.exact,
             moved.classed if moved.exact else "assumed",
             tuple(moved.notes),
+            cells.title(rule),
         )
 
     def _has_cell(self, rule: CellRule, side: cells.Side) -> bool:

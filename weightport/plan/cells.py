@@ -110,6 +110,12 @@ def found_cell(ref: CellRef, side: Side, own: Mapping[str, Layout], skip: frozen
     return Cell(cell.scope, cell.layout, tuple(units))
 
 
+def title(rule: CellRule) -> str:
+    """The two cells of a rule, for people."""
+    sides = (f"{ref.layout} {ref.scope or '(root)'}" for ref in (rule.source, rule.target))
+    return " -> ".join(sides)
+
+
 def move(
     rule: CellRule,
     source: Side,

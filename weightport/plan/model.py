@@ -71,6 +71,7 @@ class Outcome:
         classed: ``bijective`` (reversible bit for bit), ``exact``, or ``assumed`` (what a file does not record may
             differ).
         notes: what was done beside copying, and what was assumed.
+        title: of a cell: its layout and scope on both sides.
     """
 
     rule: str
@@ -82,6 +83,7 @@ class Outcome:
     exact: bool = True
     classed: str = "bijective"
     notes: tuple[str, ...] = ()
+    title: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """The outcome as ``transfer --json`` prints it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from weightport.plan.model import UNUSED, Outcome, Plan
+from weightport.plan.model import MOVED, UNUSED, Outcome, Plan
 from weightport.tensors import size
 
 _SHOWN = 3
@@ -36,6 +36,11 @@ def _outcome(outcome: Outcome) -> Iterator[str]:
         return
     if outcome.constant:
         head += " as constant"
+    if outcome.title:
+        count = f": {len(outcome.sources)} tensors -> {len(outcome.targets)}" if outcome.disposition == MOVED else ""
+        yield f"{head}: {outcome.title}{count}{_class(outcome)}"
+        yield from (f"      {note}" for note in outcome.notes)
+        return
     names = _names(outcome.targets)
     yield f"{head}: " + (f"{_names(outcome.sources)} -> {names}" if outcome.sources else names) + _class(outcome)
     for note in outcome.notes:
@@ -43,7 +48,7 @@ def _outcome(outcome: Outcome) -> Iterator[str]:
 
 
 def _class(outcome: Outcome) -> str:
-    if outcome.disposition != "moved":
+    if outcome.disposition != MOVED:
         return ""
     return f" ({outcome.classed})"
 
