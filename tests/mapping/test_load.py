@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from weightport.errors import MappingError
+from weightport.errors import MappingError, closest
 from weightport.layouts import builtin
 from weightport.mapping import (
     CellRef,
@@ -169,7 +169,7 @@ def test_the_mappings_that_ship_load(path: Path) -> None:
     assert all(r.where.startswith(f"{path}:") for r in mapping.rules)
 
 
-TEN = """\
+ELEVEN = """\
 weightport: 1
 sorce: {scope: a}
 target: {scope: /encoder}
@@ -190,12 +190,13 @@ rules:
 """
 
 
-def test_ten_mistakes_are_ten_messages() -> None:
-    assert problems(TEN, "maps/asr.yaml") == [
+def test_ten_mistakes_and_one_are_eleven_messages() -> None:
+    assert closest("lstm.kears", builtin()).startswith("closest: 'lstm.keras'")
+    assert problems(ELEVEN, "maps/asr.yaml") == [
         "maps/asr.yaml:2: unknown key 'sorce'; closest: 'source'",
         "maps/asr.yaml:3 target.scope: expected a scope such as encoder/lstm: no / at either end, no braces, "
         "found '/encoder'; closest: 'encoder'",
-        "maps/asr.yaml:5 rules[0].from.layout: no layout 'lstm.kears'; closest: 'lstm.keras', 'lstm.keras-cudnn'",
+        f"maps/asr.yaml:5 rules[0].from.layout: no layout 'lstm.kears'; {closest('lstm.kears', builtin())}",
         "maps/asr.yaml:6 rules[0].to: unknown key 'scop'; closest: 'scope'",
         "maps/asr.yaml:7 rules[0].as: expected initial or constant, found 'constent'; closest: 'constant'",
         "maps/asr.yaml:9 rules[1].to: {name} is not bound in from; from binds {n}",
