@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from tests.mapping.test_load import WHOLE
 from weightport.errors import MappingError
+from weightport.layouts import table
 from weightport.mapping import json_schema, load_mapping, parse_mapping
+from weightport.mapping.schema import LayoutShape, LayoutVariantShape
 
 ROOT = Path(__file__).resolve().parents[2]
 VALIDATOR = jsonschema.Draft202012Validator(json_schema())
@@ -49,17 +51,17 @@ def test_every_key_is_described() -> None:
     found = tables(schema)
     assert len(found) == 11
     layouts = ("LayoutShape", "LayoutVariantShape")  # a title needs no description
-    for table in found:
-        assert table["description"]
-        for key, value in table["properties"].items():
-            assert value.get("description") or (table["title"] in layouts and key == "title"), (table["title"], key)
+    for shape in found:
+        assert shape["description"]
+        for key, value in shape["properties"].items():
+            assert value.get("description") or (shape["title"] in layouts and key == "title"), (shape["title"], key)
 
 
 def test_every_example_is_valid() -> None:
     schema = json_schema()
     count = 0
-    for table in tables(schema):
-        for value in table["properties"].values():
+    for shape in tables(schema):
+        for value in shape["properties"].values():
             for example in value.get("examples", ()):
                 jsonschema.Draft202012Validator({**value, "$defs": schema["$defs"]}).validate(example)
                 count += 1
@@ -193,3 +195,9 @@ DOCUMENTS = st.fixed_dictionaries(
 def test_what_the_loader_accepts_is_valid(document: dict[str, Any]) -> None:
     if accepted(document):
         VALIDATOR.validate(document)
+
+
+def test_the_shapes_of_layouts_cover_the_keys_of_their_tables() -> None:
+    # parse_layout trusts the shapes of values: a key that the schema does not know would reach it unchecked.
+    assert set(LayoutShape.model_fields) == table._KEYS
+    assert set(LayoutVariantShape.model_fields) == table._VARIANT_KEYS
