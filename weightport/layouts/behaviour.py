@@ -81,7 +81,12 @@ def conflicts(source: Behaviour, target: Behaviour) -> tuple[list[str], list[str
     for key in ("activation", "recurrent_activation", "reset"):
         mine, other = getattr(source, key), getattr(target, key)
         title = key.replace("_", " ") if key != "reset" else "reset gate"
-        if mine.value == other.value or None in (mine.value, other.value):
+        if mine.value == other.value:
+            continue
+        if None in (mine.value, other.value):
+            if key == "reset":
+                unknown, value = ("source", other.value) if mine.value is None else ("target", mine.value)
+                notes.append(f"the {unknown}'s reset gate is not recorded; taken to be {value}, as on the other side")
             continue
         if mine.known and other.known:
             hint = ": reset before and after the matrix product are different functions" if key == "reset" else ""

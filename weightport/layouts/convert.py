@@ -146,7 +146,7 @@ class Conversion:
             if "wr" in params and "wr" not in others:
                 found.append(f"the {side} has an output projection, the {other_side} has none")
         for param, gate in self._found:
-            if param in ("wx", "wt") and (param, gate) not in self._homes:
+            if param in ("wx", "wt") and (param, gate) not in self._homes and gate not in self.target.layout.derived:
                 found.append(f"the target has no place for {param} of gate {gate}")
         derived = self.target.layout.derived
         if derived and derived != self.source.layout.derived:
@@ -176,9 +176,7 @@ class Conversion:
         """What may not be summed with the gate's other bias, and why; empty where they may."""
         kind = self.source.layout.kind
         if kind not in KIND_GATES:
-            return (
-                f"two biases of gate {gate} apart, or another one than the target, and what a {kind} does is not known"
-            )
+            return f"a second bias of gate {gate} apart (what a {kind} does with it is not known)"
         if kind != "gru" or gate != "n" or self.reset == "before":
             return ""
         why = "reset after" if self.reset == "after" else "where the reset gate acts is not known"
