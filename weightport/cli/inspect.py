@@ -5,8 +5,10 @@ Promise: only headers are read, but for ``--stats``; linear in the number of ten
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -15,7 +17,7 @@ from weightport.cli.output import Progress, Session, common, counted
 from weightport.errors import Error, Problem, closest
 from weightport.tensors import Source, TensorSpec, size
 
-_ROLES = {"weight": "weights", "slot": "optimizer slots", "optimizer": "optimizer values", "counter": "counters"}
+_ROLES = {"weight": "weight", "slot": "optimizer slot", "optimizer": "optimizer value", "counter": "counter"}
 
 
 @click.command()
@@ -44,7 +46,7 @@ def inspect(session: Session, model: str, scope: str | None, stats: bool, full: 
     from weightport.scopes import find_cells
 
     session.document = {"format": "", "tensors": [], "cells": []}
-    with open_model(model) as source:
+    with _no_collector(), open_model(model) as source:
         session.document["format"] = source.format
         specs = source.specs()
         below = (scope or "").strip("/")
@@ -65,6 +67,18 @@ def inspect(session: Session, model: str, scope: str | None, stats: bool, full: 
         session.line(f"{model}: {_header(source.format, tensors, len(constants))}", bold=True)
         session.lines(f"  {_cell(describe(cell), facts)}" for cell, facts in cells)
         _draw(session, tensors, below, [describe(cell) for cell, _ in cells], found, full)
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """Without the cycle collector, which would go through millions of small objects again and again."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _below(specs: Mapping[str, TensorSpec], scope: str, path: str) -> dict[str, TensorSpec]:
@@ -114,7 +128,7 @@ def _header(format: str, tensors: Mapping[str, TensorSpec], constants: int) -> s
     text = f"{format}, {counted(len(tensors), 'tensor')}, {size(sum(s.nbytes for s in tensors.values()))}"
     roles = Counter(s.role for s in tensors.values())
     if set(roles) - {"weight"}:
-        text += f" ({', '.join(f'{n:,} {_ROLES[role]}' for role, n in roles.items())})"
+        text += f" ({', '.join(counted(n, _ROLES[role]) for role, n in roles.items())})"
     return text + (f"; {counted(constants, 'constant')} of the graph" if constants else "")
 
 

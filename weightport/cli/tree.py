@@ -1,8 +1,8 @@
 """The scope tree as ``inspect`` draws it: what is alike is drawn once.
 
 Siblings whose names differ in a number only, and that are the same below (names, dtypes, shapes, notes), are one line
-with the numbers in braces: ``layer_{0..11}/``. A scope that holds one scope and nothing else shares its line. An
-optimizer's slots stand beside the tensor that they belong to.
+with the numbers in braces: ``layer_{0..11}/``. A scope that holds one scope and nothing else shares its line. What
+stands below a tensor's own name, as an optimizer's slots and averages do, is told beside it.
 
 Promise: linear in the number of tensors; nothing that differs is drawn as if it were alike. Limit: only the last
 three numbers in a name are looked at.
@@ -10,9 +10,13 @@ three numbers in a name are looked at.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from weightport.scopes import Scope
 from weightport.tensors import TensorSpec
@@ -99,17 +103,13 @@ class Drawing:
 
     def _settled(self, scope: Scope, prefix: str, scopes: list[Node]) -> list[Node]:
         """A scope's lines: the scopes in it, then its tensors."""
-        nodes = []
-        slots: dict[str, list[str]] = {}
+        beside: dict[str, str] = {}
         if not self._full:
-            for name, below in scope.scopes.items():
-                if name in scope.tensors and not below.scopes and all(s.role == "slot" for s in below.tensors.values()):
-                    slots[name] = list(below.tensors)
-            scopes = [node for node in scopes if "".join(node.name) not in slots]
+            beside = {n: _beside(scope.tensors[n], s) for n, s in scope.scopes.items() if n in scope.tensors}
+            scopes = [node for node in scopes if not beside.get("".join(node.name))]
+        nodes = []
         for name, spec in scope.tensors.items():
-            text = f"  {described(spec)}"
-            if name in slots:
-                text += f"  (slots {', '.join(slots[name])})"
+            text = f"  {described(spec)}{beside.get(name, '')}"
             if note := self._notes.get(prefix + name):
                 text += f"  {note}"
             nodes.append(Node(_cut(name), text, self._key(text)))
@@ -117,6 +117,8 @@ class Drawing:
 
     def _folded(self, nodes: list[Node]) -> list[Node]:
         """Those that are alike as one, where the first of them stands."""
+        if len(nodes) < ALIKE:
+            return nodes
         for place in range(-2, -2 * _NUMBERS - 1, -2):
             groups: dict[object, list[Node]] = {}
             for number, node in enumerate(nodes):
@@ -145,10 +147,21 @@ class Drawing:
         ]
 
 
+def _beside(spec: TensorSpec, below: Scope) -> str:
+    """Slots and averages of a variable, which stand below its name: told in its own line, if they are nothing else."""
+    same = (s.role == "slot" or (s.dtype, s.shape) == (spec.dtype, spec.shape) for s in below.tensors.values())
+    return f"  + {', '.join(f'/{n}' for n in below.tensors)}" if not below.scopes and all(same) else ""
+
+
 def described(spec: TensorSpec) -> str:
     """Dtype, shape and role in a few words."""
-    shape = "×".join(map(str, spec.shape)) or "scalar"
-    return f"{spec.dtype_name} {shape}" + ("" if spec.role == "weight" else f" ({spec.role})")
+    return _described(spec.dtype, spec.shape, spec.role)
+
+
+@functools.lru_cache(4096)
+def _described(dtype: np.dtype[Any], shape: tuple[int, ...], role: str) -> str:
+    text = "×".join(map(str, shape)) or "scalar"
+    return f"{dtype.name} {text}" + ("" if role == "weight" else f" ({role})")
 
 
 def ranges(numbers: Iterable[str]) -> str:
@@ -163,6 +176,7 @@ def ranges(numbers: Iterable[str]) -> str:
     return ",".join(shown) + (f",… {runs[-1][1]}" if len(runs) > _RANGES else "")
 
 
+@functools.lru_cache(4096)
 def _cut(name: str) -> tuple[str, ...]:
     # Python refuses to read numbers of thousands of digits, and nobody counts so far.
     parts = tuple(_RUN.split(name))
