@@ -1,0 +1,98 @@
+"""Every example of the README and of the docs runs, and prints what it says it prints.
+
+``yaml`` blocks after a line that names a file are written to that file (and are valid mappings in any case),
+``console`` blocks are commands with their output, ``python`` blocks are programs. Each document runs in a folder of its
+own, beside the demo's model.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import need
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?:^`(?P<file>[\w./-]+)`:\n\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(document: Path) -> list[re.Match[str]]:
+    return list(BLOCK.finditer(document.read_text(encoding="utf-8")))
+
+
+def line_of(document: Path, match: re.Match[str]) -> str:
+    return f"{document.name}:{document.read_text(encoding='utf-8')[: match.start('text')].count(chr(10)) + 1}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with the demo's model, and the files that the examples speak of."""
+    for file in (ROOT / "weightport" / "demo" / "data").glob("char_lstm.*"):
+        shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "NO_COLOR": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.run(
+        arguments, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", check=False
+    )
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_the_examples(document: Path, folder: Path) -> None:
+    import weightport as wp
+
+    seen = set()
+    for match in blocks(document):
+        kind, text, where = match["kind"], match["text"], line_of(document, match)
+        seen.add(kind)
+        if kind == "yaml":
+            name = match["file"] or "example.yaml"
+            (folder / name).write_text(text, encoding="utf-8")
+            if text.startswith("weightport: 1") and "broken" not in name:
+                assert wp.load_mapping(folder / name).rules, where
+        elif kind == "console":
+            for command in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+                line, _, expected = command.partition("\n")
+                program, *arguments = line.split()
+                assert program == "weightport", where
+                done = run([sys.executable, "-m", "weightport", *arguments], folder)
+                assert done.stdout == expected, where
+        elif kind == "python":
+            if "tensorflow" in text or "keras" in text:
+                need("tensorflow")
+                need("keras")
+            done = run([sys.executable, "-W", "ignore", "-c", text], folder)
+            assert done.returncode == 0, f"{where}: {done.stdout}"
+        else:
+            assert kind == "sh", f"{where}: what is to be done with {kind!r}?"
+    assert seen
+
+
+def test_the_readme_says_how_the_tests_are_run() -> None:
+    readme = DOCUMENTS[0].read_text(encoding="utf-8")
+    install = "pip install -e '.[test]'"
+    assert f"{install} && python -m pytest\n" in readme
+    assert install in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_every_layout_stands_in_the_readme() -> None:
+    from weightport.layouts import builtin
+
+    readme = DOCUMENTS[0].read_text(encoding="utf-8")
+    assert [name for name in builtin() if f"`{name}`" not in readme] == []
+
+
+def test_a_wrong_example_is_caught(tmp_path: Path) -> None:
+    document = tmp_path / "wrong.md"
+    document.write_text("```console\n$ weightport layouts show lstm.keras\nnothing\n```\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match=r"wrong\.md:2"):
+        test_the_examples(document, tmp_path)
