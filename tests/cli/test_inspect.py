@@ -81,7 +81,9 @@ def test_every_checkpoint_can_be_looked_at(model: object) -> None:
     names = {t["name"] for t in found["tensors"]}
     leaves = [line for line in out.splitlines() if line.startswith(("├", "└", "│", " ")) and not line.endswith("/")]
     assert names
-    assert len([line for line in leaves if "─ " in line and "/" not in line.split("─ ")[1].split("  ")[0]]) == len(names)
+    assert len([line for line in leaves if "─ " in line and "/" not in line.split("─ ")[1].split("  ")[0]]) == len(
+        names
+    )
 
 
 # --- the text ---------------------------------------------------------------------------------------------------------
