@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from weightport.errors import LayoutError, closest
 from weightport.layouts import Form, Layout, builtin
 from weightport.layouts.stacks import Cell, is_place, stacked
-from weightport.layouts.units import FORWARD, SCOPE, Shapes, Unit, anchor_name, full_name, match, spelled
+from weightport.layouts.units import FORWARD, SCOPE, Shapes, Unit, anchor_name, full_name, match, spelled, stored_rows
 from weightport.tensors import TensorSpec
 
 
@@ -211,14 +211,15 @@ def _found(shapes: Shapes, layouts: Iterable[Layout], *, any_scope: bool = False
 
 
 def _places(layout: Layout, form: Form, by_leaf: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:
-    """The scopes (and suffixes) under which a tensor has the name of the form's first required row."""
-    first = anchor_name(layout, form)
+    """The scopes (and suffixes) under which the rarest of the form's required tensors stands."""
     if form.joined:
-        end = first.removeprefix(SCOPE)
+        end = anchor_name(layout, form).removeprefix(SCOPE)
         for leaf, names in by_leaf.items():
             if leaf.endswith(end):
                 yield from ((name.removesuffix(end), "") for name in names if name.endswith(end))
         return
+    required = [spelled(layout, r.template, g, 0, FORWARD) for r, g in stored_rows(layout, form) if not r.optional]
+    first = min(required, key=lambda text: len(by_leaf.get(text.rpartition("/")[2], ())))
     for name in by_leaf.get(first.rpartition("/")[2], ()):
         suffix = ""
         if name != first and not name.endswith("/" + first):

@@ -1,0 +1,438 @@
+"""The scope tree, and the cells found in it: by names, at the deepest scope that holds them, never by shapes alone."""
+# ruff: noqa: E501 - one model a line
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from tests.layouts._steps import CASES, shapes_of
+from tests.support import FIXTURES, fixture, fixtures
+from weightport.errors import LayoutError
+from weightport.formats.detect import open_source
+from weightport.layouts import builtin, find_layout, parse_layout
+from weightport.scopes import find_cells, is_cell, resolve_cell, tree
+from weightport.tensors import TensorSpec
+
+Specs = dict[str, TensorSpec]
+
+
+def specs_of(shapes: dict[str, tuple[int, ...]], role: str = "weight") -> Specs:
+    return {n: TensorSpec.of("float32", s, role) for n, s in shapes.items()}
+
+
+def cell(scope: str, case: str = "tf", inputs: int = 3, units: int = 4) -> Specs:
+    """The tensors of a cell."""
+    name, number, has, _ = CASES[case]
+    layout = find_layout(name)
+    sizes = {"input": inputs, "unit": units, "hidden": units}
+    return specs_of(shapes_of(layout, layout.forms[number], scope, has, sizes))
+
+
+def dense(scope: str, inputs: int = 12, units: int = 16) -> Specs:
+    return specs_of({f"{scope}/kernel": (inputs, units), f"{scope}/bias": (units,)})
+
+
+def merged(parts: Iterable[Specs]) -> Specs:
+    return {n: s for part in parts for n, s in part.items()}
+
+
+def found(specs: Specs, **options: Any) -> list[tuple[str, str]]:
+    return [(c.scope, c.layout.name) for c in find_cells(specs, **options)]
+
+
+# The tree ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_tree_as_text() -> None:
+    shapes = {
+        "b": (), "rnn/cell/kernel": (3, 16), "rnn/cell/bias": (16,), "a/x": (1, 2, 3), "rnn/other": (0,), "a/y/z": (4,),
+        "rnn/cell/kernel/Adam": (3, 16), "": (2,), "/odd": (1,), "c//d": (1,),
+    }  # fmt: skip
+    specs = specs_of(shapes)
+    specs["rnn/cell/kernel/Adam"] = TensorSpec.of("float64", (3, 16), "slot")
+    root = tree(specs)
+    assert (
+        str(root)
+        == """\
+├─ rnn/
+│  ├─ cell/
+│  │  ├─ kernel/
+│  │  │  └─ Adam  float64 3×16 (slot)
+│  │  ├─ kernel  float32 3×16
+│  │  └─ bias  float32 16
+│  └─ other  float32 0
+├─ a/
+│  ├─ y/
+│  │  └─ z  float32 4
+│  └─ x  float32 1×2×3
+├─ /
+│  └─ odd  float32 1
+├─ c/
+│  └─ /
+│     └─ d  float32 1
+├─ b  float32 scalar
+└─   float32 2"""
+    )
+    noted = list(root.lines({"rnn/cell": "an LSTM", "": "all of it", "a/y": "?"}))
+    assert noted[0] == ".  all of it"
+    assert noted[2] == "│  ├─ cell/  an LSTM"
+    assert noted[9] == "│  ├─ y/  ?"
+    assert len(noted) == len(str(root).splitlines()) + 1
+    assert [path for path, _ in root.walk()] == ["", "rnn", "rnn/cell", "rnn/cell/kernel", "a", "a/y", "", "c", "c/"]
+    assert [path for path, _ in root.scopes["a"].walk("a")] == ["a", "a/y"]
+    assert str(tree({})) == ""
+
+
+def test_a_tree_as_deep_as_names_go() -> None:
+    name = "/".join("s" * 5000) + "/x"
+    root = tree(specs_of({name: (1,)}))
+    assert sum(1 for _ in root.walk()) == 5001
+    assert len(list(root.lines())) == 5001
+    assert find_cells(specs_of({name: (1,)})) == []
+
+
+# The cells of the fixture models -------------------------------------------------------------------------------------
+
+#: Model -> scope, layout, input, units, layers, directions of each cell, in the order of their tensors.
+CELLS: dict[str, list[tuple[str, str, int, int | list[int], int, str]]] = {
+    "a_seed_char_lstm": [("LSTMcell", "lstm.scoped-gates", 27, 32, 1, "f")],
+    "a_udacity_ifco": [("", "lstm.ifco", 27, 16, 1, "f")],
+    "b_cells/basic_lstm_concat_state": [("rnn/basic_lstm_cell", "lstm.tf1", 5, 6, 1, "f")],
+    "b_cells/basic_lstm_fb0": [("encoder/rnn/basic_lstm_cell", "lstm.tf1", 5, 9, 1, "f")],
+    "b_cells/basic_lstm_fb1": [("rnn/basic_lstm_cell", "lstm.tf1", 7, 12, 1, "f")],
+    "b_cells/basic_lstm_relu": [("rnn/basic_lstm_cell", "lstm.tf1", 4, 7, 1, "f")],
+    "b_cells/basic_lstm_square": [("rnn/basic_lstm_cell", "lstm.tf1", 8, 8, 1, "f")],
+    "b_cells/basic_lstm_static": [("rnn/basic_lstm_cell", "lstm.tf1", 5, 6, 1, "f")],
+    "b_cells/basic_rnn": [("rnn/basic_rnn_cell", "rnn.tf1", 5, 9, 1, "f")],
+    "b_cells/bidirectional_lstm": [("bidirectional_rnn", "lstm.tf1", 6, [7, 5], 1, "f+b")],
+    "b_cells/coupled_input_forget": [("rnn/coupled_input_forget_gate_lstm_cell", "lstm.tf1-coupled", 5, 8, 1, "f")],
+    "b_cells/cudnn_compatible_gru": [("rnn/cudnn_compatible_gru_cell", "gru.tf1", 6, 9, 1, "f")],
+    "b_cells/cudnn_compatible_lstm": [("rnn/cudnn_compatible_lstm_cell", "lstm.tf1", 6, 9, 1, "f")],
+    "b_cells/cudnn_lstm_stack": [("cudnn_lstm/rnn/multi_rnn_cell", "lstm.tf1", 5, 6, 2, "f")],
+    "b_cells/gru": [("rnn/gru_cell", "gru.tf1", 6, 10, 1, "f")],
+    "b_cells/gru_block_v2": [("rnn/gru_cell", "gru.tf1", 5, 8, 1, "f")],
+    "b_cells/indy_lstm": [],
+    "b_cells/intersection_rnn": [],
+    "b_cells/layer_norm_basic_lstm": [],
+    "b_cells/lstm_block": [("rnn/lstm_cell", "lstm.tf1", 6, 10, 1, "f")],
+    "b_cells/lstm_block_fused": [("lstm_fused_cell", "lstm.tf1", 6, 8, 1, "f")],
+    "b_cells/lstm_block_peephole_clip": [("rnn/lstm_cell", "lstm.tf1", 5, 8, 1, "f")],
+    "b_cells/lstm_peephole": [("rnn/lstm_cell", "lstm.tf1", 6, 8, 1, "f")],
+    "b_cells/lstm_peephole_proj_clip": [("am/layer/rnn/lstm_cell", "lstm.tf1", 4, 11, 1, "f")],
+    "b_cells/lstm_plain": [("rnn/lstm_cell", "lstm.tf1", 6, 10, 1, "f")],
+    "b_cells/lstm_proj": [("rnn/lstm_cell", "lstm.tf1", 7, 12, 1, "f")],
+    "b_cells/minimal_rnn": [],
+    "b_cells/multi2_residual_dropout": [("decoder/rnn/multi_rnn_cell", "lstm.tf1", 6, 6, 2, "f")],
+    "b_cells/multi3_basic_lstm": [("rnn/multi_rnn_cell", "lstm.tf1", 5, [8, 6, 10], 3, "f")],
+    "b_cells/nas": [],
+    "b_cells/phased_lstm": [],
+    "b_cells/stack_bidirectional_lstm": [("stack_bidirectional_rnn", "lstm.tf1", 6, [5, 4], 2, "f+b")],
+    "b_cells/ugrnn": [],
+    "b_seq2seq/seq2seq_bahdanau": [("decoder/decoder/attention_wrapper/lstm_cell", "lstm.tf1", 11, 8, 1, "f"), ("encoder/rnn/lstm_cell", "lstm.tf1", 5, 8, 1, "f")],
+    "c_keras/bidirectional_lstm": [("bidi", "lstm.keras", 5, 6, 1, "f+b")],
+    "c_keras/cudnngru_5_h5": [("rnn", "gru.keras-cudnn", 4, 5, 1, "f")],
+    "c_keras/cudnnlstm_6_h5": [("rnn", "lstm.keras-cudnn", 4, 6, 1, "f")],
+    "c_keras/gru_reset_after": [("gru", "gru.keras", 5, 6, 1, "f")],
+    "c_keras/gru_reset_before": [("gru", "gru.keras", 5, 8, 1, "f")],
+    "c_keras/lstm_impl1": [("lstm", "lstm.keras", 5, 8, 1, "f")],
+    "c_keras/lstm_impl2_sigmoid": [("encoder_lstm", "lstm.keras", 4, 7, 1, "f")],
+    "c_keras/lstm_no_bias": [("lstm", "lstm.keras", 4, 6, 1, "f")],
+    "c_keras/masked_text_classifier": [("lstm_1", "lstm.keras", 5, 7, 1, "f"), ("lstm_2", "lstm.keras", 7, 6, 1, "f")],
+    "c_keras/nested_model": [("inner_lstm", "lstm.keras", 4, 5, 1, "f"), ("top_rnn", "rnn.keras", 5, 4, 1, "f")],
+    "c_keras/simple_rnn": [("simple_rnn", "rnn.keras", 5, 8, 1, "f")],
+    "c_keras/stacked_cells": [("rnn", "lstm.keras", 5, 6, 1, "f"), ("rnn", "gru.keras", 6, 4, 1, "f")],
+    "c_keras/v2_gru": [("gru", "gru.keras", 5, 6, 1, "f")],
+    "c_keras/v2_lstm": [("lstm", "lstm.keras", 5, 7, 1, "f")],
+    "d_checkpoints/const_encodings": [],
+    "d_checkpoints/dtypes": [],
+    "d_checkpoints/mixed_network": [("net/rnn/gru_cell", "gru.tf1", 24, 5, 1, "f")],
+    "d_checkpoints/partitioned": [("model/rnn/lstm_cell", "lstm.tf1", 4, 6, 1, "f")],
+    "d_checkpoints/sharded": [("decoder/basic_lstm_cell", "lstm.tf1", 6, 8, 1, "f"), ("encoder/basic_lstm_cell", "lstm.tf1", 5, 6, 1, "f")],
+    "d_checkpoints/state_file_absolute": [],
+    "d_checkpoints/train_state_adam_ema": [("LSTMcell", "lstm.scoped-gates", 27, 32, 1, "f")],
+    "d_checkpoints/v1_ints_and_zeros": [("rnn/basic_lstm_cell", "lstm.tf1", 5, 8, 1, "f")],
+    "e_old_naming/tf_0_12_1/basic_lstm": [("RNN/BasicLSTMCell", "lstm.tf1", 5, 8, 1, "f")],
+    "e_old_naming/tf_0_12_1/basic_rnn": [("RNN/BasicRNNCell", "rnn.tf1", 4, 6, 1, "f")],
+    "e_old_naming/tf_0_12_1/bidirectional_gru": [("BiRNN", "gru.tf1", 5, 4, 1, "f+b")],
+    "e_old_naming/tf_0_12_1/gru": [("RNN/GRUCell", "gru.tf1", 4, 6, 1, "f")],
+    "e_old_naming/tf_0_12_1/lstm_peephole_proj": [("RNN/LSTMCell", "lstm.tf1", 5, 7, 1, "f")],
+    "e_old_naming/tf_0_12_1/multi2_basic_lstm": [("RNN/MultiRNNCell", "lstm.tf1", 5, [6, 5], 2, "f")],
+    "e_old_naming/tf_1_0_1/basic_lstm": [("rnn/basic_lstm_cell", "lstm.tf1", 4, 7, 1, "f")],
+    "e_old_naming/tf_1_0_1/basic_rnn": [("rnn/basic_rnn_cell", "rnn.tf1", 5, 5, 1, "f")],
+    "e_old_naming/tf_1_0_1/bidirectional_lstm": [("bidirectional_rnn", "lstm.tf1", 4, 5, 1, "f+b")],
+    "e_old_naming/tf_1_0_1/gru": [("rnn/gru_cell", "gru.tf1", 5, 7, 1, "f")],
+    "e_old_naming/tf_1_0_1/lstm": [("rnn/lstm_cell", "lstm.tf1", 5, 8, 1, "f")],
+    "e_old_naming/tf_1_0_1/lstm_block": [("rnn/lstm_cell", "lstm.tf1", 4, 6, 1, "f")],
+    "e_old_naming/tf_1_2_1/basic_lstm": [("rnn/basic_lstm_cell", "lstm.tf1", 4, 6, 1, "f")],
+}  # fmt: skip
+KINDS = (
+    "checkpoint_v2", "checkpoint_v1", "checkpoint_object_based", "checkpoint_halfway", "checkpoint_v1_sharded",
+    "meta_graph", "frozen", "frozen_text", "saved_model", "keras_h5", "keras_weights_h5",
+)  # fmt: skip
+FILES = [(f.name, kind) for f in fixtures() for kind in KINDS if kind in f.files]
+
+
+def test_every_fixture_is_in_the_table() -> None:
+    assert sorted(CELLS) == [f.name for f in fixtures()]
+    assert FIXTURES.is_dir()
+
+
+@pytest.mark.parametrize(("name", "kind"), FILES)
+def test_the_cells_of_every_file_of_every_fixture(name: str, kind: str) -> None:
+    source = open_source(fixture(name).path(kind))
+    try:
+        specs = dict(source.specs())
+    finally:
+        source.close()
+    cells = find_cells(specs)
+    summary = [
+        (c.scope, c.layout.name, c.input, c.per_unit("unit"), c.layers, "+".join(d[0] for d in c.directions))
+        for c in cells
+    ]
+    assert sorted(summary, key=str) == sorted(CELLS[name], key=str)
+    for one in cells:
+        assert all(specs[n].role not in ("slot", "optimizer") for n in one.names)
+        assert resolve_cell(specs, one.layout, one.scope) == one
+
+
+@pytest.mark.parametrize("name", [n for n, cells in CELLS.items() if len(cells) == 1])
+def test_the_table_says_what_the_models_authors_say(name: str) -> None:
+    doc = fixture(name).doc
+    ((_, layout, inputs, units, layers, _),) = CELLS[name]
+    if doc.get("units") is not None:
+        said = doc["units"]
+        said = [said["fw"], said["bw"]] if isinstance(said, dict) else said
+        assert units == (said[0] if isinstance(said, list) and len(set(said)) == 1 else said)
+    if doc.get("input_size") is not None:
+        assert inputs == doc["input_size"]
+    if doc.get("num_layers") is not None:
+        assert layers == doc["num_layers"]
+    described = (doc.get("cell") or "").upper() + name.upper()
+    assert layout.split(".")[0].upper() in described.replace("CHAR_LSTM", "LSTM").replace("NETWORK", "GRU").replace(
+        "V1_INTS", "LSTM"
+    )
+
+
+# Finding -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_form_is_found_under_its_frameworks_names(case: str) -> None:
+    name, number, _, _ = CASES[case]
+    form = find_layout(name).forms[number]
+    scope = f"top/{form.cells[-1]}_3" if form.cells else "top/some"
+    specs = merged([dense("top/fc"), cell(scope, case), dense("top")])
+    assert found(specs) == [(scope, name)]
+    assert found(specs, below="top") == [(scope, name)]
+    assert found(specs, below="other") == []
+    if form.cells:
+        assert found(merged([cell("top/some", case)])) == []
+
+
+def test_layers_of_other_kinds_are_no_cells() -> None:
+    shapes = {
+        "dense/kernel": (14, 16), "dense/bias": (16,), "lstm_like/kernel": (20, 16), "lstm_like/bias": (16,),
+        "out/weights": (14, 16), "out/biases": (16,), "fc/Matrix": (7, 16), "fc/Bias": (16,), "W": (20, 16), "b": (16,),
+        "conv/kernel": (3, 3, 4, 16), "conv/bias": (16,), "bn/gamma": (16,), "bn/beta": (16,),
+        "dense_1/dense_1_W": (14, 16), "dense_1/dense_1_b": (16,), "conv_1/conv_1_W": (3, 1, 4, 16), "conv_1/conv_1_b": (16,),
+        "my_lstm_cell_x/kernel": (20, 16), "my_lstm_cell_x/bias": (16,),
+    }  # fmt: skip
+    assert found(specs_of(shapes)) == []
+
+
+def test_a_gate_of_an_lstm_of_another_make_is_no_plain_rnn() -> None:
+    gates = [cell(f"mine/{g}", "r-scoped") for g in ("in", "forget", "new", "out")]
+    assert found(merged(gates)) == []
+    assert found(merged([cell("mine/RNNcell", "r-scoped")])) == [("mine/RNNcell", "rnn.scoped-gates")]
+
+
+def test_slots_are_never_part_of_a_cell() -> None:
+    real = cell("rnn/lstm_cell")
+    slots = {f"slots/{n}": TensorSpec.of("float32", s.shape, role) for n, s in real.items() for role in ("slot",)}
+    state = {f"state/{n}": TensorSpec.of("float32", s.shape, "optimizer") for n, s in real.items()}
+    specs = {**slots, **state, **real}
+    assert found(specs) == [("rnn/lstm_cell", "lstm.tf1")]
+    assert resolve_cell(specs, find_layout("lstm.tf1"), "").scope == "rnn/lstm_cell"
+    assert find_cells({**slots, **state}) == []
+
+
+def test_the_order_is_that_of_the_tensors() -> None:
+    specs = merged([cell("b/lstm_cell"), cell("a", "g-keras-after"), cell("c/gru_cell", "g-tf")])
+    assert [scope for scope, _ in found(specs)] == ["b/lstm_cell", "a", "c/gru_cell"]
+
+
+def test_ones_own_layouts_are_found_where_they_are_given() -> None:
+    table = {"tensors": {"wi": "wx[input (gate unit)]", "wh": "wt[hidden (gate unit)]"}}
+    mine = parse_layout("lstm.mine", table, "w")
+    specs = specs_of({"a/wi": (3, 16), "a/wh": (4, 16)})
+    assert found(specs) == []
+    assert found(specs, layouts=[mine]) == [("a", "lstm.mine")]
+    assert found(specs, layouts=[*builtin().values(), mine]) == [("a", "lstm.mine")]
+
+
+def test_is_cell() -> None:
+    names = ("lstm_cell", "basic_lstm_cell")
+    assert all(is_cell(s, names) for s in ("lstm_cell", "a/lstm_cell", "a/b/lstm_cell_12"))
+    assert not any(is_cell(s, names) for s in ("", "a", "lstm_cell/a", "lstm_cell_", "lstm_cell_x", "my_lstm_cell"))
+
+
+def test_a_hundred_thousand_tensors() -> None:
+    """With one look at every tensor for each of the cells, this would take hours."""
+    layers = [cell(f"tower/cell_{k}/lstm_cell") for k in range(2000)]
+    torch_like = {
+        "directions": {"forward": "", "backward": "_r"},
+        "tensors": {
+            "w_ih_l{layer}{direction}": "wx[(gate unit) input]",
+            "w_hh_l{layer}{direction}": "wt[(gate unit) hidden]",
+        },
+    }
+    mine = parse_layout("lstm.torchlike", torch_like, "w")
+    shapes = {f"m{k}/{n}": s for k in range(5000) for n, s in (("w_ih_l0", (16, 3)), ("w_hh_l0", (16, 4)))}
+    specs = merged([*(dense(f"dense_{k}") for k in range(43_000)), *layers, specs_of(shapes)])
+    assert len(specs) == 100_000
+    cells = find_cells(specs, [*builtin().values(), mine])
+    assert len(cells) == 5001
+    assert (cells[0].scope, cells[0].layers) == ("tower", 2000)
+    with pytest.raises(LayoutError, match=r"^5000 cells of layout lstm.torchlike stand below scope ''"):
+        resolve_cell(specs, mine, "")
+    assert resolve_cell(specs, mine, "m77").scope == "m77"
+
+
+# Naming one ----------------------------------------------------------------------------------------------------------
+
+TF, KERAS = find_layout("lstm.tf1"), find_layout("lstm.keras")
+
+
+def refusal(specs: Specs, layout: Any, scope: str, **options: Any) -> str:
+    with pytest.raises(LayoutError) as caught:
+        resolve_cell(specs, layout, scope, **options)
+    return str(caught.value)
+
+
+def test_a_cell_at_or_below_the_scope() -> None:
+    specs = merged([dense("enc/fc"), cell("enc/rnn/lstm_cell"), cell("dec/rnn/gru_cell", "g-tf")])
+    for scope in ("", "enc", "enc/rnn", "enc/rnn/lstm_cell"):
+        assert resolve_cell(specs, TF, scope).scope == "enc/rnn/lstm_cell"
+
+
+def test_the_root_scope() -> None:
+    specs = merged([cell("", "ifco"), specs_of({"w": (4, 5), "b": (5,)})])
+    assert resolve_cell(specs, find_layout("lstm.ifco"), "").scope == ""
+
+
+def test_a_stack_and_its_parts() -> None:
+    specs = merged(
+        cell(f"rnn/multi_rnn_cell/cell_{k}/lstm_cell", inputs=3 + k) for k in (0, 1, 10, 2, 3, 4, 5, 6, 7, 8, 9)
+    )
+    for scope in ("", "rnn", "rnn/multi_rnn_cell"):
+        whole = resolve_cell(specs, TF, scope)
+        assert (whole.scope, [u.sizes["input"] for u in whole.units]) == ("rnn/multi_rnn_cell", list(range(3, 14)))
+    part = resolve_cell(specs, TF, "rnn/multi_rnn_cell/cell_2")
+    assert (part.layers, part.units[0].layer, part.input) == (1, 0, 5)
+
+
+def test_a_cell_of_a_name_of_its_own() -> None:
+    specs = merged([cell("enc/memory"), dense("enc/fc")])
+    assert find_cells(specs) == []
+    assert resolve_cell(specs, TF, "enc/memory").scope == "enc/memory"
+    stack = merged(cell(f"enc/cell_{k}/memory") for k in range(3))
+    assert resolve_cell(stack, TF, "enc").layers == 3
+    pair = merged(cell(f"enc/{d}/memory") for d in ("bw", "fw"))
+    assert resolve_cell(pair, TF, "").directions == ("forward", "backward")
+
+
+def test_a_dense_layer_is_not_taken_for_a_cell_of_a_name_of_its_own() -> None:
+    """It has a kernel and a bias of an LSTM's shapes: a scope above it names it no more than any other layer."""
+    names = "expected tensors such as kernel, bias"
+    where = "tensors of these names, but in a scope of another name, stand at"
+    assert refusal(dense("enc/fc", 20, 16), TF, "enc") == (
+        f"no lstm.tf1 cell at or below scope 'enc' ({names}); {where} 'enc/fc': name that scope"
+    )
+    assert refusal(merged([dense("a", 20, 16), dense("b", 20, 16)]), TF, "") == (
+        f"no lstm.tf1 cell at or below scope '' ({names}); {where} 'a', 'b': name that scope"
+    )
+
+
+def test_none() -> None:
+    what = "no lstm.keras cell at or below scope 'enc' (expected tensors such as kernel, recurrent_kernel)"
+    assert refusal(cell("enc/rnn/lstm_cell"), KERAS, "enc") == f"{what}; found: lstm.tf1 at 'enc/rnn/lstm_cell'"
+    assert (
+        refusal(specs_of({"enc/a": (2, 3), "enc/b": ()}), KERAS, "enc") == f"{what}; found: 'enc/a' [2, 3], 'enc/b' []"
+    )
+    assert refusal(cell("encoder/rnn"), KERAS, "enc") == "no scope 'enc'; closest: 'encoder'"
+    assert refusal(cell("zzz/rnn"), KERAS, "enc") == "no scope 'enc'"
+    assert refusal({}, KERAS, "") == "no scope ''"
+    scoped = "expected tensors such as input_gate/wx, input_gate/wt"
+    assert scoped in refusal(cell("a"), find_layout("lstm.scoped-gates"), "a")
+    assert "expected tensors such as ..._W_i, ..._U_i, ..._b_i" in refusal(cell("a"), find_layout("lstm.keras1"), "a")
+
+
+def test_a_cudnn_cell_is_not_one_without_a_bias() -> None:
+    assert refusal(cell("rnn", "g-cudnn"), find_layout("gru.keras"), "rnn") == (
+        "no gru.keras cell at or below scope 'rnn' (expected tensors such as kernel, recurrent_kernel, bias); "
+        "found: gru.keras-cudnn at 'rnn'"
+    )
+
+
+def test_several() -> None:
+    specs = merged([cell("enc/lstm_cell"), cell("dec/lstm_cell")])
+    assert refusal(specs, TF, "") == (
+        "2 cells of layout lstm.tf1 stand below scope '': 'enc/lstm_cell', 'dec/lstm_cell'; name one of them"
+    )
+
+
+def test_skipped_tensors_are_not_there() -> None:
+    specs = merged([cell("old/lstm_cell"), cell("new/lstm_cell")])
+    skip = frozenset(n for n in specs if n.startswith("old/"))
+    assert resolve_cell(specs, TF, "", skip=skip).scope == "new/lstm_cell"
+
+
+def test_the_forms_of_a_cells_own_name_come_first() -> None:
+    """CudnnCompatibleLSTMCell has BasicLSTMCell's tensors, but adds no forget bias."""
+    for scope, bias in (("rnn/cudnn_compatible_lstm_cell", 0.0), ("rnn/lstm_cell", 1.0), ("rnn/mine", 1.0)):
+        assert resolve_cell(cell(scope), TF, scope).units[0].form.forget_bias == bias
+
+
+def test_scopes_that_begin_alike_are_others() -> None:
+    specs = merged(
+        [
+            cell("enc/lstm_cell"),
+            cell("enc_2/lstm_cell"),
+            cell("lstm_1/lstm_1", "keras1"),
+            cell("lstm_10/lstm_10", "keras1"),
+        ]
+    )
+    assert resolve_cell(specs, TF, "enc").scope == "enc/lstm_cell"
+    assert resolve_cell(specs, find_layout("lstm.keras1"), "lstm_1").scope == "lstm_1"
+
+
+def test_keras1_cells_by_either_scope() -> None:
+    layout = find_layout("gru.keras1")
+    specs = merged(
+        [
+            dense("x"),
+            cell("gru_1/gru_1", "g-keras1"),
+            specs_of({"dense_1/dense_1_W": (3, 4), "dense_1/dense_1_b": (4,)}),
+        ]
+    )
+    assert found(specs) == [("gru_1", "gru.keras1")]
+    for scope in ("", "gru_1", "gru_1/gru_1"):
+        assert resolve_cell(specs, layout, scope).names == tuple(cell("gru_1/gru_1", "g-keras1"))
+    pair = merged(cell(f"bidi/{d}_gru_1", "g-keras1") for d in ("forward", "backward"))
+    assert resolve_cell(pair, layout, "bidi").directions == ("forward", "backward")
+    assert resolve_cell(pair, layout, "bidi/backward_gru_1").directions == ("forward",)
+
+
+def test_all_of_keras_stacked_cells() -> None:
+    one = cell("rnn", "keras", 3, 4)
+    two = {f"{n}_1": s for n, s in cell("rnn", "keras", 4, 5).items()}
+    for scope in ("", "rnn"):
+        stack = resolve_cell(merged([one, two]), KERAS, scope)
+        assert (stack.scope, stack.layers, len(stack.names)) == ("rnn", 2, 6)
+    gru = {f"{n}_1": s for n, s in cell("rnn", "g-keras-before", 4, 5).items()}
+    mixed = merged([one, gru])
+    assert resolve_cell(mixed, KERAS, "rnn").layers == 1
+    assert resolve_cell(mixed, find_layout("gru.keras"), "rnn").names == tuple(gru)
