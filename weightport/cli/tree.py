@@ -36,17 +36,19 @@ class Node:
         name: cut at its numbers: those stand at the odd places.
         text: what follows the name.
         key: equal for nodes that are alike in all but their name.
+        count: so many are drawn as this one.
     """
 
     name: tuple[str, ...]
     text: str
     key: int
     children: list[Node] = field(default_factory=list)
+    count: int = 1
 
     @property
     def label(self) -> str:
-        """Name and text."""
-        return "".join(self.name) + self.text
+        """Name, text and count."""
+        return "".join(self.name) + self.text + (f"  ({self.count:,} alike)" if self.count > 1 else "")
 
 
 class Drawing:
@@ -96,7 +98,7 @@ class Drawing:
             only = children[0]  # scopes with nothing else in them share a line
             above = _cut(scope.name)
             name = (*above[:-1], f"{above[-1]}/{only.name[0]}", *only.name[1:])
-            return Node(name, only.text, only.key, only.children)
+            return Node(name, only.text, only.key, only.children, only.count)
         text = "/" + (f"  {note}" if note else "")
         key = self._key(text, tuple((child.name, child.key) for child in children))
         return Node(_cut(scope.name), text, key, children)
@@ -140,11 +142,8 @@ class Drawing:
         first = group[0]
         name = list(first.name)
         name[place] = "{" + ranges(numbers) + "}"
-        return [
-            Node(
-                tuple(name), f"{first.text}  ({len(group):,} alike)", self._key(first.key, name[place]), first.children
-            )
-        ]
+        key = self._key(first.key, name[place])
+        return [Node(tuple(name), first.text, key, first.children, sum(node.count for node in group))]
 
 
 def _beside(spec: TensorSpec, below: Scope) -> str:

@@ -1,0 +1,98 @@
+"""``layouts`` and ``schema``."""
+
+from __future__ import annotations
+
+import json
+
+import jsonschema
+import pytest
+import yaml
+
+from tests.cli.command import weightport
+from tests.cli.test_transfer import MAPPING, TEN
+from weightport.layouts import builtin, parse_layout
+from weightport.layouts.notation import parse_packing
+
+LISTED = {"name", "title", "kind", "gates", "sources"}
+SHOWN = LISTED | {
+    "gate_names", "complemented", "derived", "activation", "recurrent_activation", "fixed", "inner", "directions",
+    "forms",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [["layouts"], ["layouts", "list"]])
+def test_the_list(arguments: list[str]) -> None:
+    lines = weightport(*arguments).out.splitlines()
+    assert [line.split()[0] for line in lines] == list(builtin())
+    assert any(line.startswith("lstm.tf1 ") and "  i g f o  TensorFlow 1: BasicLSTMCell" in line for line in lines)
+    document = weightport(*arguments, "--json").json
+    assert set(document) == {"layouts"}
+    assert all(set(layout) == LISTED for layout in document["layouts"])
+    assert [layout["name"] for layout in document["layouts"]] == list(builtin())
+
+
+@pytest.mark.parametrize("name", list(builtin()))
+def test_one(name: str) -> None:
+    found = weightport("layouts", "show", name, "--json").json
+    assert set(found) == SHOWN
+    layout = builtin()[name]
+    assert len(found["forms"]) == len(layout.forms)
+    for shown, form in zip(found["forms"], layout.forms, strict=True):
+        assert set(shown) == {"reset", "forget_bias", "cells", "tensors"}
+        rows = {row.template: row for row in form.rows}
+        assert set(shown["tensors"]) == set(rows)
+        for template, tensor in shown["tensors"].items():
+            assert parse_packing(tensor["packing"], template) == rows[template].packing
+            assert tensor["optional"] == rows[template].optional
+    text = weightport("layouts", "show", name).out
+    assert text.startswith(f"{name}: {layout.title}\n")
+    for form in layout.forms:
+        for row in form.rows:
+            assert f"    {row.template}" in text
+    for source in layout.source:
+        assert f"  source: {source}\n" in text
+
+
+def test_the_text_of_one() -> None:
+    assert weightport("layouts", "show", "lstm.keras").out.splitlines() == [
+        "lstm.keras: Keras 2 and 3: LSTM, LSTMCell",
+        "  gates, as stored: i input, f forget, g candidate, o output",
+        "  activation: tanh, unless the file or the mapping says otherwise",
+        "  recurrent activation: sigmoid, unless the file or the mapping says otherwise",
+        "  a scope lstm_cell may stand between the layer's scope and its tensors",
+        "  several cells in one scope: _1, _2 at the end of the names",
+        "  tensors: no forget bias added at run time",
+        "    kernel            wx[input (gate unit)]",
+        "    recurrent_kernel  wt[hidden (gate unit)]",
+        "    bias?             bi[(gate unit)]",
+        "  a cell may lack the tensors with a question mark",
+        "  moves to and from, where that is exact: "
+        + ", ".join(n for n in builtin() if n.startswith("lstm.") and n != "lstm.keras"),
+        "  source: keras/src/layers/rnn/lstm.py (LSTMCell.build, LSTMCell.call)",
+        "  source: tf_keras/src/layers/rnn/lstm.py",
+    ]
+
+
+def test_what_is_shown_can_be_written_into_a_mapping() -> None:
+    shown = weightport("layouts", "show", "gru.keras-cudnn", "--json").json
+    tensors = {name: tensor["packing"] for name, tensor in shown["forms"][0]["tensors"].items()}
+    own = parse_layout("gru.mine", {"gates": shown["gates"], "reset": "after", "tensors": tensors}, "mine")
+    assert own.forms[0].rows == builtin()["gru.keras-cudnn"].forms[0].rows
+
+
+def test_a_misspelt_name() -> None:
+    ran = weightport("layouts", "show", "lstm.kers", code=1)
+    assert ran.told[0].startswith("no layout 'lstm.kers'; closest: 'lstm.keras'")
+    document = weightport("layouts", "show", "lstm.kers", "--json", code=1).json
+    assert set(document) == {"problems"}
+
+
+def test_the_schema_accepts_what_is_right_and_not_what_is_wrong() -> None:
+    printed = weightport("schema").out
+    schema = json.loads(printed)
+    assert schema == weightport("schema", "--json").json
+    validator = jsonschema.validators.validator_for(schema)
+    validator.check_schema(schema)
+    checker = validator(schema)
+    assert list(checker.iter_errors(yaml.safe_load(MAPPING))) == []
+    assert list(checker.iter_errors(yaml.safe_load(TEN)))
