@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import need
+from tests.support import FIXTURES, need
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEEDS = re.compile(r"^<!-- needs: (?P<name>\S+) = (?P<fixture>\S+) -->$", re.MULTILINE)
 BLOCK = re.compile(r"(?:^`(?P<file>[\w./-]+)`:\n\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -39,6 +40,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def provide(document: Path, folder: Path) -> None:
+    """The fixtures that the document needs."""
+    for need_ in NEEDS.finditer(document.read_text(encoding="utf-8")):
+        wanted = FIXTURES / need_["fixture"]
+        if wanted.is_dir():
+            shutil.copytree(wanted, folder / need_["name"])
+            continue
+        found = [f for f in wanted.parent.iterdir() if f.name == wanted.name or f.name.startswith(f"{wanted.name}.")]
+        assert found, need_[0]
+        for file in found:
+            shutil.copy(file, folder / (need_["name"] + file.name.removeprefix(wanted.name)))
+
+
 def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120", "NO_COLOR": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.run(
@@ -50,6 +64,7 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 def test_the_examples(document: Path, folder: Path) -> None:
     import weightport as wp
 
+    provide(document, folder)
     seen = set()
     for match in blocks(document):
         kind, text, where = match["kind"], match["text"], line_of(document, match)
@@ -57,7 +72,9 @@ def test_the_examples(document: Path, folder: Path) -> None:
         if kind == "yaml":
             name = match["file"] or "example.yaml"
             (folder / name).write_text(text, encoding="utf-8")
-            if text.startswith("weightport: 1") and "broken" not in name:
+            if text.startswith("- "):
+                (folder / name).write_text(f"weightport: 1\nrules:\n{text}", encoding="utf-8")
+            if (folder / name).read_text(encoding="utf-8").startswith("weightport: 1") and "broken" not in name:
                 assert wp.load_mapping(folder / name).rules, where
         elif kind == "console":
             for command in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
