@@ -182,20 +182,37 @@ class TensorRule(_Common):
     Attributes:
         sources: several are joined by ``ops.concat``. The first pattern binds; the others use only names that it binds.
         targets: several take the parts of ``ops.split``. They use only names that ``sources[0]`` binds.
+        backwards: from the targets to the sources, the operations undone in the opposite order.
     """
 
     sources: tuple[Pattern, ...]
     targets: tuple[Pattern, ...]
     ops: Ops = field(default_factory=Ops)
+    backwards: bool = False
+
+    @property
+    def froms(self) -> tuple[Pattern, ...]:
+        """The patterns of the side that is read."""
+        return self.targets if self.backwards else self.sources
+
+    @property
+    def tos(self) -> tuple[Pattern, ...]:
+        """The patterns of the side that gets values."""
+        return self.sources if self.backwards else self.targets
 
 
 @dataclass(frozen=True, slots=True)
 class InitRule(_Common):
-    """Initializes targets that the source does not cover: those that match ``targets``, or a whole ``target_cell``."""
+    """Initializes targets that the source does not cover: those that match ``targets``, or a whole ``target_cell``.
+
+    Attributes:
+        backwards: what was initialized has nothing to go back to: such source tensors are left behind.
+    """
 
     targets: tuple[Pattern, ...]
     target_cell: CellRef | None
     initializer: Initializer
+    backwards: bool = False
 
 
 Rule: TypeAlias = CellRule | TensorRule | InitRule
@@ -224,6 +241,19 @@ class Mapping:
     ignore: tuple[Glob, ...]
     keep: tuple[Glob, ...]
     document: dict[str, Any]
+
+    def reversed(self) -> Mapping:
+        """The mapping backwards: from its target to its source. Backwards twice is the mapping itself.
+
+        What a rule moved goes back to where it came from; what was initialized or kept is left behind; what was ignored
+        keeps its value.
+
+        Raises:
+            MappingError: the rules that cannot be undone, each with what stands in the way.
+        """
+        from weightport.mapping.reverse import reverse
+
+        return reverse(self)
 
     @property
     def digest(self) -> str:

@@ -26,16 +26,33 @@ from weightport.values import Expr
 Facts = Callable[[Sequence[str]], Mapping[str, Any]]
 
 
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A unit of the source, the unit of the target that it moves to, and what the two do beside their weights."""
+
+    source: Unit
+    target: Unit
+    mine: Behaviour
+    its: Behaviour
+
+    @property
+    def where(self) -> str:
+        """The two scopes, for people."""
+        return f"{self.source.scope or '.'} -> {self.target.scope or '.'}"
+
+
 @dataclass(slots=True)
 class Moved:
     """What a cell rule comes to.
 
     Attributes:
+        pairs: every unit that moves.
         parts: target tensor -> what its parts are computed from, and where they stand.
         shapes: target tensor -> its shape.
         sources, targets: every tensor of the units on either side, also where the rule is refused.
     """
 
+    pairs: list[Pair] = field(default_factory=list)
     parts: dict[str, list[tuple[Ranges, Expr]]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sources: list[str] = field(default_factory=list)
@@ -155,15 +172,9 @@ def move(
         if other is None:
             other = imagined(unit, layout, rule.target, scoped(prefix, target_scope(rule, cell, unit, layout)), mine)
         its_facts = target.facts(other.names) if target is not None else {}
-        convert(
-            unit,
-            other,
-            mine,
-            behaviour(other.layout, other.form, its_facts, stated(rule.target)),
-            source.specs,
-            rule,
-            moved,
-        )
+        its = behaviour(other.layout, other.form, its_facts, stated(rule.target))
+        moved.pairs.append(Pair(unit, other, mine, its))
+        convert(moved.pairs[-1], source.specs, rule, moved)
     return moved
 
 
@@ -189,21 +200,14 @@ def _places(cell: Cell) -> str:
     return ", ".join(f"{u.layer} {u.direction}" for u in cell.units)
 
 
-def convert(
-    unit: Unit,
-    other: Unit,
-    mine: Behaviour,
-    its: Behaviour,
-    specs: Mapping[str, TensorSpec],
-    rule: CellRule,
-    moved: Moved,
-) -> None:
+def convert(pair: Pair, specs: Mapping[str, TensorSpec], rule: CellRule, moved: Moved) -> None:
     """One unit into another, added to ``moved``."""
+    unit, other, mine, its = pair.source, pair.target, pair.mine, pair.its
     reset = mine.reset.value or its.reset.value
     conversion = Conversion(unit, other, specs, (float(mine.forget_bias.value), float(its.forget_bias.value)), reset)
     problems, assumed = conflicts(mine, its)
     problems.extend(conversion.problems())
-    where = f"{rule.where}: {unit.scope or '.'} -> {other.scope or '.'}"
+    where = f"{rule.where}: {pair.where}"
     moved.problems.extend(Problem(where, what) for what in problems)
     moved.sources.extend(n for n in unit.names if n not in moved.sources)
     moved.targets.extend(n for n in other.names if n not in moved.targets)
