@@ -122,6 +122,21 @@ def test_an_assumption_is_a_warning() -> None:
     )
 
 
+def test_a_forget_bias_that_is_not_recorded_is_a_warning_until_the_mapping_says_it() -> None:
+    with wp.open(fixture("b_cells/basic_lstm_fb0").path("checkpoint_v2")) as source:
+
+        def warnings(**said: float) -> list[str]:
+            cell = {"layout": "lstm.tf1", "scope": "encoder", **said}
+            rules = [{"from": cell, "to": {"layout": "lstm.keras", "scope": "lstm"}}]
+            findings = lint(wp.load_mapping({"weightport": 1, "rules": rules}), source)
+            assert findings.problems == ()
+            return [str(w) for w in findings.warnings]
+
+        what = "the source's forget bias is not recorded: 1, the default of lstm.tf1"
+        assert warnings() == [f"rules[0]: assumed: {what}"]
+        assert warnings(forget_bias=0.0) == []
+
+
 def test_another_digest_is_a_problem() -> None:
     mine, theirs = "ab" * 32, "cd" * 32
     document = {"source": {"sha256": mine}}

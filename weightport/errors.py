@@ -114,7 +114,7 @@ def closest(name: str, candidates: Iterable[str]) -> str:
         leaf = name.rsplit("/", 1)[-1]
         pool = [c for c in pool if c.endswith(leaf) or abs(len(c) - len(name)) <= 2][:2_000]
     near = difflib.get_close_matches(name, pool, n=3, cutoff=0.6)
-    if not near and "/" in name:
+    if not near:
         leaf = name.rsplit("/", 1)[-1]
         near = [c for c in pool if c.rsplit("/", 1)[-1] == leaf][:3]
     return "closest: " + ", ".join(repr(c) for c in near) if near else ""

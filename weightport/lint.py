@@ -18,8 +18,6 @@ from weightport.plan.build import Builder, matching
 from weightport.plan.cells import Side, found_cell
 from weightport.tensors import Array, Index, Source, TensorSpec
 
-ASSUMED = "assumed"
-
 
 @dataclass(frozen=True, slots=True)
 class Findings:
@@ -85,9 +83,8 @@ def lint(
 def _assumed(planned: Plan) -> Iterable[Problem]:
     """What the files do not record, and was taken for granted."""
     for outcome in planned.outcomes:
-        if outcome.classed == ASSUMED:
-            for note in outcome.notes:
-                yield Problem(outcome.where, f"assumed: {note}")
+        for note in outcome.assumed:
+            yield Problem(outcome.where, f"assumed: {note}")
 
 
 def _idle(key: str, globs: Sequence[Glob], specs: Mapping[str, TensorSpec], scope: str, name: str) -> Iterable[Problem]:

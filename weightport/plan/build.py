@@ -17,6 +17,7 @@ from weightport.mapping.rules import Mapping as Rules
 from weightport.plan import accounts, cells, ops
 from weightport.plan.initial import Gates, initialized
 from weightport.plan.model import INITIALIZED, MOVED, REFUSED, UNUSED, Item, Outcome, Plan, TargetView
+from weightport.plan.undo import undo
 from weightport.tensors import Source, TensorSpec
 from weightport.values import Expr, Leaf
 
@@ -72,9 +73,32 @@ class Builder:
             self.target_specs = self.target.specs()
         self.scope = self.mapping.target.scope
         self.root = getattr(self.target, "root", "")
-        self.ignored = matching(self.mapping.ignore, self.specs, self.mapping.source.scope)
+        self.ignored = matching(self.mapping.ignore, self.specs, self.mapping.source.scope) | self._made_up()
         self.kept = matching(self.mapping.keep, self.target_specs, self.scope or self.root)
         self.candidates = [n for n in self.specs if n not in self.ignored and self.specs[n].role != "constant"]
+
+    def _made_up(self) -> frozenset[str]:
+        """Of a mapping that runs backwards: source tensors that were initialized, and so came from nowhere."""
+        found: set[str] = set()
+        if any(isinstance(rule, InitRule) and rule.backwards for rule in self.mapping.rules):
+            moved: set[str] = set()  # by an earlier rule, which wins
+            for rule in self.mapping.rules:
+                names = self._named(rule) - moved - found
+                (found if isinstance(rule, InitRule) else moved).update(names)
+        return frozenset(found)
+
+    def _named(self, rule: Rule) -> set[str]:
+        """The source tensors that a rule of a mapping that runs backwards speaks of."""
+        side = cells.Side(self.specs, self.source.facts, self.mapping.source.scope)
+        ref = rule.source if isinstance(rule, CellRule) else rule.target_cell if isinstance(rule, InitRule) else None
+        if ref is not None:
+            try:
+                return set(cells.found_cell(ref, side, self.mapping.layouts).names)
+            except LayoutError:
+                return set()
+        patterns = rule.targets if isinstance(rule, InitRule) else rule.froms if isinstance(rule, TensorRule) else ()
+        joined = [p.joined(self.mapping.source.scope) for p in patterns]
+        return {n for n in self.specs if any(p.match(n) is not None for p in joined)}
 
     def build(self) -> Plan:
         """The plan."""
@@ -110,7 +134,7 @@ class Builder:
         if isinstance(rule, CellRule):
             return self.cell(rule)
         if isinstance(rule, InitRule):
-            return self.initialize(rule)
+            return self._unused(rule) if rule.backwards else self.initialize(rule)
         return self.tensors(rule)
 
     def cell(self, rule: CellRule) -> Outcome:
@@ -137,6 +161,7 @@ class Builder:
             moved.classed if moved.exact else "assumed",
             tuple(moved.notes),
             cells.title(rule),
+            tuple(moved.assumed),
         )
 
     def _has_cell(self, rule: CellRule, side: cells.Side) -> bool:
@@ -153,7 +178,7 @@ class Builder:
         notes: list[str] = []
         for names, bindings in self.matches(rule):
             try:
-                outs = [self.full(p.joined(self.scope).format(bindings)) for p in rule.targets]
+                outs = [self.full(p.joined(self.scope).format(bindings)) for p in rule.tos]
             except Error as error:
                 self.problems.extend(error.problems)
                 continue
@@ -167,7 +192,7 @@ class Builder:
                 continue
             leaves = [Leaf(n, self.specs[n]) for n in names]
             try:
-                exprs, said = ops.apply(rule.ops, leaves, outs)
+                exprs, said = self._computed(rule, leaves, outs)
             except ops.Unfit as reason:
                 what, *hint = reason.args
                 where = f"{rule.where}: {', '.join(map(repr, names))}"
@@ -190,9 +215,15 @@ class Builder:
             rule.name, rule.where, MOVED, tuple(sources), tuple(targets), rule.constant, True, classed, tuple(notes)
         )
 
+    def _computed(self, rule: TensorRule, leaves: Sequence[Leaf], outs: Sequence[str]) -> tuple[list[Expr], list[str]]:
+        if not rule.backwards:
+            return ops.apply(rule.ops, leaves, outs)
+        known = (self.target_specs.get(n) for n in outs)
+        return undo(rule.ops, leaves, [None if spec is None else spec.shape for spec in known]), []
+
     def matches(self, rule: TensorRule) -> Iterator[tuple[list[str], dict[str, str]]]:
         """The source names of every match, with what its patterns bind."""
-        patterns = [p.joined(self.mapping.source.scope) for p in rule.sources]
+        patterns = [p.joined(self.mapping.source.scope) for p in rule.froms]
         first = patterns[0]
         if first.is_literal:
             found: Iterable[tuple[str, dict[str, str] | None]] = [(first.format({}), {})]
@@ -210,7 +241,7 @@ class Builder:
 
     def _skipped(self, rule: TensorRule, outs: Sequence[str]) -> bool:
         """Whether a match is none of this rule's business: its targets are kept, or (optional) not there."""
-        if not any(p.is_literal for p in rule.targets) and any(n in self.kept for n in outs):
+        if not any(p.is_literal for p in rule.tos) and any(n in self.kept for n in outs):
             return True
         return rule.optional and self.target is not None and any(n not in self.target_specs for n in outs)
 
@@ -311,7 +342,7 @@ class Builder:
 
     def _nothing(self, rule: TensorRule | InitRule) -> Problem:
         if isinstance(rule, TensorRule):
-            pattern, names, where = rule.sources[0], self.specs, self.source.path
+            pattern, names, where = rule.froms[0], self.specs, self.source.path
             scope = self.mapping.source.scope
         else:
             pattern = rule.targets[0] if rule.targets else Pattern("", rule.where)

@@ -50,6 +50,7 @@ class Moved:
         parts: target tensor -> what its parts are computed from, and where they stand.
         shapes: target tensor -> its shape.
         sources, targets: every tensor of the units on either side, also where the rule is refused.
+        assumed: those of the notes that no file and no mapping says.
     """
 
     pairs: list[Pair] = field(default_factory=list)
@@ -60,6 +61,7 @@ class Moved:
     classed: str = BIJECTIVE
     exact: bool = True
     notes: list[str] = field(default_factory=list)
+    assumed: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
 
     def exprs(self) -> dict[str, Expr]:
@@ -230,6 +232,7 @@ def convert(pair: Pair, specs: Mapping[str, TensorSpec], rule: CellRule, moved: 
         if said.by == ASSUMED and said.value:
             assumed.append(f"the {side}'s forget bias is not recorded: {said.value:g}, the default of {name}")
     moved.say([*conversion.notes, *assumed])
+    moved.assumed.extend(a for a in assumed if a not in moved.assumed)
     if conversion.classed != BIJECTIVE:
         moved.classed = conversion.classed
 

@@ -72,6 +72,7 @@ class Outcome:
             differ).
         notes: what was done beside copying, and what was assumed.
         title: of a cell: its layout and scope on both sides.
+        assumed: those of the notes that no file and no mapping says.
     """
 
     rule: str
@@ -84,6 +85,7 @@ class Outcome:
     classed: str = "bijective"
     notes: tuple[str, ...] = ()
     title: str = ""
+    assumed: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The outcome as ``transfer --json`` prints it."""
