@@ -14,7 +14,7 @@ import yaml
 from tests.layouts import _steps
 from tests.layouts._steps import CASES, Arrays, Made, conversion, convert, hard_sigmoid, made, random_arrays, sigmoid
 from weightport.layouts import builtin, find_layout, parse_layout
-from weightport.layouts.convert import BIJECTIVE, EXACT, Conversion
+from weightport.layouts.convert import BIJECTIVE, EXACT, Conversion, canonical
 from weightport.layouts.units import Unit, match
 
 KINDS = ("lstm", "gru", "rnn")
@@ -328,6 +328,39 @@ def test_golden_scoped_to_tf_lstm() -> None:
         "t/kernel": [[0, 20, 10, 30], [1, 21, 11, 31]],
         "t/bias": [2, 22, 11, 32],
     }
+
+
+# The canonical parameters --------------------------------------------------------------------------------------------
+
+
+def read_canonical(case: str, forget_bias: float = 0.0) -> tuple[Arrays, dict[Any, np.ndarray]]:
+    unit = made(case, "s").unit
+    arrays = random_arrays(unit, 6)
+    found = canonical(unit, _steps.specs(arrays), forget_bias)
+    whole = {k: e.read(lambda n, r: arrays[n][_steps.slices_of(r)], _steps.whole(e.shape)) for k, e in found.items()}
+    return arrays, whole
+
+
+def test_canonical_parameters() -> None:
+    arrays, found = read_canonical("tf-all")
+    assert set(found) == {(p, g) for p in ("wx", "wt", "bi") for g in "ifgo"} | {("wp", g) for g in "ifo"} | {
+        ("wr", None)
+    }
+    kernel = arrays["s/kernel"]
+    for number, gate in enumerate("igfo"):
+        assert np.array_equal(found["wx", gate], kernel[:3, 4 * number : 4 * number + 4])
+        assert np.array_equal(found["wt", gate], kernel[3:, 4 * number : 4 * number + 4])
+    assert np.array_equal(found["wr", None], arrays["s/projection/kernel"])
+    _, found = read_canonical("g-cudnn")
+    assert set(found) == {(p, g) for p in ("wx", "wt", "bi", "bt") for g in "zrn"}
+
+
+def test_canonical_parameters_of_a_gate_that_follows_from_another() -> None:
+    _, found = read_canonical("coupled-all", forget_bias=1.0)
+    for param in ("wx", "wt", "wp"):
+        assert np.array_equal(found[param, "i"], -found[param, "f"])
+    # i = 1 - s(f + 1) = s(-f - 1)
+    assert np.array_equal(found["bi", "i"], -found["bi", "f"] - 1)
 
 
 # Planted faults ------------------------------------------------------------------------------------------------------

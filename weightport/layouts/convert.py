@@ -272,3 +272,26 @@ class Conversion:
     def _say(self, note: str) -> None:
         if note not in self.notes:
             self.notes.append(note)
+
+
+def canonical(
+    unit: Unit, specs: Mapping[str, TensorSpec], forget_bias: float = 0.0
+) -> dict[tuple[str, str | None], Expr]:
+    """Every canonical parameter of a unit as an expression over its tensors: (parameter, gate or None) -> value.
+
+    Complemented gates come with the canonical sign, gates that follow from another one as parameters of their own.
+
+    Args:
+        forget_bias: what is added to the forget gate at run time. It is not in the forget gate's bias here, but in that
+            of a gate that follows from it.
+    """
+    read = Conversion(unit, unit, specs, (forget_bias, forget_bias))
+    keys = list(read._found)
+    for gate, of in unit.layout.derived.items():
+        keys += [(param, gate) for param, other in read._found if other == of.removeprefix("~")]
+    found = {key: expr for key in keys if (expr := read._stored(*key)) is not None}
+    for gate in unit.layout.derived:
+        plus = read._extra(gate)
+        if plus:
+            found["bi", gate] = values.add([found.get(("bi", gate)) or read._zeros("bi")], plus)
+    return found
