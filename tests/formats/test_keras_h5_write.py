@@ -71,6 +71,10 @@ def named(model: Any) -> dict[str, np.ndarray]:
     return dict(zip(names, model.get_weights(), strict=True))
 
 
+def output(model: Any) -> np.ndarray:
+    return np.asarray(model(TEXT, training=False))  # called, not predicted with: nothing is traced
+
+
 PART = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=4)
 TEXT = np.array([[1, 2, 3, 4, 10], [5, 5, 0, 1, 9]], "int32")
 
@@ -81,12 +85,12 @@ def test_keras_loads_a_flat_model(tmp_path: Path, package: str) -> None:
     model = flat(keras)
     path = tmp_path / "w.h5"
     write(path, named(model), metadata={"source_sha256": "0" * 64})
-    expected = model.predict(TEXT, verbose=0)
+    expected = output(model)
     keras.backend.clear_session()
     other = flat(keras)
     other.set_weights([w * 0 for w in other.get_weights()])
     other.load_weights(path)
-    assert np.array_equal(other.predict(TEXT, verbose=0), expected)
+    assert np.array_equal(output(other), expected)
     with h5py.File(path) as file:
         assert file.attrs["weightport.source_sha256"] == "0" * 64
     assert list(read(path)) == list(named(model))
@@ -98,7 +102,7 @@ def test_keras_loads_a_flat_model(tmp_path: Path, package: str) -> None:
 def test_keras_loads_what_is_like_its_own(tmp_path: Path, package: str, build: Any, full: bool) -> None:
     keras = need(package)
     model = build(keras)
-    expected = model.predict(TEXT, verbose=0)
+    expected = output(model)
     values = model.get_weights()
     model.compile("adam", "mse")
     model.set_weights([w * 0 for w in values])
@@ -113,12 +117,12 @@ def test_keras_loads_what_is_like_its_own(tmp_path: Path, package: str, build: A
     write(path, dict(reversed(arrays.items())), like=str(like))  # their order does not matter
     assert like.read_bytes() == before
     if full:
-        assert np.array_equal(keras.models.load_model(path, compile=False).predict(TEXT, verbose=0), expected)
+        assert np.array_equal(output(keras.models.load_model(path, compile=False)), expected)
         with h5py.File(path) as file:
             assert "optimizer_weights" not in file
     else:
         model.load_weights(path)
-        assert np.array_equal(model.predict(TEXT, verbose=0), expected)
+        assert np.array_equal(output(model), expected)
     with keras_h5.open_source(str(path)) as got, keras_h5.open_source(str(like)) as source:
         assert list(got.specs()) == [n for n, s in source.specs().items() if s.role == "weight"]
         assert [x.name for x in got.layers] == [x.name for x in source.layers]
@@ -148,14 +152,14 @@ def test_tf_1_loads_it(tmp_path: Path) -> None:
 def test_weights_of_keras_3(tmp_path: Path) -> None:
     keras = need("keras")
     model = flat(keras)
-    expected, values = model.predict(TEXT, verbose=0), model.get_weights()
+    expected, values = output(model), model.get_weights()
     model.save_weights(tmp_path / "a.weights.h5")
     arrays = read(tmp_path / "a.weights.h5")
     model.set_weights([w * 0 for w in values])
     model.save_weights(tmp_path / "like.weights.h5")
     write(tmp_path / "b.weights.h5", arrays, like=str(tmp_path / "like.weights.h5"))
     model.load_weights(tmp_path / "b.weights.h5")
-    assert np.array_equal(model.predict(TEXT, verbose=0), expected)
+    assert np.array_equal(output(model), expected)
 
 
 def test_round_trip_of_every_dtype_and_odd_names(tmp_path: Path) -> None:
@@ -195,17 +199,17 @@ def test_layers_in_the_order_of_the_names(tmp_path: Path) -> None:
 
 def test_many_names_are_chunked_as_keras_does(tmp_path: Path) -> None:
     keras = need("tf_keras.src.saving.legacy.hdf5_format")
-    arrays = {f"layer_{n}/{'x' * 50}": np.array(n, "f4") for n in range(2000)}
-    arrays |= {f"big/{n}/{'x' * 50}": np.array(n, "f4") for n in range(1500)}
+    arrays = {f"layer_{n}/{'x' * 50}": np.array(n, "f4") for n in range(200)}
+    arrays |= {f"big/{n}/{'x' * 50}": np.array(n, "f4") for n in range(1200)}
     write(tmp_path / "w.h5", arrays)
     with h5py.File(tmp_path / "w.h5") as file:
         assert "layer_names0" not in file.attrs
         assert "weight_names1" in file["big"].attrs
         assert keras.load_attributes_from_hdf5_group(file, "layer_names") == [
-            *(f"layer_{n}" for n in range(2000)),
+            *(f"layer_{n}" for n in range(200)),
             "big",
         ]
-        assert len(keras.load_attributes_from_hdf5_group(file["big"], "weight_names")) == 1500
+        assert len(keras.load_attributes_from_hdf5_group(file["big"], "weight_names")) == 1200
     assert list(read(tmp_path / "w.h5")) == list(arrays)
 
 
@@ -264,13 +268,13 @@ def test_values_that_are_not_the_tensor(tmp_path: Path) -> None:
 def test_weights_of_keras_3_without_a_target(tmp_path: Path) -> None:
     keras = need("keras")
     model = flat(keras)
-    expected, values = model.predict(TEXT, verbose=0), model.get_weights()
+    expected, values = output(model), model.get_weights()
     model.save_weights(tmp_path / "a.weights.h5")
     arrays = read(tmp_path / "a.weights.h5")
     write(tmp_path / "b.weights.h5", arrays)
     model.set_weights([w * 0 for w in values])
     model.load_weights(tmp_path / "b.weights.h5")
-    assert np.array_equal(model.predict(TEXT, verbose=0), expected)
+    assert np.array_equal(output(model), expected)
     assert list(read(tmp_path / "b.weights.h5")) == list(arrays)
 
 

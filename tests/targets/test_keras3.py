@@ -73,7 +73,7 @@ def test_names_are_the_variables_paths() -> None:
         layers.Dropout(0.5),
         layers.BatchNormalization(name="bn"),
     )
-    model.compile("adam", "mse", metrics=["mae"])
+    model.compile("adam", "mse", metrics=["mae"], run_eagerly=True)
     model.fit(np.zeros((4, 6, 3)), np.zeros((4, 2)), verbose=0)
     target = Keras3Target(model)
     rnn = ["kernel", "recurrent_kernel", "bias"]

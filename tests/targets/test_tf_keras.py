@@ -65,7 +65,7 @@ def test_names_are_the_variables_names() -> None:
         layers.Dropout(0.5, rng_type="stateful"),
         layers.BatchNormalization(name="bn"),
     )
-    model.compile("adam", "mse", metrics=["mae"])
+    model.compile("adam", "mse", metrics=["mae"], run_eagerly=True)
     model.fit(np.zeros((4, 6, 3)), np.zeros((4, 2)), verbose=0)
     target = TfKerasTarget(model)
     rnn = ["kernel", "recurrent_kernel", "bias"]
