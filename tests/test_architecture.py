@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "execute": _may("tensors", "ranges", "values", "plan", "formats.detect"),
     "targets": _may("tensors", "formats"),
     "causes": _may("tensors", "layouts"),
-    "proof": _may("tensors", "values", "scopes", "layouts", "mapping", "plan", "execute", "causes"),
+    "proof": _may("tensors", "ranges", "values", "scopes", "layouts", "mapping", "plan", "execute", "causes"),
     "verify": _may("tensors", "values", "scopes", "layouts", "mapping", "plan", "execute", "causes", "proof"),
     "suggest": _may("tensors", "scopes", "layouts", "mapping", "plan"),
     "lint": _may("tensors", "scopes", "layouts", "mapping", "plan"),
