@@ -14,6 +14,8 @@ import pytest
 from tests.cli.command import weightport
 from tests.support import FIXTURES, fixture, fixtures
 from weightport.cli.stats import Stats, _tiles
+from weightport.cli.tree import Drawing
+from weightport.scopes import Scope
 from weightport.tensors import TensorSpec
 
 SEED = fixture("a_seed_char_lstm")
@@ -111,7 +113,7 @@ def test_what_is_no_weight_is_counted_and_slots_stand_beside_their_variable() ->
     out = weightport("inspect", model.path("checkpoint_v2")).out
     counts = "(28 weights, 28 optimizer slots, 2 optimizer values, 1 counter)"
     assert out.splitlines()[0].endswith(f"59 tensors, 137.2 kB {counts}")
-    assert "├─ softmax_b  float32 27  + /Adam, /Adam_1, /ExponentialMovingAverage" in out.splitlines()
+    assert "├─ softmax_b  float32 27  + Adam, Adam_1, ExponentialMovingAverage" in out.splitlines()
     assert not any(line.endswith("softmax_b/") for line in out.splitlines())
     assert len(tree(model.path("checkpoint_v2"), "--full")) > len(model.variables)
 
@@ -149,6 +151,27 @@ def test_two_numbers_in_a_name(tmp_path: Path) -> None:
 def test_scopes_with_nothing_else_in_them_share_a_line(tmp_path: Path) -> None:
     file = safetensors(tmp_path / "model.safetensors", {"a/b/c/w": [1], "a/b/c/v": [], "d": [2]})
     assert tree(file) == ["├─ a/b/c/", "│  ├─ w  float32 1", "│  └─ v  float32 scalar", "└─ d  float32 2"]
+
+
+def test_several_cells_in_one_scope() -> None:
+    out = weightport("inspect", fixture("c_keras/stacked_cells").folder / "model.h5").out.splitlines()
+    assert out[1:3] == [
+        "  cell rnn: lstm.keras, input 5, units 6; recorded: activation tanh, recurrent activation hard_sigmoid",
+        "  cell rnn: gru.keras, input 6, units 4; recorded: activation tanh, recurrent activation hard_sigmoid, "
+        "reset after no",
+    ]
+    assert out[3] == "└─ rnn/  ← lstm.keras, gru.keras"
+
+
+def test_slots_of_an_object_based_checkpoint_stand_beside_their_variable() -> None:
+    scope = Scope("")
+    scope.tensors["w"] = TensorSpec.of("float32", (2,))
+    slots = Scope("opt", tensors={n: TensorSpec.of("float32", (3,), "slot") for n in ("m", "v")})
+    scope.scopes["w"] = Scope("w", {".OPTIMIZER_SLOT": Scope(".OPTIMIZER_SLOT", {"opt": slots})})
+    assert list(Drawing().lines(scope)) == ["└─ w  float32 2  + m, v"]
+    assert len(list(Drawing(full=True).lines(scope))) == 6
+    slots.tensors["own"] = TensorSpec.of("float32", (2,))
+    assert next(Drawing().lines(scope)) == "├─ w/.OPTIMIZER_SLOT/opt/"
 
 
 def test_a_scope_that_is_not_there() -> None:

@@ -18,6 +18,10 @@ from weightport.errors import Error, Problem, closest
 from weightport.tensors import Source, TensorSpec, size
 
 _ROLES = {"weight": "weight", "slot": "optimizer slot", "optimizer": "optimizer value", "counter": "counter"}
+# What a file may record about a cell's own computation; JSON has whatever else it records.
+_FACTS = (
+    "forget_bias", "activation", "recurrent_activation", "reset_after", "cell_clip", "proj_clip",
+)  # fmt: skip
 
 
 @click.command()
@@ -139,13 +143,17 @@ def _cell(cell: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     if cell["directions"] != ["forward"]:
         parts.append(" and ".join(cell["directions"]))
     text = f"cell {cell['scope'] or '.'}: {cell['layout']}, {', '.join(parts)}"
-    said = [f"{key.replace('_', ' ')} {_numbers(value)}" for key, value in facts.items()]
+    said = [f"{key.replace('_', ' ')} {_numbers(facts[key])}" for key in _FACTS if key in facts]
+    if facts.get("go_backwards") is True:
+        said.append("go backwards")
     return text + (f"; recorded: {', '.join(said)}" if said else "")
 
 
 def _numbers(value: Any) -> str:
     if isinstance(value, Iterable) and not isinstance(value, str):
         return "/".join(_numbers(v) for v in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -160,7 +168,10 @@ def _draw(
     from weightport.cli.tree import Drawing, described
     from weightport.scopes import tree
 
-    notes = {f"{cell['scope']}/" if cell["scope"] else "": f"← {cell['layout']}" for cell in cells}
+    notes: dict[str, str] = {}
+    for cell in cells:
+        scope = f"{cell['scope']}/" if cell["scope"] else ""
+        notes[scope] = f"{notes[scope]}, {cell['layout']}" if scope in notes else f"← {cell['layout']}"
     notes.update({name: str(found) for name, found in stats.items()})
     if below in tensors:  # a tensor, perhaps with slots below
         session.line(f"{below}  {described(tensors[below])}  {notes.get(below, '')}".rstrip())

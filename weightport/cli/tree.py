@@ -26,6 +26,8 @@ ALIKE = 3
 _NUMBERS = 3
 _RUN = re.compile(r"([0-9]+)")
 _RANGES = 4
+#: More than this is no variable's slots.
+_BESIDE = 16
 
 
 @dataclass(slots=True)
@@ -108,7 +110,7 @@ class Drawing:
         beside: dict[str, str] = {}
         if not self._full:
             beside = {n: _beside(scope.tensors[n], s) for n, s in scope.scopes.items() if n in scope.tensors}
-            scopes = [node for node in scopes if not beside.get("".join(node.name))]
+            scopes = [node for node, name in zip(scopes, scope.scopes, strict=True) if not beside.get(name)]
         nodes = []
         for name, spec in scope.tensors.items():
             text = f"  {described(spec)}{beside.get(name, '')}"
@@ -148,8 +150,16 @@ class Drawing:
 
 def _beside(spec: TensorSpec, below: Scope) -> str:
     """Slots and averages of a variable, which stand below its name: told in its own line, if they are nothing else."""
-    same = (s.role == "slot" or (s.dtype, s.shape) == (spec.dtype, spec.shape) for s in below.tensors.values())
-    return f"  + {', '.join(f'/{n}' for n in below.tensors)}" if not below.scopes and all(same) else ""
+    names: list[str] = []
+    for number, (_, scope) in enumerate(below.walk()):
+        if number > _BESIDE or len(names) + len(scope.tensors) > _BESIDE:
+            return ""
+        for name, other in scope.tensors.items():
+            same = scope is below and (other.dtype, other.shape) == (spec.dtype, spec.shape)
+            if other.role != "slot" and not same:
+                return ""
+            names.append(name)
+    return f"  + {', '.join(names)}"
 
 
 def described(spec: TensorSpec) -> str:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weightport.errors import FormatError
 from weightport.formats._io import ByteFile
-from weightport.formats._tf_metagraph import MetaGraph
-from weightport.formats.tf_graph import open_message
 from weightport.tensors import Budget
+
+if TYPE_CHECKING:
+    from weightport.formats._tf_metagraph import MetaGraph
 
 
 class GraphBeside:
@@ -43,6 +44,10 @@ class GraphBeside:
         if not os.path.isfile(self._path):
             self._missing = True
             return
+        # The readers of graphs are half of what a start costs, and most checkpoints stand alone.
+        from weightport.formats._tf_metagraph import MetaGraph
+        from weightport.formats.tf_graph import open_message
+
         kind, message, self._handle = open_message(self._path, budget=self._budget)
         self._missing = kind != "MetaGraphDef"
         if not self._missing:
