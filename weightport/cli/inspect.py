@@ -143,7 +143,7 @@ def _cell(cell: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     if cell["directions"] != ["forward"]:
         parts.append(" and ".join(cell["directions"]))
     text = f"cell {cell['scope'] or '.'}: {cell['layout']}, {', '.join(parts)}"
-    said = [f"{key.replace('_', ' ')} {_numbers(facts[key])}" for key in _FACTS if key in facts]
+    said = [f"{key.replace('_', ' ')} {_numbers(facts[key])}" for key in facts if key in _FACTS]
     if facts.get("go_backwards") is True:
         said.append("go backwards")
     return text + (f"; recorded: {', '.join(said)}" if said else "")
