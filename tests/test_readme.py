@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,18 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def execute(text: str, document: Path, match: re.Match[str], folder: Path) -> None:
+    """Run a program in the folder, with names of its own. Here: in a process it would import TensorFlow anew."""
+    before, line = Path.cwd(), int(line_of(document, match).rpartition(":")[2])
+    os.chdir(folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exec(compile("\n" * (line - 1) + text, str(document), "exec"), {"__name__": "__main__"})
+    finally:
+        os.chdir(before)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
 def test_the_examples(document: Path, folder: Path) -> None:
     import weightport as wp
@@ -87,8 +100,7 @@ def test_the_examples(document: Path, folder: Path) -> None:
             if "tensorflow" in text or "keras" in text:
                 need("tensorflow")
                 need("keras")
-            done = run([sys.executable, "-W", "ignore", "-c", text], folder)
-            assert done.returncode == 0, f"{where}: {done.stdout}"
+            execute(text, document, match, folder)
         else:
             assert kind == "sh", f"{where}: what is to be done with {kind!r}?"
     assert seen
@@ -113,3 +125,18 @@ def test_a_wrong_example_is_caught(tmp_path: Path) -> None:
     document.write_text("```console\n$ weightport layouts show lstm.keras\nnothing\n```\n", encoding="utf-8")
     with pytest.raises(AssertionError, match=r"wrong\.md:2"):
         test_the_examples(document, tmp_path)
+
+
+def test_a_wrong_program_is_caught(tmp_path: Path) -> None:
+    document = tmp_path / "wrong.md"
+    document.write_text("```python\nassert False, 'as it should be'\n```\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="as it should be"):
+        test_the_examples(document, tmp_path)
+    assert Path.cwd() != tmp_path
+
+
+def test_a_fixture_that_is_not_there_is_caught(tmp_path: Path) -> None:
+    document = tmp_path / "wrong.md"
+    document.write_text("<!-- needs: a.ckpt = b_cells/gru/modell.ckpt -->\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match=r"modell\.ckpt"):
+        provide(document, tmp_path)
