@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from weightport.layouts.stacks import Cell
     from weightport.mapping import Mapping as Rules
     from weightport.plan import Plan
+    from weightport.proof import Verification
     from weightport.scopes import Scope
 
     AnyMapping = str | os.PathLike[str] | Mapping[str, Any] | Rules
@@ -226,7 +227,7 @@ def transfer(
 
     rules = load_mapping(mapping)
     told = on_plan or (lambda _: None)
-    file = target is None or isinstance(target, str | os.PathLike)
+    file = target is None or isinstance(target, str | os.PathLike | OpenSource)
     if out is None and file and not dry_run:
         raise Error("to write a file, say where: out='model.npz'")
     if out is None and not file:
@@ -235,26 +236,50 @@ def transfer(
         raise Error(f"{', '.join(options)}: for live models only")
     if not file:
         raise Error(f"with out=, the target is a file, not {type(target).__name__}")
-    from weightport.execute import write_file
+    from weightport.execute import Unchanged, write_file
     from weightport.formats.detect import writer_for
 
-    like = os.fspath(target) if target is not None else None
     with ExitStack() as stack:
         opened = stack.enter_context(_opened(source))
-        _expect(opened.path, expect_sha256, rules)
-        kept = stack.enter_context(_opened(like)) if like is not None else None
+        kept = stack.enter_context(_opened(target)) if target is not None else None
+        watch = Unchanged(file for side in (opened, kept) if side is not None for file in files(side.path))
+        expected(opened.path, expect_sha256, rules)
         planned = make(opened, kept, rules, target_name=kept.path if kept is not None else "")
         told(planned)
         planned.check()
         if out is None:
             return Result(planned)
+        like = os.fspath(target) if isinstance(target, str | os.PathLike) else kept.path if kept is not None else None
         path, write = writer_for(os.fspath(out), format=format, like=like)
-        read = [opened.path, kept.path if kept is not None else "", rules.path]
+        read = [opened.path, kept.path if kept is not None else "", rules.path, *_vocabularies(rules)]
         _refuse_inputs(path, [name for name in read if name])
         if not dry_run:
             metadata = _provenance(opened, rules, __version__)
-            write_file(planned, opened, kept, path, write, metadata=metadata, progress=progress)
+            write_file(planned, opened, kept, path, write, metadata=metadata, progress=progress, watch=watch)
         return Result(planned, path=None if dry_run else path)
+
+
+def verify(source: Any, out: Any, mapping: AnyMapping) -> Verification:
+    """Whether a written model holds what the mapping makes of the source, and each moved cell is the same function.
+
+    Args:
+        source: a path or an open source: what the weights came from.
+        out: a path or an open source: what was written.
+        mapping: a path, a dict or a loaded mapping.
+
+    Returns:
+        The largest difference of every tensor and every cell; ``equal`` says whether all of them agree.
+
+    Raises:
+        MappingError: the mapping is wrong.
+        PlanError: it does not fit the two files.
+        FormatError: a file is truncated or corrupt.
+    """
+    from weightport.proof import verify as prove
+
+    rules = load_mapping(mapping)
+    with _opened(source) as opened, _opened(out) as written:
+        return prove(opened, written, rules)
 
 
 def _into_model(
@@ -266,7 +291,7 @@ def _into_model(
     dry_run: bool,
     options: Mapping[str, Any],
 ) -> Result:
-    from weightport.execute import live_values
+    from weightport.execute import Unchanged, live_values
     from weightport.plan import plan as make
     from weightport.targets.registry import is_graph, live_target
 
@@ -278,13 +303,14 @@ def _into_model(
     # A graph reads when its initializers run: the source is closed with the graph that holds them.
     stays = is_graph(target) and not dry_run
     try:
-        _expect(opened.path, expect_sha256, rules)
+        watch = Unchanged(files(opened.path), replaced=stays)
+        expected(opened.path, expect_sha256, rules)
         planned = make(opened, live, rules, target_name=f"the {live.kind} model")
         told(planned)
         planned.check()
         if dry_run:
             return Result(planned, target)
-        return Result(planned, live.assign(live_values(planned, opened)))
+        return Result(planned, live.assign(live_values(planned, opened, watch)))
     except BaseException:
         stays = False
         raise
@@ -293,7 +319,7 @@ def _into_model(
             opened.close()
 
 
-def _expect(path: str, expect_sha256: str | None, rules: Rules) -> None:
+def expected(path: str, expect_sha256: str | None, rules: Rules) -> None:
     """Refuse a source that is not the file the mapping, or the caller, is pinned to."""
     wanted = [
         (w.lower(), who) for w, who in ((expect_sha256, "asked for"), (rules.source.sha256, "the mapping is for")) if w
@@ -310,13 +336,28 @@ def _expect(path: str, expect_sha256: str | None, rules: Rules) -> None:
             )
 
 
-def _refuse_inputs(path: str, inputs: Sequence[str]) -> None:
-    """A destination that is one of the files that are read."""
+def files(path: str) -> list[str]:
+    """The files of an open source; none of one that lies in no file."""
     from weightport.formats.files import files_of
 
+    try:
+        return files_of(path)
+    except FormatError:
+        return []
+
+
+def _vocabularies(rules: Rules) -> Iterator[str]:
+    for rule in rules.rules:
+        vocab = rule.ops.vocab if hasattr(rule, "ops") else None
+        if vocab is not None:
+            yield from (vocab.source, vocab.target)
+
+
+def _refuse_inputs(path: str, inputs: Sequence[str]) -> None:
+    """A destination that is one of the files that are read."""
     written = {path, f"{path}.index"}
     for given in inputs:
-        for file in files_of(given):
+        for file in files(given):
             if any(os.path.exists(w) and os.path.samefile(w, file) for w in written):
                 raise RefusedError(Problem(path, f"is {given} itself, which is only read", "write to another path"))
 

@@ -87,7 +87,13 @@ def check_arguments(name: str, args: Mapping[str, Any]) -> list[tuple[str, str]]
 
 
 def initialize(
-    name: str, args: Mapping[str, Any], shape: Sequence[int], dtype: np.dtype[Any], tensor_name: str
+    name: str,
+    args: Mapping[str, Any],
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    tensor_name: str,
+    *,
+    rows: tuple[int, int] | None = None,
 ) -> Array:
     """The initial value of one tensor, as a new C-order array of that shape and dtype.
 
@@ -97,6 +103,7 @@ def initialize(
         shape: the tensor's shape.
         dtype: numpy's or ml_dtypes' floating dtype; integers, booleans and complex only for zeros, ones and constant.
         tensor_name: seeds the random stream together with ``seed``: every tensor has a stream of its own.
+        rows: only the rows ``[start, stop)`` of the first axis; they are made alone, but for ``orthogonal``.
 
     Formulas (``fan_in``, ``fan_out`` as Keras computes them: matrices are ``[in, out]``, kernels of convolutions
     ``[..., in, out]`` times their receptive field; with ``gates`` the last axis counts one gate only):
@@ -121,19 +128,21 @@ def initialize(
         raise Error(problems)
     full = {**ARGUMENTS[name], **args}
     dtype = np.dtype(dtype)
+    start, stop = rows if rows is not None else (0, dims[0] if dims else 1)
+    part = (stop - start, *dims[1:]) if dims else ()
     try:
         if name in ("zeros", "ones", "constant"):
-            return _filled({"zeros": 0, "ones": 1}.get(name, full.get("value", 0)), dims, dtype)
+            return _filled({"zeros": 0, "ones": 1}.get(name, full.get("value", 0)), part, dtype)
         if not _is_float(dtype):
             raise _UnfitError(
                 f"{name} makes floating point values, the tensor is {dtype.name}", "use zeros or constant"
             )
         if name == "unit_forget_bias":
-            return _unit_forget_bias(full, dims, dtype)
-        stream = _Stream(int(full["seed"]), tensor_name)
+            return _unit_forget_bias(full, dims, dtype)[start:stop]
         if name == "orthogonal":
-            return _orthogonal(full, dims, dtype, stream)
-        return _drawn(dims, dtype, _distribution(name, full, dims), stream)
+            return _orthogonal(full, dims, dtype, _Stream(int(full["seed"]), tensor_name))[start:stop]
+        stream = _Stream(int(full["seed"]), tensor_name, start * math.prod(dims[1:]))
+        return _drawn(part, dtype, _distribution(name, full, dims), stream)
     except _UnfitError as unfit:
         raise Error(Problem(where, *unfit.args)) from None
 
@@ -148,9 +157,10 @@ class _UnfitError(Exception):
 class _Stream:
     """Uniform and normal numbers from PCG64's raw bits, seeded by (seed, tensor name)."""
 
-    def __init__(self, seed: int, tensor_name: str) -> None:
+    def __init__(self, seed: int, tensor_name: str, skipped: int = 0) -> None:
         digest = hashlib.sha256(f"{seed}\0{tensor_name}".encode("utf-8", "surrogatepass")).digest()
         self._bits = np.random.PCG64(int.from_bytes(digest, "big"))
+        self._bits.advance(skipped)
 
     def uniform(self, count: int) -> Array:
         """Float64 in the open interval (0, 1): 52 random bits, at the middle of their cell."""

@@ -14,8 +14,9 @@ from weightport.errors import LayoutError, Problem, closest
 from weightport.mapping import CellRule, Glob, InitRule, TensorRule
 from weightport.mapping import Mapping as Rules
 from weightport.plan import Plan, TargetView, plan
-from weightport.plan.build import Builder, matching
+from weightport.plan.build import Builder
 from weightport.plan.cells import Side, found_cell
+from weightport.plan.names import matching
 from weightport.tensors import Array, Index, Source, TensorSpec
 
 
@@ -124,7 +125,7 @@ def _target_alone(mapping: Rules, target: TargetView, name: str) -> list[Problem
     problems: list[Problem] = []
     for rule in mapping.rules:
         if isinstance(rule, InitRule):
-            builder.initialize(rule)
+            builder.rule(rule)
         elif rule.optional:
             continue
         elif isinstance(rule, CellRule):

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
+
 from weightport.tensors import Array, Index
 
 #: One range per axis, every step positive.
@@ -35,12 +37,17 @@ def slices_of(ranges: Ranges) -> tuple[slice, ...]:
     return tuple(slice(r.start, r.stop, r.step) for r in ranges)
 
 
+def cut_out(array: Array, ranges: Ranges) -> Array:
+    """The part of an array; of a scalar itself, which numpy would turn into something that is no array."""
+    return array[slices_of(ranges)] if ranges else array
+
+
 def picked(outer: range, inner: range) -> range:
     """The members of ``outer`` at the places ``inner``."""
     return outer[inner.start : inner.stop : inner.step]
 
 
-def extent(ranges: Ranges) -> tuple[int, ...]:
+def extent(ranges: Sequence[range]) -> tuple[int, ...]:
     """The shape of what the ranges cut out."""
     return tuple(len(r) for r in ranges)
 
@@ -76,3 +83,12 @@ def copy(out: Array, part: Array) -> None:
         return
     for start in range(0, part.shape[-1], _STRIP):
         out[..., start : start + _STRIP] = part[..., start : start + _STRIP]
+
+
+def contiguous(array: Array) -> Array:
+    """The array in C order: itself, or a copy."""
+    if array.flags.c_contiguous:
+        return array
+    out: Array = np.empty(array.shape, array.dtype)
+    copy(out, array)
+    return out

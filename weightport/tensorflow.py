@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
+from weightport.errors import Error
 from weightport.tensors import Source, TensorSpec, Value
 
 if TYPE_CHECKING:
@@ -19,12 +20,15 @@ class Getter:
     """A ``custom_getter``. See :func:`getter`."""
 
     def __init__(self, source: Source, mapping: Any, large_constants: str) -> None:
-        from weightport.execute import Reader, value_of
+        from weightport.api import expected, files
+        from weightport.execute import Reader, Unchanged, value_of
         from weightport.plan import Lookup
         from weightport.targets.tf_getter import make_getter
 
+        watch = Unchanged(files(source.path), replaced=True)
+        expected(source.path, None, mapping)
         self._lookup = Lookup(source, mapping)
-        reader = Reader(source)
+        reader = Reader(source, watch)
 
         def values(name: str, spec: TensorSpec) -> Value | None:
             item = self._lookup(name, spec)
@@ -60,10 +64,19 @@ def getter(source: str | os.PathLike[str] | Source, mapping: AnyMapping, *, larg
 
     Raises:
         MappingError: the mapping is wrong.
+        FormatError: the source is not the file that the mapping is for.
         PlanError: it does not fit the source; later, from ``get_variable``: it does not fit the variable.
         RefusedError: constants that do not fit into a graph.
     """
     from weightport import api
 
-    opened: Source = api.open(source) if isinstance(source, str | os.PathLike) else source
-    return Getter(opened, api.load_mapping(mapping), large_constants)
+    rules = api.load_mapping(mapping)
+    opened: Any = api.open(source) if isinstance(source, str | os.PathLike) else source
+    if not isinstance(opened, Source):
+        raise Error(f"a source is a path or what weightport.open returns, not {type(source).__name__}")
+    try:
+        return Getter(opened, rules, large_constants)
+    except BaseException:
+        if opened is not source:
+            opened.close()
+        raise

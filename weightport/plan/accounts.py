@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 
 from weightport.errors import Problem
+from weightport.mapping.rules import Rule
 from weightport.plan.model import IGNORED, KEPT, MOVED, UNCLAIMED, UNCOVERED, Item
 from weightport.tensors import TensorSpec
+from weightport.values import Expr
 
 #: Problems of one kind that are spelled out; the rest is counted.
 LISTED = 50
@@ -66,6 +68,8 @@ def target(
     for tensor, spec in specs.items():
         if tensor in items:
             found[tensor] = items[tensor].disposition
+        elif spec.role == "constant":
+            continue
         elif tensor in kept or spec.role != "weight":
             found[tensor] = KEPT
         else:
@@ -75,6 +79,29 @@ def target(
     hint = "move or initialize: it by a rule, or list it under keep:"
     problems = [Problem(name, f"target {_named(n, specs[n])} gets no value", hint) for n in left[:LISTED]]
     return found, problems + _more(left, "target tensors get no value", name)
+
+
+def listed(problems: Sequence[Problem], where: str) -> list[Problem]:
+    """The problems of one thing: the first :data:`LISTED`, and how many there are beside them."""
+    if len(problems) <= LISTED:
+        return list(problems)
+    left = problems[LISTED]
+    what = f"{len(problems) - LISTED:,} more problems of this kind"
+    return [*problems[:LISTED], Problem(where, what, f"the next is {left.where}: {left.what}")]
+
+
+def second_claim(rule: Rule, known: Item, expr: Expr) -> Problem:
+    """A target tensor that two rules, or one rule twice, give different values."""
+    if known.rule == rule.name:
+        sides = [" and ".join(map(repr, sorted(e.leaves()))) for e in (known.expr, expr)]
+        what = f"target tensor {known.name!r} gets two values from this rule: of {sides[0]}, and of {sides[1]}"
+        return Problem(rule.where, what, "its from has captures that its to lacks")
+    if known.expr == expr:
+        kinds = [("initial", "constant")[c] for c in (known.constant, rule.constant)]
+        what = f"target tensor {known.name!r} is {kinds[1]} here and {kinds[0]} by {known.rule}"
+    else:
+        what = f"target tensor {known.name!r} was given another value by {known.rule}"
+    return Problem(rule.where, what, "the first rule wins; take it out of one of them")
 
 
 def _named(name: str, spec: TensorSpec) -> str:

@@ -11,12 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from weightport.errors import Error, LayoutError, Problem, closest
-from weightport.mapping.patterns import Glob, Pattern
-from weightport.mapping.rules import CellRule, InitRule, Rule, TensorRule
+from weightport.initializers import ARGUMENTS
+from weightport.mapping.patterns import Pattern
+from weightport.mapping.rules import CellRef, CellRule, InitRule, Rule, TensorRule
 from weightport.mapping.rules import Mapping as Rules
 from weightport.plan import accounts, cells, ops
+from weightport.plan.fit import unfit
 from weightport.plan.initial import Gates, initialized
-from weightport.plan.model import INITIALIZED, MOVED, REFUSED, UNUSED, Item, Outcome, Plan, TargetView
+from weightport.plan.model import INITIALIZED, MOVED, REFUSED, ROUNDED, UNUSED, Item, Outcome, Plan, TargetView
+from weightport.plan.names import Names
+from weightport.plan.names import matching as matching
 from weightport.plan.undo import undo
 from weightport.tensors import Source, TensorSpec
 from weightport.values import Expr, Leaf
@@ -32,17 +36,6 @@ def plan(source: Source, target: TargetView | None, mapping: Rules, *, target_na
         target_name: what messages call the target.
     """
     return Builder(source, target, mapping, target_name or "the target").build()
-
-
-def matching(globs: Sequence[Glob], names: Iterable[str], scope: str) -> frozenset[str]:
-    """The names that a glob matches, in full or below the side's scope."""
-    prefix = f"{scope}/" if scope else ""
-    found = set()
-    for name in names:
-        below = name[len(prefix) :] if prefix and name.startswith(prefix) else None
-        if any(g.matches(name) or (below is not None and g.matches(below)) for g in globs):
-            found.add(name)
-    return frozenset(found)
 
 
 @dataclass(slots=True)
@@ -62,9 +55,11 @@ class Builder:
     kept: frozenset[str] = frozenset()
     specs: Mapping[str, TensorSpec] = field(default_factory=dict)
     target_specs: Mapping[str, TensorSpec] = field(default_factory=dict)
-    candidates: list[str] = field(default_factory=list)
+    candidates: Names = field(default_factory=lambda: Names([]))
+    weights: Names = field(default_factory=lambda: Names([]))
     scope: str = ""
     root: str = ""
+    start: int = 0
 
     def prepare(self) -> None:
         """Read the headers, and find what is ignored and kept."""
@@ -75,7 +70,11 @@ class Builder:
         self.root = getattr(self.target, "root", "")
         self.ignored = matching(self.mapping.ignore, self.specs, self.mapping.source.scope) | self._made_up()
         self.kept = matching(self.mapping.keep, self.target_specs, self.scope or self.root)
-        self.candidates = [n for n in self.specs if n not in self.ignored and self.specs[n].role != "constant"]
+        self.candidates = Names.of(
+            n for n, spec in self.specs.items() if n not in self.ignored and spec.role != "constant"
+        )
+        # What a target has beside its weights keeps its values unless a rule names it.
+        self.weights = Names.of(n for n, s in self.target_specs.items() if s.role == "weight" and n not in self.kept)
 
     def _made_up(self) -> frozenset[str]:
         """Of a mapping that runs backwards: source tensors that were initialized, and so came from nowhere."""
@@ -104,12 +103,7 @@ class Builder:
         """The plan."""
         self.prepare()
         for rule in self.mapping.rules:
-            before = len(self.problems)
-            outcome = self.rule(rule)
-            if len(self.problems) > before:
-                self.refused.update(outcome.sources, outcome.targets)
-                outcome = replace(outcome, disposition=REFUSED, exact=False)
-            self.outcomes.append(outcome)
+            self.outcomes.append(self.rule(rule))
         source, target = self.account()
         return Plan(
             source_name=self.source.path,
@@ -130,12 +124,19 @@ class Builder:
     # Rules -----------------------------------------------------------------------------------------------------------
 
     def rule(self, rule: Rule) -> Outcome:
-        """Carry out one rule; problems are collected."""
+        """Carry out one rule; problems are collected, those beyond :data:`~weightport.plan.accounts.LISTED` counted."""
+        self.start = len(self.problems)
         if isinstance(rule, CellRule):
-            return self.cell(rule)
-        if isinstance(rule, InitRule):
-            return self._unused(rule) if rule.backwards else self.initialize(rule)
-        return self.tensors(rule)
+            outcome = self.cell(rule)
+        elif isinstance(rule, InitRule):
+            outcome = self._unused(rule) if rule.backwards else self.initialize(rule)
+        else:
+            outcome = self.tensors(rule)
+        if len(self.problems) > self.start:
+            self.refused.update(outcome.sources, outcome.targets)
+            outcome = replace(outcome, disposition=REFUSED, exact=False)
+        self.problems[self.start :] = accounts.listed(self.problems[self.start :], rule.where)
+        return outcome
 
     def cell(self, rule: CellRule) -> Outcome:
         """A whole cell."""
@@ -143,7 +144,9 @@ class Builder:
         other = None
         if self.target is not None:
             other = cells.Side(self.target_specs, self.target.facts, self.scope, self.root)
-        if rule.optional and not self._has_cell(rule, mine):
+        if rule.optional and not (
+            self._has_cell(rule.source, mine, self.ignored) and (other is None or self._has_cell(rule.target, other))
+        ):
             return self._unused(rule)
         moved = cells.move(rule, mine, other, self.mapping.layouts, self.ignored, self.scope)
         self.problems.extend(moved.problems)
@@ -164,9 +167,9 @@ class Builder:
             tuple(moved.assumed),
         )
 
-    def _has_cell(self, rule: CellRule, side: cells.Side) -> bool:
+    def _has_cell(self, ref: CellRef, side: cells.Side, skip: frozenset[str] = frozenset()) -> bool:
         try:
-            cells.found_cell(rule.source, side, self.mapping.layouts, self.ignored)
+            cells.found_cell(ref, side, self.mapping.layouts, skip)
         except LayoutError:
             return False
         return True
@@ -175,23 +178,22 @@ class Builder:
         """Tensors by name."""
         sources: dict[str, None] = {}
         targets: dict[str, None] = {}
-        notes: list[str] = []
+        notes: dict[str, None] = {}
+        rounded = skipped = False
+        tos = [p.joined(self.scope) for p in rule.tos]
         for names, bindings in self.matches(rule):
-            try:
-                outs = [self.full(p.joined(self.scope).format(bindings)) for p in rule.tos]
-            except Error as error:
-                self.problems.extend(error.problems)
-                continue
-            if self._skipped(rule, outs):
-                continue
             sources.update(dict.fromkeys(names))
-            targets.update(dict.fromkeys(outs))
-            missing = [n for n in names if n not in self.specs]
-            if missing:
-                self.problems.extend(self._no_source(rule, n) for n in missing)
-                continue
-            leaves = [Leaf(n, self.specs[n]) for n in names]
             try:
+                outs = [self.full(p.format(bindings)) for p in tos]
+                if self._skipped(rule, outs):
+                    skipped = True
+                    for name in names:
+                        sources.pop(name, None)
+                    continue
+                targets.update(dict.fromkeys(outs))
+                if self._missing(rule, names):
+                    continue
+                leaves = [Leaf(n, self.specs[n]) for n in names]
                 exprs, said = self._computed(rule, leaves, outs)
             except ops.Unfit as reason:
                 what, *hint = reason.args
@@ -201,19 +203,35 @@ class Builder:
             except Error as error:
                 self.problems.extend(error.problems)
                 continue
-            notes.extend(s for s in said if s not in notes)
+            notes.update(dict.fromkeys(said))
+            rounded = rounded or any(map(ops.rounds, exprs))
             for out, expr in zip(outs, exprs, strict=True):
                 self.claim(rule, out, expr)
             self.moved.update(names)
-        if not targets:
+        if not targets and len(self.problems) == self.start:
             if rule.optional:
                 return self._unused(rule)
-            if not any(p.where.startswith(rule.where) for p in self.problems):
-                self.problems.append(self._nothing(rule))
-        classed = ops.classed(rule.ops)
+            self.problems.append(self._all_kept(rule) if skipped else self._nothing(rule))
+        classed = ROUNDED if rounded else ops.classed(rule.ops)
         return Outcome(
-            rule.name, rule.where, MOVED, tuple(sources), tuple(targets), rule.constant, True, classed, tuple(notes)
+            rule.name,
+            rule.where,
+            MOVED,
+            tuple(sources),
+            tuple(targets),
+            rule.constant,
+            not rounded,
+            classed,
+            tuple(notes),
         )
+
+    def _missing(self, rule: TensorRule, names: Sequence[str]) -> bool:
+        found = False
+        for pattern, name in zip(rule.froms, names, strict=True):
+            if name not in self.specs:
+                self.problems.append(self._no_tensor(pattern, name, self.specs, self.source.path))
+                found = True
+        return found
 
     def _computed(self, rule: TensorRule, leaves: Sequence[Leaf], outs: Sequence[str]) -> tuple[list[Expr], list[str]]:
         if not rule.backwards:
@@ -226,14 +244,12 @@ class Builder:
         patterns = [p.joined(self.mapping.source.scope) for p in rule.froms]
         first = patterns[0]
         if first.is_literal:
-            found: Iterable[tuple[str, dict[str, str] | None]] = [(first.format({}), {})]
+            found: Iterable[tuple[str, dict[str, str]]] = [(first.format({}), {})]
             if rule.optional and first.format({}) not in self.specs:
                 return
         else:
-            found = ((n, first.match(n)) for n in self.candidates if n.startswith(first.prefix))
+            found = self.candidates.matches(first)
         for name, bindings in found:
-            if bindings is None:
-                continue
             try:
                 yield [name, *(p.format(bindings) for p in patterns[1:])], bindings
             except Error as error:
@@ -241,9 +257,15 @@ class Builder:
 
     def _skipped(self, rule: TensorRule, outs: Sequence[str]) -> bool:
         """Whether a match is none of this rule's business: its targets are kept, or (optional) not there."""
-        if not any(p.is_literal for p in rule.tos) and any(n in self.kept for n in outs):
+        if not any(p.is_literal for p in rule.tos) and any(map(self.keeps, outs)):
             return True
         return rule.optional and self.target is not None and any(n not in self.target_specs for n in outs)
+
+    def keeps(self, name: str) -> bool:
+        """Whether ``keep:`` lists a target tensor, also one that is not there yet."""
+        if self.target is not None or not self.mapping.keep:
+            return name in self.kept
+        return bool(matching(self.mapping.keep, [name], self.scope))
 
     def initialize(self, rule: InitRule) -> Outcome:
         """Initial values for what no earlier rule covers."""
@@ -253,16 +275,17 @@ class Builder:
             what = "initialize needs a TARGET: without one, the shapes are not known"
             self.problems.append(Problem(rule.where, what))
             return self._unused(rule)
+        fused = "gates" in ARGUMENTS[rule.initializer.name]
         for name in self._initial_names(rule):
             spec = self.target_specs[name]
             found[name] = None
             try:
-                expr = initialized(rule.initializer, name, spec, gates)
+                expr = initialized(rule.initializer, name, spec, gates.of(name) if fused else ())
             except Error as error:
                 self.problems.extend(Problem(f"{rule.where}: {p.where}", p.what, p.hint) for p in error.problems)
                 continue
             self.claim(rule, name, expr, initialized=True)
-        if not found and not rule.optional and not any(p.where.startswith(rule.where) for p in self.problems):
+        if not found and not rule.optional and len(self.problems) == self.start:
             self.problems.append(self._nothing(rule))
         return Outcome(rule.name, rule.where, INITIALIZED if found else UNUSED, (), tuple(found), rule.constant)
 
@@ -279,14 +302,15 @@ class Builder:
         names: dict[str, None] = {}
         for pattern in (p.joined(self.scope) for p in rule.targets):
             if not pattern.is_literal:
-                free = (n for n in self.target_specs if n not in self.items and n not in self.kept)
-                names.update(dict.fromkeys(n for n in free if self._matches(pattern, n)))
+                both = [pattern, pattern.joined(self.root)] if self.root else [pattern]
+                hits = (n for p in both for n, _ in self.weights.matches(p) if n not in self.items)
+                names.update(dict.fromkeys(hits))
                 continue
             name = self.full(pattern.format({}))
             if name in self.target_specs:
                 names[name] = None
             elif not rule.optional:
-                self.problems.append(self._no_target(rule, name))
+                self.problems.append(self._no_tensor(pattern, name, self.target_specs, self.target_name))
         return list(names)
 
     def full(self, name: str) -> str:
@@ -294,32 +318,27 @@ class Builder:
         below = f"{self.root}/{name}"
         return below if self.root and name not in self.target_specs and below in self.target_specs else name
 
-    def _matches(self, pattern: Pattern, name: str) -> bool:
-        below = name.removeprefix(f"{self.root}/") if self.root else name
-        return pattern.match(name) is not None or pattern.match(below) is not None
-
     # Claims and accounts ---------------------------------------------------------------------------------------------
 
     def claim(self, rule: Rule, name: str, expr: Expr, *, initialized: bool = False) -> None:
         """Give a target tensor its value; what does not fit is a problem."""
-        spec = TensorSpec.of(expr.dtype, expr.shape) if expr.dtype.kind != "O" else self._strings(expr)
-        if self.target is not None:
-            if name not in self.target_specs:
-                self.problems.append(self._no_target(rule, name))
-                return
-            want = self.target_specs[name]
-            problem = unfit(rule.where, name, expr, want)
+        if self.target is None:
+            spec = TensorSpec.of(expr.dtype, expr.shape) if expr.dtype.kind != "O" else self._strings(expr)
+        elif name in self.target_specs:
+            spec = self.target_specs[name]
+            problem = unfit(rule.where, name, expr, spec, cell=isinstance(rule, CellRule))
             if problem is not None:
                 self.problems.append(problem)
                 return
-            spec = want
-        known = self.items.get(name)
-        if known is not None:
-            if known.expr != expr or known.constant != rule.constant:
-                what = f"target tensor {name!r} was given another value by {known.rule}"
-                self.problems.append(Problem(rule.where, what, "the first rule wins; take it out of one of them"))
+        else:
+            pattern = self._pattern_of(rule, name)
+            self.problems.append(self._no_tensor(pattern, name, self.target_specs, self.target_name))
             return
-        self.items[name] = Item(name, spec, expr, rule.constant, rule.name, initialized)
+        known = self.items.get(name)
+        if known is None:
+            self.items[name] = Item(name, spec, expr, rule.constant, rule.name, initialized)
+        elif known.expr != expr or known.constant != rule.constant:
+            self.problems.append(accounts.second_claim(rule, known, expr))
 
     def _strings(self, expr: Expr) -> TensorSpec:
         nbytes = sum(self.specs[n].nbytes for n in expr.leaves())
@@ -355,40 +374,17 @@ class Builder:
         hint = closest(text, names)
         return Problem(rule.where, f"{text!r} matches no tensor of {where}", hint or "optional: true if it need not")
 
-    def _no_source(self, rule: Rule, name: str) -> Problem:
-        return Problem(f"{rule.where}.from", f"no tensor {name!r} in {self.source.path}", closest(name, self.specs))
+    def _all_kept(self, rule: TensorRule) -> Problem:
+        text = str(rule.froms[0].joined(self.mapping.source.scope))
+        what = f"everything that {text!r} matches would go to target tensors that keep: lists"
+        return Problem(rule.where, what, "take them out of one of the two")
 
-    def _no_target(self, rule: Rule, name: str) -> Problem:
-        return Problem(
-            f"{rule.where}.to", f"no tensor {name!r} in {self.target_name}", closest(name, self.target_specs)
-        )
+    def _pattern_of(self, rule: Rule, name: str) -> Pattern | None:
+        """The pattern of ``to`` that gave a name."""
+        tos = rule.tos if isinstance(rule, TensorRule) else ()
+        return next((p for p in tos if p.joined(self.scope).match(name) is not None), tos[0] if tos else None)
 
-
-def unfit(where: str, name: str, expr: Expr, want: TensorSpec) -> Problem | None:
-    """The problem if a value does not have the target's shape and dtype, with the operation that would make it fit."""
-    faults, hint = [], ""
-    if expr.shape != want.shape:
-        faults.append(f"shape {list(expr.shape)} for the target's {list(want.shape)}")
-        hint = _reshaping(expr.shape, want.shape)
-    if expr.dtype != want.dtype:
-        faults.append(f"dtype {expr.dtype.name} for the target's {want.dtype_name}")
-        hint = hint or f"cast: {want.dtype_name}"
-    if not faults:
-        return None
-    return Problem(f"{where}: {name!r}", "; ".join(faults), hint)
-
-
-def _reshaping(shape: tuple[int, ...], want: tuple[int, ...]) -> str:
-    if len(shape) == len(want) and sorted(shape) == sorted(want):
-        axes = "abcdefgh"[: len(shape)]
-        if len(shape) == 2:
-            return "rearrange: a b -> b a"
-        order, left = [], list(enumerate(shape))
-        for size in want:
-            hit = next(item for item in left if item[1] == size)
-            left.remove(hit)
-            order.append(axes[hit[0]])
-        return f"perhaps rearrange: {' '.join(axes)} -> {' '.join(order)}"
-    if [n for n in shape if n != 1] == [n for n in want if n != 1]:
-        return f"reshape: {list(want)}"
-    return ""
+    def _no_tensor(self, pattern: Pattern | None, name: str, names: Iterable[str], where: str) -> Problem:
+        # The nearest names take time to find: only for problems that are spelled out.
+        hint = closest(name, names) if len(self.problems) - self.start < accounts.LISTED else ""
+        return Problem(pattern.where if pattern is not None else "", f"no tensor {name!r} in {where}", hint)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 from weightport import values
@@ -16,9 +17,18 @@ from weightport.layouts import Form, Layout, find_layout
 from weightport.layouts.behaviour import ASSUMED, Behaviour, behaviour, conflicts
 from weightport.layouts.convert import BIJECTIVE, Conversion, Inexact
 from weightport.layouts.stacks import Cell
-from weightport.layouts.units import BACKWARD, FORWARD, Stored, Unit, packed_shape, spelled, stored_rows
+from weightport.layouts.units import (
+    BACKWARD,
+    FORWARD,
+    Stored,
+    Unit,
+    full_name,
+    packed_shape,
+    spelled,
+    stored_rows,
+)
 from weightport.mapping.rules import CellRef, CellRule
-from weightport.ranges import Ranges
+from weightport.ranges import Ranges, extent
 from weightport.scopes import resolve_cell
 from weightport.tensors import TensorSpec
 from weightport.values import Expr
@@ -110,7 +120,13 @@ def found_cell(ref: CellRef, side: Side, own: Mapping[str, Layout], skip: frozen
     Raises:
         LayoutError: there is none, there are several, or it lacks a layer or direction that is named.
     """
-    cell = resolve_cell(side.specs, layout_of(ref, own), side.full(ref.scope), skip=skip)
+    layout, scope = layout_of(ref, own), side.full(ref.scope)
+    try:
+        cell = resolve_cell(side.specs, layout, scope, skip=skip)
+    except LayoutError:
+        if skip and _is_there(side.specs, layout, scope):
+            raise LayoutError(f"the {layout.name} cell at or below scope {scope!r} is listed under ignore:") from None
+        raise
     units = list(cell.units)
     if ref.layers is not None:
         lacking = set(ref.layers) - {u.layer for u in units}
@@ -127,6 +143,14 @@ def found_cell(ref: CellRef, side: Side, own: Mapping[str, Layout], skip: frozen
     if directions == {BACKWARD}:  # picked alone, it pairs with whatever stands alone on the other side
         units = [replace(u, direction=FORWARD) for u in units]
     return Cell(cell.scope, cell.layout, tuple(units))
+
+
+def _is_there(specs: Mapping[str, TensorSpec], layout: Layout, scope: str) -> bool:
+    try:
+        resolve_cell(specs, layout, scope)
+    except LayoutError:
+        return False
+    return True
 
 
 def title(rule: CellRule) -> str:
@@ -172,11 +196,16 @@ def move(
         facts = source.facts(unit.names)
         mine = behaviour(unit.layout, unit.form, facts, stated(rule.source))
         if other is None:
-            other = imagined(unit, layout, rule.target, scoped(prefix, target_scope(rule, cell, unit, layout)), mine)
+            other = imagined(rule, cell, unit, layout, prefix, mine)
         its_facts = target.facts(other.names) if target is not None else {}
         its = behaviour(other.layout, other.form, its_facts, stated(rule.target))
         moved.pairs.append(Pair(unit, other, mine, its))
         convert(moved.pairs[-1], source.specs, rule, moved)
+    for name in [] if moved.problems else moved.parts:
+        shape = moved.shapes[name]
+        if sum(prod(extent(place)) for place, _ in moved.parts[name]) != prod(shape):
+            what = f"only a part of target tensor {name!r} would get values: the source lacks some of its layers"
+            moved.problems.append(Problem(rule.where, f"{what} or directions", "nothing is left to chance"))
     return moved
 
 
@@ -195,6 +224,12 @@ def _paired(rule: CellRule, cell: Cell, other: Cell | None, moved: Moved) -> lis
     if not pairs:
         what = f"no layer and direction on both sides: {_places(cell)} in the source, {_places(other)} in the target"
         moved.problems.append(Problem(rule.where, what))
+    taken = {name for u, _ in pairs for name in u.names}
+    for unit in cell.units:
+        lost = next((n for n in unit.names if n in taken), None)
+        if lost is not None and (unit.layer, unit.direction) not in by_place:
+            what = f"part of {lost!r}, layer {unit.layer} {unit.direction}, would be left behind: the target has none"
+            moved.problems.append(Problem(rule.where, what, "pick what is to move: layers:, directions:"))
     return pairs
 
 
@@ -221,8 +256,19 @@ def convert(pair: Pair, specs: Mapping[str, TensorSpec], rule: CellRule, moved: 
         except Inexact as reason:
             moved.problems.append(Problem(where, str(reason)))
             continue
+        mixed = mixture(parts, specs)
+        if mixed:
+            hint = "cast them to one dtype by a transfer of their own first"
+            moved.problems.append(Problem(where, f"{stored.name!r} would be made of {mixed}", hint))
+            continue
+        shape = packed_shape(other.layout, stored, other.sizes)
+        if moved.shapes.setdefault(stored.name, shape) != shape:
+            what = (
+                f"{stored.name!r} holds all layers, and they are of different sizes: {list(moved.shapes[stored.name])}"
+            )
+            moved.problems.append(Problem(where, f"{what} and {list(shape)}"))
+            continue
         moved.parts.setdefault(stored.name, []).extend(parts)
-        moved.shapes[stored.name] = packed_shape(other.layout, stored, other.sizes)
     if assumed:
         moved.exact = False
     for side, said, name in (
@@ -237,16 +283,25 @@ def convert(pair: Pair, specs: Mapping[str, TensorSpec], rule: CellRule, moved: 
         moved.classed = conversion.classed
 
 
+def mixture(parts: Sequence[tuple[Ranges, Expr]], specs: Mapping[str, TensorSpec]) -> str:
+    """The dtypes of what a tensor is made of, where there are several; nothing is cast unasked."""
+    names = sorted({n for _, part in parts for n in part.leaves()})
+    dtypes = {specs[n].dtype_name: n for n in reversed(names)}
+    return ", ".join(f"{dtype} ({name!r})" for dtype, name in dtypes.items()) if len(dtypes) > 1 else ""
+
+
 # Targets that do not exist yet ---------------------------------------------------------------------------------------
 
 
 def target_scope(rule: CellRule, cell: Cell, unit: Unit, layout: Layout) -> str:
     """Where a unit goes in a target that is made by the mapping: as frameworks scope layers and directions."""
     parts = [rule.target.scope]
+    axes = _axes(layout.forms[0])
     in_names = "{layer}" in layout.forms[0].rows[0].template
-    if cell.layers > 1 and not in_names:
+    if (cell.layers > 1 or rule.target.layers is not None) and not in_names and "layer" not in axes:
         parts.append(f"cell_{unit.layer}")
-    if len(cell.directions) > 1 and not layout.directions:
+    both = len(cell.directions) > 1 or rule.target.directions is not None
+    if both and not layout.directions and "direction" not in axes:
         backward = unit.direction == BACKWARD
         if layout.inner:
             parts.append(f"{'backward' if backward else 'forward'}_{layout.kind}")
@@ -255,29 +310,55 @@ def target_scope(rule: CellRule, cell: Cell, unit: Unit, layout: Layout) -> str:
     return "/".join(p for p in parts if p)
 
 
-def imagined(unit: Unit, layout: Layout, ref: CellRef, scope: str, mine: Behaviour) -> Unit:
-    """The unit of a layout that would hold another unit: the first form that can, else the first that comes close."""
-    wanted = ref.reset or mine.reset.value
-    candidates = [f for f in layout.forms if f.reset is None or wanted is None or f.reset == wanted] or list(
-        layout.forms
-    )
-    made = [made_unit(unit, layout, form, scope) for form in candidates]
+def _axes(form: Form) -> set[str]:
+    """Of layer and direction, what is an axis of the form's tensors."""
+    return {a for row in form.rows for t in row.packing.terms for a in t.names()} & {"layer", "direction"}
+
+
+def _placed(unit: Unit, ref: CellRef) -> Unit:
+    """The unit under the layer and direction that the target's reference picks for it."""
+    layer = ref.layers[unit.layer] if ref.layers is not None and unit.layer < len(ref.layers) else unit.layer
+    alone = ref.directions is not None and len(ref.directions) == 1
+    return replace(unit, layer=layer, direction=ref.directions[0] if alone and ref.directions else unit.direction)
+
+
+def imagined(rule: CellRule, cell: Cell, unit: Unit, layout: Layout, prefix: str, mine: Behaviour) -> Unit:
+    """The unit of a layout that would hold another unit: the first form that can, else the first that comes close.
+
+    Args:
+        prefix: the target's scope.
+    """
+    placed = _placed(unit, rule.target)
+    scope = scoped(prefix, target_scope(rule, cell, placed, layout))
+    wanted = rule.target.reset or mine.reset.value
+    fitting = [f for f in layout.forms if f.reset is None or wanted is None or f.reset == wanted]
+    made = [made_unit(placed, layout, form, scope, cell) for form in fitting or layout.forms]
     for candidate in made:
         if not Conversion(unit, candidate, {}, reset=mine.reset.value).problems():
             return candidate
     return made[0]
 
 
-def made_unit(unit: Unit, layout: Layout, form: Form, scope: str) -> Unit:
-    """A unit of that form with another's sizes; tensors that a cell may lack are there if the other has their like."""
-    prefix = f"{scope}/" if scope else ""
+def made_unit(unit: Unit, layout: Layout, form: Form, scope: str, cell: Cell) -> Unit:
+    """A unit of that form with another's sizes; tensors that a cell may lack are there if the other has their like.
+
+    Args:
+        cell: what the other is a unit of.
+    """
     has = unit.params
     tensors = []
     for row, gate in stored_rows(layout, form):
         params = {t.param for t in row.packing.terms}
         if row.optional and not params & (has | ({"bi"} if "bt" in has else set())):
             continue
-        tensors.append(Stored(row, gate, prefix + spelled(layout, row.template, gate, unit.layer, unit.direction)))
-    return Unit(
-        layout, form, scope, unit.layer, unit.direction, tuple(tensors), unit.sizes, {"layer": 0, "direction": 0}
-    )
+        name = spelled(layout, row.template, gate, unit.layer, unit.direction)
+        tensors.append(Stored(row, gate, full_name(scope, name)))
+    sizes = {axis: size for axis, size in unit.sizes.items() if axis not in ("layer", "direction")}
+    index = {}
+    for axis, count, at in (
+        ("layer", cell.layers, unit.layer),
+        ("direction", len(cell.directions), cell.directions.index(unit.direction) if len(cell.directions) > 1 else 0),
+    ):
+        if axis in _axes(form):
+            sizes[axis], index[axis] = count, at
+    return Unit(layout, form, scope, unit.layer, unit.direction, tuple(tensors), sizes, index)

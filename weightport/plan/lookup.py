@@ -7,21 +7,23 @@ known by the name of its scope, as in a finished model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from weightport import values
 from weightport.errors import LayoutError, PlanError, Problem, closest
-from weightport.layouts import Form, Layout
+from weightport.initializers import ARGUMENTS
+from weightport.layouts import Form, Layout, Row, builtin
 from weightport.layouts.behaviour import Behaviour, behaviour, conflicts
 from weightport.layouts.convert import Conversion, Inexact
 from weightport.layouts.stacks import Cell, is_place, place_of
-from weightport.layouts.units import Unit, packed_shape, spelled, stored_rows
-from weightport.mapping.rules import CellRule, InitRule
+from weightport.layouts.units import FORWARD, SCOPE, Unit, packed_shape, spelled, stored_rows
+from weightport.mapping.rules import CellRef, CellRule, InitRule, Rule, TensorRule
 from weightport.mapping.rules import Mapping as Rules
-from weightport.plan import cells
-from weightport.plan.build import Builder, matching, unfit
-from weightport.plan.initial import Gates, initialized
+from weightport.plan import accounts, cells
+from weightport.plan.build import Builder
+from weightport.plan.fit import unfit
+from weightport.plan.initial import Gates, initialized, last_axis_gates, named_gates
 from weightport.plan.model import Item
 from weightport.scopes import is_cell
 from weightport.tensors import Source, TensorSpec
@@ -55,12 +57,14 @@ class Lookup:
         self._builder.prepare()
         self._cells: dict[str, _CellRule] = {}
         self._asked: dict[str, Item] = {}
+        self._seen: dict[str, TensorSpec] = {}
+        self._places = {rule.name: number for number, rule in enumerate(mapping.rules)}
         side = cells.Side(self._builder.specs, source.facts, mapping.source.scope)
         for rule in mapping.rules:
             if isinstance(rule, CellRule):
                 self._add_cell(rule, side)
-            elif not isinstance(rule, InitRule):
-                self._builder.tensors(rule)
+            elif isinstance(rule, TensorRule):
+                self._builder.rule(rule)
         self._builder.account()
         if self._builder.problems:
             raise PlanError(self._builder.problems)
@@ -87,74 +91,108 @@ class Lookup:
         Raises:
             PlanError: no rule covers it, or the value does not fit.
         """
-        known = self._asked.get(name)
+        self._seen[name] = spec
+        known = self._asked.get(name) or self._find(name, spec)
         if known is None:
-            known = self._find(name, spec)
-            if known is None:
-                return None
-        problem = unfit(known.rule, name, known.expr, spec)
+            return None
+        rule = self._mapping.rules[self._places[known.rule]]
+        problem = unfit(rule.where, name, known.expr, spec, cell=isinstance(rule, CellRule))
         if problem is not None:
             raise PlanError(problem)
         self._asked[name] = known
         return known
 
     def _find(self, name: str, spec: TensorSpec) -> Item | None:
+        """The first rule's value; a later rule with another one is an error, as in a finished model."""
+        first: Item | None = None
         for rule in self._mapping.rules:
-            if rule.name in self._cells:
-                item = self._from_cell(self._cells[rule.name], name, spec)
-                if item is not None:
-                    return item
-            elif isinstance(rule, InitRule):
-                if self._initializes(rule, name, spec):
-                    expr = initialized(rule.initializer, name, spec, Gates({name: spec}, self._mapping.layouts))
-                    return Item(name, spec, expr, rule.constant, rule.name, True)
-            else:
-                made = self._builder.items.get(name)
-                if made is not None and made.rule == rule.name:
-                    return made
-        if matching(self._mapping.keep, [name], self._mapping.target.scope) or spec.role != "weight":
-            return None
+            item = self._from(rule, name, spec, covered=first is not None)
+            if item is None:
+                continue
+            if first is None:
+                first = item
+            elif first.expr != item.expr or first.constant != item.constant:
+                raise PlanError(accounts.second_claim(rule, first, item.expr))
+        if first is not None or self._builder.keeps(name) or spec.role != "weight":
+            return first
         what = f"variable {name!r} ({spec.dtype_name} {list(spec.shape)}) gets no value"
         hint = closest(name, self._builder.items) or "move or initialize: it by a rule, or list it under keep:"
         raise PlanError(Problem(self._mapping.path or "mapping", what, hint))
 
-    def _initializes(self, rule: InitRule, name: str, spec: TensorSpec) -> bool:
+    def _from(self, rule: Rule, name: str, spec: TensorSpec, covered: bool) -> Item | None:
+        if isinstance(rule, CellRule):
+            return self._from_cell(self._cells[rule.name], name, spec) if rule.name in self._cells else None
+        if isinstance(rule, TensorRule):
+            made = self._builder.items.get(name)
+            return made if made is not None and made.rule == rule.name else None
+        if not self._initializes(rule, name, spec, covered):
+            return None
+        expr = initialized(rule.initializer, name, spec, self._gates(rule, name))
+        return Item(name, spec, expr, rule.constant, rule.name, True)
+
+    def _initializes(self, rule: InitRule, name: str, spec: TensorSpec, covered: bool) -> bool:
+        if rule.backwards:
+            return False
         scope = self._mapping.target.scope
         if rule.target_cell is not None:
             layout = cells.layout_of(rule.target_cell, self._mapping.layouts)
             below = cells.scoped(scope, rule.target_cell.scope)
-            return any(True for _ in _forms_at(layout, below, name)) and spec.role == "weight"
-        return any(p.joined(scope).match(name) is not None for p in rule.targets)
+            return spec.role == "weight" and bool(_forms_at(layout, below, name))
+        patterns = [p.joined(scope) for p in rule.targets]
+        if any(p.is_literal and p.format({}) == name for p in patterns):
+            return True
+        free = not covered and spec.role == "weight" and not self._builder.keeps(name)
+        return free and any(p.match(name) is not None for p in patterns)
+
+    def _gates(self, rule: InitRule, name: str) -> tuple[str, ...]:
+        """The gates that lie side by side in a tensor whose cell may not be complete yet."""
+        if "gates" not in ARGUMENTS[rule.initializer.name]:
+            return ()
+        own = self._mapping.layouts
+        if rule.target_cell is not None:
+            layout = cells.layout_of(rule.target_cell, own)
+            below = cells.scoped(self._mapping.target.scope, rule.target_cell.scope)
+            orders = {last_axis_gates(layout, p.row, p.gate) for p in _forms_at(layout, below, name)}
+            return orders.pop() if len(orders) == 1 else ()
+        above = name.rsplit("/", 2)[0] + "/"
+        near = {n: s for n, s in self._seen.items() if n.startswith(above)}
+        return Gates(near, own).of(name) or named_gates(name, [*own.values(), *builtin().values()])
 
     def _from_cell(self, known: _CellRule, name: str, spec: TensorSpec) -> Item | None:
         """The value of one tensor of a cell whose other tensors may not exist yet."""
         failure: list[Problem] = []
-        for form, place in _forms_at(known.layout, known.scope, name):
-            layer, direction = place_of(place, known.scope, known.layout)
-            unit = next((u for u in known.cell.units if (u.layer, u.direction) == (layer, direction)), None)
+        rule = known.rule
+        for place in _forms_at(known.layout, known.scope, name, known.cell.units):
+            at = _picked(rule.target, place.layer, place.direction)
+            unit = next((u for u in known.cell.units if (u.layer, u.direction) == at), None)
             if unit is None:
                 continue
-            other = cells.made_unit(unit, known.layout, form, place)
+            there = replace(unit, layer=place.layer, direction=place.direction)
+            other = cells.made_unit(there, known.layout, place.form, place.scope, known.cell)
             stored = next((s for s in other.tensors if s.name == name), None)
             if stored is None:
                 continue
-            mine = behaviour(unit.layout, unit.form, self._side.facts(unit.names), cells.stated(known.rule.source))
-            its = behaviour(other.layout, form, {}, cells.stated(known.rule.target))
+            mine = behaviour(unit.layout, unit.form, self._side.facts(unit.names), cells.stated(rule.source))
+            its = behaviour(other.layout, place.form, {}, cells.stated(rule.target))
             conversion, problems = self._conversion(unit, other, mine, its)
             shape = packed_shape(other.layout, stored, other.sizes)
             if problems or shape != spec.shape:
-                failure = failure or [Problem(f"{known.rule.where}: {name!r}", what) for what in problems]
+                failure = failure or [Problem(f"{rule.where}: {name!r}", what) for what in problems]
                 continue
             try:
-                expr = values.assemble(shape, spec.dtype, conversion.parts(stored))
+                parts = conversion.parts(stored)
             except Inexact as reason:
-                failure = failure or [Problem(f"{known.rule.where}: {name!r}", str(reason))]
+                failure = failure or [Problem(f"{rule.where}: {name!r}", str(reason))]
                 continue
-            if known.places.setdefault((layer, direction), place) != place:
-                first = known.places[layer, direction]
-                what = f"two cells of the model, {first!r} and {place!r}, stand below scope {known.scope!r}"
-                raise PlanError(Problem(known.rule.target.where, what, "name one of them"))
-            return Item(name, spec, expr, known.rule.constant, known.rule.name)
+            mixed = cells.mixture(parts, self._builder.specs)
+            if mixed:
+                raise PlanError(Problem(rule.where, f"{name!r} would be made of {mixed}"))
+            first = known.places.setdefault((place.layer, place.direction), place.scope)
+            if first != place.scope:
+                what = f"two cells of the model, {first!r} and {place.scope!r}, stand below scope {known.scope!r}"
+                raise PlanError(Problem(rule.target.where, what, "name one of them"))
+            expr = values.assemble(shape, parts[0][1].dtype, parts)
+            return Item(name, spec, expr, rule.constant, rule.name)
         if failure:
             raise PlanError(failure)
         return None
@@ -172,35 +210,77 @@ class Lookup:
             PlanError: source tensors that no variable of the model took.
         """
         taken = {name for item in self._asked.values() for name in item.expr.leaves()}
-        left = sorted(self._builder.moved - taken)
-        if left:
-            raise PlanError(
-                [Problem(self._builder.source.path, f"the model asked for no variable that takes {n!r}") for n in left]
-            )
+        path = self._builder.source.path
+        left = [n for n in self._builder.specs if n in self._builder.moved and n not in taken]
+        problems = [Problem(path, f"the model asked for no variable that takes {n!r}") for n in left]
+        if problems:
+            raise PlanError(accounts.listed(problems, path))
 
 
-def _forms_at(layout: Layout, scope: str, name: str) -> Iterator[tuple[Form, str]]:
-    """The forms that have a tensor of that name in a cell at or below ``scope``, and the cell's own scope."""
-    prefix = f"{scope}/" if scope else ""
-    if not name.startswith(prefix):
-        return
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A row of a form whose name a variable has, and where its cell would stand."""
+
+    form: Form
+    row: Row
+    gate: str | None
+    scope: str
+    layer: int
+    direction: str
+
+
+def _forms_at(layout: Layout, scope: str, name: str, units: Sequence[Unit] = ()) -> list[_Place]:
+    """The rows that spell that name in a cell at or below ``scope``.
+
+    Args:
+        units: of the other side: the layers and directions to look for where they stand in the tensors' names.
+    """
+    found = []
     for form in layout.forms:
         for row, gate in stored_rows(layout, form):
-            text = spelled(layout, row.template, gate, 0, "forward")
-            if name != text and not name.endswith("/" + text):
-                continue
-            place = name[: len(name) - len(text)].removesuffix("/")
-            if place != scope and not place.startswith(prefix):
-                continue
-            if place == scope or _belongs(layout, form, place, scope):
-                yield form, place
+            numbered = "{layer}" in row.template or "{direction}" in row.template
+            for layer, direction in [(u.layer, u.direction) for u in units] if numbered and units else [(0, FORWARD)]:
+                above = _above(name, spelled(layout, row.template, gate, layer, direction))
+                if above is None or not _belongs(layout, form, above, scope):
+                    continue
+                if not numbered:
+                    layer, direction = place_of(above, scope, layout)
+                found.append(_Place(form, row, gate, above, layer, direction))
+    # Forms whose cells have scopes of that name first.
+    return sorted(found, key=lambda p: bool(p.form.cells) and not is_cell(p.scope, p.form.cells))
+
+
+def _above(name: str, text: str) -> str | None:
+    """The scope of the cell that has a tensor of that full name, if the tensor's own name is ``text``."""
+    if text.startswith(SCOPE):
+        return name.removesuffix(text[len(SCOPE) :]) if name.endswith(text[len(SCOPE) :]) else None
+    if name == text:
+        return ""
+    return name.removesuffix("/" + text) if name.endswith("/" + text) else None
 
 
 def _belongs(layout: Layout, form: Form, place: str, scope: str) -> bool:
-    """Whether a cell below the rule's scope is told by the names of its scopes."""
-    if form.cells:
-        return is_cell(place, form.cells)
-    if not layout.inner:
+    """Whether a cell stands at the rule's scope, or below it and is told by the names of its scopes."""
+    if place == scope:
         return True
-    between = place[len(scope) :].strip("/").split("/")
-    return all(is_cell(part, (layout.inner,)) or is_place(part) for part in between)
+    if scope and not place.startswith(f"{scope}/"):
+        return False
+    named = form.cells or ((layout.inner,) if layout.inner else ())
+    if not named or is_cell(place, named):
+        return True
+    places = list(map(is_place, place[len(scope) :].strip("/").split("/")))
+    return any(places) if form.cells else all(places)
+
+
+def _picked(ref: CellRef, layer: int, direction: str) -> tuple[int, str] | None:
+    """The source's layer and direction for one of the target's, by what the target's reference picks."""
+    if ref.layers is not None:
+        if layer not in ref.layers:
+            return None
+        layer = ref.layers.index(layer)
+    if ref.directions is not None:
+        if direction not in ref.directions:
+            return None
+        if len(ref.directions) == 1:
+            direction = FORWARD
+    return layer, direction

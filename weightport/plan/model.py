@@ -16,6 +16,8 @@ from weightport.values import Expr
 MOVED, IGNORED, UNCLAIMED = "moved", "ignored", "unclaimed"
 CONSTANT, INITIALIZED, KEPT, UNCOVERED = "constant", "initialized", "kept", "uncovered"
 UNUSED, REFUSED = "unused", "refused"
+#: The class of a rule whose values are rounded because the mapping asks for it.
+ROUNDED = "rounded"
 
 
 class TargetView(Protocol):
@@ -68,8 +70,8 @@ class Outcome:
         disposition: ``moved``, ``initialized``, ``unused`` (optional, nothing matched) or ``refused``.
         sources, targets: the tensors.
         exact: the target computes the same function, as far as both sides are known.
-        classed: ``bijective`` (reversible bit for bit), ``exact``, or ``assumed`` (what a file does not record may
-            differ).
+        classed: ``bijective`` (reversible bit for bit), ``exact``, ``rounded`` (by a cast or a scale that the mapping
+            asks for), or ``assumed`` (what a file does not record may differ).
         notes: what was done beside copying, and what was assumed.
         title: of a cell: its layout and scope on both sides.
         assumed: those of the notes that no file and no mapping says.

@@ -5,6 +5,7 @@ Promise: an operation that does not fit the shapes is an :class:`Unfit` that say
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -31,6 +32,15 @@ BIJECTIONS = {"concat", "rearrange", "reshape", "split"}
 def classed(ops: Ops) -> str:
     """``bijective`` where every operation is one, else ``exact``."""
     return "bijective" if set(ops.given()) <= BIJECTIONS else "exact"
+
+
+def rounds(expr: Expr) -> bool:
+    """Whether values may come out as others, because the mapping asks for a cast or a scale."""
+    if isinstance(expr, values.Cast):
+        return not np.can_cast(expr.of.dtype, expr.dtype, "safe") or rounds(expr.of)
+    if isinstance(expr, values.Scale):
+        return math.frexp(abs(expr.factor))[0] != 0.5
+    return isinstance(expr, values.Cut) and rounds(expr.of)
 
 
 def apply(ops: Ops, sources: Sequence[Expr], targets: Sequence[str]) -> tuple[list[Expr], list[str]]:
@@ -70,7 +80,7 @@ def apply(ops: Ops, sources: Sequence[Expr], targets: Sequence[str]) -> tuple[li
 
 
 def _is_number(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind in "fc" or dtype.name.startswith(("bfloat", "float"))
+    return dtype.kind in "fc" or "float" in dtype.name
 
 
 def _axis(axis: int, rank: int, what: str) -> int:
@@ -140,34 +150,46 @@ def rearrange(expr: Expr, recipe: Rearrange) -> Expr:
 def _vocab(expr: Expr, vocab: Vocab, name: str, notes: list[str]) -> Expr:
     axis = _axis(vocab.axis, len(expr.shape), "vocab")
     old, new = read_vocab(vocab.source), read_vocab(vocab.target)
+    size = expr.shape[axis]
     highest = max(old.values(), default=-1)
-    if highest >= expr.shape[axis]:
+    if highest >= size:
         raise Unfit(
             f"vocab: {vocab.source_text or vocab.source} has {highest + 1:,} rows, axis {axis} of "
-            f"{list(expr.shape)} has {expr.shape[axis]:,}"
+            f"{list(expr.shape)} has {size:,}"
         )
     rows = [-1] * (max(new.values(), default=-1) + 1)
-    found = 0
     for word, row in new.items():
         rows[row] = old.get(word, -1)
-        found += rows[row] >= 0
+    found = sum(row >= 0 for row in rows)
     lacking = len(rows) - found
     missing: Expr | None = None
     if lacking:
         words = [w for w in new if w not in old]
+        empty = lacking - len(words)
+        some = ", ".join(repr(w) for w in words[:5]) + (", ..." if len(words) > 5 else "")
+        what = [f"{len(words):,} of {len(new):,} words are not in the old vocabulary: {some}"] if words else []
+        what += [f"{empty:,} of {len(rows):,} rows have no word"] if empty else []
         if vocab.missing is None:
-            some = ", ".join(repr(w) for w in words[:5])
             raise Unfit(
-                f"vocab: {lacking:,} of {len(rows):,} words are not in the old vocabulary: {some}",
+                f"vocab: {'; '.join(what)}",
                 "say what they get: missing: {truncated_normal: {stddev: 0.02}} or missing: mean",
             )
         shape = (*expr.shape[:axis], len(rows), *expr.shape[axis + 1 :])
         if isinstance(vocab.missing, Initializer):
             missing = made(vocab.missing, shape, expr.dtype, name)
+        elif not _is_number(expr.dtype) or not size:
+            raise Unfit(f"vocab: there is no mean of {expr.dtype.name} {list(expr.shape)}", "missing: zeros")
         else:
             missing = values.Mean(expr, axis, len(rows))
     how = vocab.missing.name if isinstance(vocab.missing, Initializer) else vocab.missing
-    notes.append(f"vocab: {found:,} of {len(rows):,} words found" + (f", {lacking:,} get {how}" if lacking else ""))
+    notes.append(
+        f"vocab: {found:,} of {len(rows):,} rows found by their words" + (f", {lacking:,} get {how}" if lacking else "")
+    )
+    behind = len(old) - found
+    if behind or size > len(old):
+        parts = [f"{behind:,} of {len(old):,} old words"] if behind else []
+        parts += [f"{size - len(old):,} of {size:,} rows, which have no old word,"] if size > len(old) else []
+        notes.append(f"vocab: {' and '.join(parts)} are left behind")
     return values.Take(expr, axis, tuple(rows), missing)
 
 
@@ -176,12 +198,18 @@ def made(initializer: Initializer, shape: Sequence[int], dtype: np.dtype[Any], n
     args = {**extra, **initializer.args}
     full = tuple(shape)
     key = (initializer.name, repr(sorted(args.items())), name)
-    return values.Made(full, dtype, lambda: initialize(initializer.name, args, full, dtype, name), key)
+
+    def rows(first: int, last: int) -> np.ndarray[Any, np.dtype[Any]]:
+        return initialize(initializer.name, args, full, dtype, name, rows=(first, last))
+
+    return values.Made(full, dtype, lambda: initialize(initializer.name, args, full, dtype, name), key, rows)
 
 
 def _pad(expr: Expr, pad: Pad) -> Expr:
     if len(pad.widths) != len(expr.shape):
         raise Unfit(f"pad: {len(pad.widths)} pairs of widths for a tensor with {len(expr.shape)} axes")
+    if not _holds(expr.dtype, pad.value):
+        raise Unfit(f"pad: {expr.dtype.name} cannot hold the value {pad.value:g}")
     shape = tuple(before + n + after for n, (before, after) in zip(expr.shape, pad.widths, strict=True))
     inside = tuple(range(b, b + n) for n, (b, _) in zip(expr.shape, pad.widths, strict=True))
     # The rest of the whole, in slabs: before and after each axis, within what the axes before it left.
@@ -194,13 +222,26 @@ def _pad(expr: Expr, pad: Pad) -> Expr:
     return values.assemble(shape, expr.dtype, parts)
 
 
+def _holds(dtype: np.dtype[Any], value: float) -> bool:
+    if dtype.kind in "OSU":
+        return False
+    if math.isnan(value):
+        return _is_number(dtype)
+    with np.errstate(all="ignore"):
+        held = complex(np.asarray(value).astype(dtype).astype(np.complex128))
+    close = _is_number(dtype) and math.isfinite(value)
+    return bool(np.isfinite(held)) if close else held == value
+
+
 def cast(expr: Expr, name: str) -> Expr:
-    """Another dtype; strings are not cast."""
+    """Another dtype; strings are not cast, and complex numbers stay complex."""
     dtype = dtype_named(name)
     if expr.dtype == dtype:
         return expr
     if expr.dtype.kind in "OSU" or dtype.kind in "OSU":
         raise Unfit(f"cast: {expr.dtype.name} cannot become {dtype.name}")
+    if expr.dtype.kind == "c" and dtype.kind != "c":
+        raise Unfit(f"cast: {expr.dtype.name} cannot become {dtype.name}: its imaginary part would be lost")
     return values.Cast(expr, dtype)
 
 

@@ -1,0 +1,125 @@
+"""The names of a model, indexed so that a pattern looks only at those that could match it.
+
+Promise: the same names in the same order as matching every one of them; many patterns with different literal parts
+cost together about what one pass over the names costs. Limit: patterns whose literal text stands everywhere, or only
+in the middle of parts of names, look at every name.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from weightport.mapping.patterns import Glob, Pattern
+
+# Stand for captures in a pattern's text: captures without ** stay within one part of a name.
+_NARROW, _WIDE = "\0", "\1"
+_CAPTURE = re.compile(r"\{\{|\}\}|\{[^{}]*\}")
+_LAST = "\U0010ffff"
+# So many names, or so small a share of them, are looked at without looking for something better.
+_FEW, _SHARE = 64, 64
+
+
+def _stand_in(capture: re.Match[str]) -> str:
+    if capture[0] in ("{{", "}}"):
+        return capture[0][0]
+    return _WIDE if "**" in capture[0] else _NARROW
+
+
+def parts(name: str) -> list[str]:
+    """The parts of a name: what stands between slashes and dots, which no ``{x}`` takes."""
+    return name.replace(".", "/").split("/")
+
+
+@dataclass(slots=True)
+class Names:
+    """Names in their order; the indices are made when they are first needed."""
+
+    names: list[str]
+    _by_part: dict[int, dict[str, list[int]]] = field(default_factory=dict)
+    _sorted: dict[bool, tuple[list[str], list[int]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> Names:
+        """The index of these names."""
+        return cls(list(names))
+
+    def matches(self, pattern: Pattern) -> Iterator[tuple[str, dict[str, str]]]:
+        """Every name that the pattern matches, and what it binds.
+
+        Raises:
+            MappingError: a name would take too long to match.
+        """
+        for number in self._candidates(pattern):
+            name = self.names[number]
+            found = pattern.match(name)
+            if found is not None:
+                yield name, found
+
+    def _candidates(self, pattern: Pattern) -> Iterable[int]:
+        text = _CAPTURE.sub(_stand_in, pattern.text)
+        best: Iterable[int] = range(len(self.names))
+        size = len(self.names)
+        enough = max(_FEW, size // _SHARE)
+        for position, part in _literal_parts(text):
+            if size <= enough:
+                return best
+            found = self._at(position).get(part, ())
+            if len(found) < size:
+                best, size = found, len(found)
+        for backwards in (False, True):
+            fixed = (text[::-1] if backwards else text).partition(_NARROW)[0].partition(_WIDE)[0]
+            if size > enough and fixed:
+                names, numbers = self._in_order(backwards)
+                low, high = bisect_left(names, fixed), bisect_left(names, fixed + _LAST)
+                if high - low < size:
+                    best, size = sorted(numbers[low:high]), high - low
+        return best
+
+    def _at(self, position: int) -> dict[str, list[int]]:
+        """Part -> the names that have it at that position, from the end if it is negative."""
+        index = self._by_part.get(position)
+        if index is None:
+            index = self._by_part[position] = {}
+            for number, name in enumerate(self.names):
+                found = parts(name)
+                if -len(found) <= position < len(found):
+                    index.setdefault(found[position], []).append(number)
+        return index
+
+    def _in_order(self, backwards: bool) -> tuple[list[str], list[int]]:
+        """The names in alphabetical order, and their numbers."""
+        found = self._sorted.get(backwards)
+        if found is None:
+            pairs = sorted((n[::-1] if backwards else n, k) for k, n in enumerate(self.names))
+            found = self._sorted[backwards] = ([n for n, _ in pairs], [k for _, k in pairs])
+        return found
+
+
+def _literal_parts(text: str) -> Iterator[tuple[int, str]]:
+    """The parts without captures whose position is known: from the start, and from the end, up to the first ``**``."""
+    found = parts(text)
+    wide = any(_WIDE in part for part in found)
+    for position, part in enumerate(found):
+        if _WIDE in part:
+            break
+        if _NARROW not in part:
+            yield position, part
+    for position, part in enumerate(reversed(found) if wide else ()):
+        if _WIDE in part:
+            break
+        if _NARROW not in part:
+            yield -1 - position, part
+
+
+def matching(globs: Sequence[Glob], names: Iterable[str], scope: str) -> frozenset[str]:
+    """The names that a glob matches, in full or below the side's scope."""
+    prefix = f"{scope}/" if scope else ""
+    found = set()
+    for name in names:
+        below = name[len(prefix) :] if prefix and name.startswith(prefix) else None
+        if any(g.matches(name) or (below is not None and g.matches(below)) for g in globs):
+            found.add(name)
+    return frozenset(found)
