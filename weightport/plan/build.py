@@ -181,20 +181,27 @@ class Builder:
         notes: dict[str, None] = {}
         rounded = skipped = False
         tos = [p.joined(self.scope) for p in rule.tos]
+        literal = any(p.is_literal for p in tos)
+        plain = not rule.ops.given()
+        selective = rule.optional or (bool(self.mapping.keep) and not literal)
         for names, bindings in self.matches(rule):
             sources.update(dict.fromkeys(names))
             try:
                 outs = [self.full(p.format(bindings)) for p in tos]
-                if self._skipped(rule, outs):
+                if selective and self._skipped(rule, outs, literal):
                     skipped = True
                     for name in names:
                         sources.pop(name, None)
                     continue
                 targets.update(dict.fromkeys(outs))
-                if self._missing(rule, names):
+                if any(n not in self.specs for n in names):
+                    self._missing(rule, names)
                     continue
-                leaves = [Leaf(n, self.specs[n]) for n in names]
-                exprs, said = self._computed(rule, leaves, outs)
+                exprs: list[Expr] = [Leaf(n, self.specs[n]) for n in names]
+                if not plain:
+                    exprs, said = self._computed(rule, exprs, outs)
+                    notes.update(dict.fromkeys(said))
+                    rounded = rounded or any(map(ops.rounds, exprs))
             except ops.Unfit as reason:
                 what, *hint = reason.args
                 where = f"{rule.where}: {', '.join(map(repr, names))}"
@@ -203,8 +210,6 @@ class Builder:
             except Error as error:
                 self.problems.extend(error.problems)
                 continue
-            notes.update(dict.fromkeys(said))
-            rounded = rounded or any(map(ops.rounds, exprs))
             for out, expr in zip(outs, exprs, strict=True):
                 self.claim(rule, out, expr)
             self.moved.update(names)
@@ -225,15 +230,12 @@ class Builder:
             tuple(notes),
         )
 
-    def _missing(self, rule: TensorRule, names: Sequence[str]) -> bool:
-        found = False
+    def _missing(self, rule: TensorRule, names: Sequence[str]) -> None:
         for pattern, name in zip(rule.froms, names, strict=True):
             if name not in self.specs:
                 self.problems.append(self._no_tensor(pattern, name, self.specs, self.source.path))
-                found = True
-        return found
 
-    def _computed(self, rule: TensorRule, leaves: Sequence[Leaf], outs: Sequence[str]) -> tuple[list[Expr], list[str]]:
+    def _computed(self, rule: TensorRule, leaves: Sequence[Expr], outs: Sequence[str]) -> tuple[list[Expr], list[str]]:
         if not rule.backwards:
             return ops.apply(rule.ops, leaves, outs)
         known = (self.target_specs.get(n) for n in outs)
@@ -255,9 +257,9 @@ class Builder:
             except Error as error:
                 self.problems.extend(error.problems)
 
-    def _skipped(self, rule: TensorRule, outs: Sequence[str]) -> bool:
+    def _skipped(self, rule: TensorRule, outs: Sequence[str], literal: bool) -> bool:
         """Whether a match is none of this rule's business: its targets are kept, or (optional) not there."""
-        if not any(p.is_literal for p in rule.tos) and any(map(self.keeps, outs)):
+        if not literal and any(map(self.keeps, outs)):
             return True
         return rule.optional and self.target is not None and any(n not in self.target_specs for n in outs)
 

@@ -16,12 +16,15 @@ def unfit(where: str, name: str, expr: Expr, want: TensorSpec, *, cell: bool = F
     Args:
         cell: the value is a cell's, whose rule takes no operations.
     """
+    shape, dtype = expr.shape, expr.dtype
+    if shape == want.shape and dtype is want.dtype:
+        return None
     faults, hint = [], ""
-    if expr.shape != want.shape:
-        faults.append(f"shape {list(expr.shape)} for the target's {list(want.shape)}")
-        hint = _reshaping(expr.shape, want.shape)
-    if expr.dtype != want.dtype:
-        faults.append(f"dtype {expr.dtype.name} for the target's {want.dtype_name}")
+    if shape != want.shape:
+        faults.append(f"shape {list(shape)} for the target's {list(want.shape)}")
+        hint = _reshaping(shape, want.shape)
+    if dtype != want.dtype:
+        faults.append(f"dtype {dtype.name} for the target's {want.dtype_name}")
         hint = hint or f"cast: {want.dtype_name}"
         if cell:
             hint = f"a cell keeps its dtype: cast its tensors to {want.dtype_name} by a transfer of their own first"

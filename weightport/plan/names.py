@@ -28,6 +28,27 @@ def _stand_in(capture: re.Match[str]) -> str:
     return _WIDE if "**" in capture[0] else _NARROW
 
 
+def _regex(pattern: Pattern, text: str) -> re.Pattern[str] | None:
+    """A regular expression for patterns whose parts have one capture at most: there is one way to match at most, and
+    nothing to go back to beyond a part.
+    """
+    found = [part.count(_NARROW) for part in parts(text)]
+    if (
+        _NARROW in pattern.text
+        or _WIDE in text
+        or pattern.computed
+        or max(found) > 1
+        or sum(found) != len(pattern.names)
+    ):
+        return None
+    names = iter(m[0][1:-1] for m in _CAPTURE.finditer(pattern.text) if m[0] not in ("{{", "}}"))
+    pieces = (re.escape(piece) for piece in text.split(_NARROW))
+    regex = next(pieces)
+    for name, piece in zip(names, pieces, strict=True):
+        regex += rf"(?P<{name}>[^/.]+){piece}"
+    return re.compile(regex, re.DOTALL)
+
+
 def parts(name: str) -> list[str]:
     """The parts of a name: what stands between slashes and dots, which no ``{x}`` takes."""
     return name.replace(".", "/").split("/")
@@ -52,14 +73,18 @@ class Names:
         Raises:
             MappingError: a name would take too long to match.
         """
-        for number in self._candidates(pattern):
-            name = self.names[number]
-            found = pattern.match(name)
-            if found is not None:
-                yield name, found
-
-    def _candidates(self, pattern: Pattern) -> Iterable[int]:
         text = _CAPTURE.sub(_stand_in, pattern.text)
+        regex = _regex(pattern, text)
+        for number in self._candidates(text):
+            name = self.names[number]
+            if regex is None:
+                found = pattern.match(name)
+                if found is not None:
+                    yield name, found
+            elif hit := regex.fullmatch(name):
+                yield name, hit.groupdict()
+
+    def _candidates(self, text: str) -> Iterable[int]:
         best: Iterable[int] = range(len(self.names))
         size = len(self.names)
         enough = max(_FEW, size // _SHARE)
