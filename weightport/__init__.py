@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 # The package of that name takes the name here when it is first imported: before the function does, not after.
 from weightport import plan as _plan  # noqa: F401
-from weightport.api import OpenSource, Result, load_mapping, open, plan, transfer
+from weightport.api import OpenSource, Result, load_mapping, open, plan, transfer, verify
 from weightport.errors import (
     BudgetExceeded,
     Error,
@@ -47,6 +47,7 @@ __all__ = [
     "plan",
     "tensorflow",
     "transfer",
+    "verify",
 ]
 
 

@@ -26,6 +26,7 @@ from weightport.errors import Error, Problem, closest
 COMMANDS = {
     "inspect": "inspect",
     "transfer": "transfer",
+    "verify": "verify",
     "lint": "lint",
     "layouts": "layouts",
     "schema": "layouts",

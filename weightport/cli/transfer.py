@@ -43,6 +43,7 @@ def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     help="OUT's format, where its name does not say: npz, safetensors, keras-h5 or tf-checkpoint.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
+@click.option("--reverse", is_flag=True, help="Run the mapping backwards: SOURCE is what it was made for.")
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, metavar="N",
     help="At most so many threads. Today the work is done by one, whatever N is.",
@@ -60,6 +61,7 @@ def transfer(
     out: str | None,
     format: str | None,
     dry_run: bool,
+    reverse: bool,
     threads: int,
     expect_sha256: str | None,
 ) -> None:
@@ -74,6 +76,9 @@ def transfer(
     Every tensor of SOURCE, every tensor of TARGET and every rule has to be accounted for; otherwise all that is amiss
     is listed, nothing is written, and the exit code is 1.
 
+    With --reverse, fine-tuned weights go back into the format and the names that they came from: SOURCE is the new
+    model, TARGET the original file. A rule that cannot be undone is an error before anything is read.
+
     \b
     Example:
         weightport transfer model.ckpt-1000 new_model.h5 -m mapping.yaml --dry-run
@@ -83,6 +88,7 @@ def transfer(
     del threads  # one does it all so far
     if out is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--out': the file to write (or --dry-run).")
+    from weightport.api import load_mapping
     from weightport.api import transfer as move
 
     session.document = {"rules": [], "source": {}, "target": {}, "bytes": 0}
@@ -100,7 +106,16 @@ def transfer(
                 session.lines(lines(replace(plan, problems=())))
 
         options: dict[str, Any] = {"out": out, "format": format, "expect_sha256": expect_sha256}
-        result = move(source, target, mapping, progress=progress, on_plan=planned, dry_run=dry_run, **options)
+        rules = load_mapping(mapping)
+        result = move(
+            source,
+            target,
+            rules.reversed() if reverse else rules,
+            progress=progress,
+            on_plan=planned,
+            dry_run=dry_run,
+            **options,
+        )
     if session.json:
         session.emit(session.document)
     elif result.path is not None:

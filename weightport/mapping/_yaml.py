@@ -211,12 +211,14 @@ class _Composer:
             hint = f"write {quoted(event.value)}" if event.value else "write the key"
             self._fail(line, f"the key {event.value or 'null'} is not text", hint, parent.trail)
         elif value in parent.value:
-            first = self.document.lines[(*parent.trail, value)]
+            trail = (*parent.trail, value)
+            first = self.document.lines[trail]
             what = f"the key {shown(value)} stands twice, first in line {first}"
             self._fail(line, what, "remove one of them", parent.trail)
             return None  # the first one counts: nothing is missing
         else:
-            self.document.lines[(*parent.trail, value)] = line
+            trail = (*parent.trail, value)
+            self.document.lines[trail] = line
             return value
         self.document.refused.add(parent.trail)
         return None

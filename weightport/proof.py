@@ -1,0 +1,283 @@
+"""Verification: that a written model holds what the mapping says, and that each moved cell is the same function.
+
+Every moved tensor is computed once more from the source and compared, and every pair of cells runs side by side in
+numpy (:mod:`weightport.layouts.reference`), each from its own file by its own layout, on random and on adversarial
+inputs.
+
+Promise: both files are read anew; nothing of an earlier plan is trusted. Limit: what a cell does beside its weights is
+what the files record or the mapping says; where both are silent, the two sides are taken to do the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from weightport.causes import likely_cause
+from weightport.errors import Problem
+from weightport.execute import Reader
+from weightport.layouts.behaviour import Behaviour, Said
+from weightport.layouts.reference import ACTIVATIONS, Parameters, ReferenceCell, parameters
+from weightport.layouts.units import Unit
+from weightport.mapping.rules import CellRule
+from weightport.mapping.rules import Mapping as Rules
+from weightport.plan import Plan, cells
+from weightport.plan import plan as make
+from weightport.plan.model import Item
+from weightport.plan.names import matching
+from weightport.ranges import Ranges, slices_of
+from weightport.tensors import Array, Source
+
+#: Outputs that differ by more are another function: two orders of magnitude above float32's rounding of weights near 1.
+TOLERANCE = 1e-5
+STEPS, LONG_STEPS, BATCH = 24, 400, 3
+
+
+@dataclass(frozen=True, slots=True)
+class TensorProof:
+    """How far a moved tensor is from what the mapping makes of the source; None where values cannot be subtracted."""
+
+    name: str
+    max_abs_diff: float | None
+
+    @property
+    def equal(self) -> bool:
+        """Bit for bit, but that -0.0 is 0.0."""
+        return self.max_abs_diff == 0
+
+
+@dataclass(frozen=True, slots=True)
+class CellProof:
+    """How far a moved cell's outputs are from the source's.
+
+    Attributes:
+        rule: the rule's name.
+        where: the two cells' scopes.
+        max_abs_diff: the largest difference of outputs and cell states.
+        steps: how many steps were run in all.
+        first: the first step (of the input where it is largest) whose difference is above the tolerance; None if none
+            is.
+        inputs: the kind of input where it is largest.
+        cause: what is likely wrong, if something is.
+    """
+
+    rule: str
+    where: str
+    max_abs_diff: float
+    steps: int
+    first: int | None = None
+    inputs: str = ""
+    cause: str = ""
+
+    @property
+    def equal(self) -> bool:
+        """The same function, as far as float32 weights can tell."""
+        return self.max_abs_diff <= TOLERANCE
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What ``verify`` found.
+
+    Attributes:
+        tensors: one for each tensor that the mapping gives a value.
+        cells: one for each pair of units of the cell rules.
+        notes: cells that could not be run, and why.
+    """
+
+    plan: Plan
+    tensors: tuple[TensorProof, ...]
+    cells: tuple[CellProof, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def equal(self) -> bool:
+        """Every tensor and every cell."""
+        return all(t.equal for t in self.tensors) and all(c.equal for c in self.cells)
+
+    def problems(self) -> list[Problem]:
+        """What differs, the cells with their likely cause first."""
+        found = []
+        for cell in self.cells:
+            if not cell.equal:
+                apart = f"outputs differ by {cell.max_abs_diff:.3g}, from step {cell.first} of {cell.inputs} on"
+                found.append(Problem(cell.rule, f"{cell.where}: {apart}", cell.cause))
+        for tensor in self.tensors:
+            if not tensor.equal:
+                how = "cannot be compared" if tensor.max_abs_diff is None else f"differs by {tensor.max_abs_diff:.3g}"
+                found.append(Problem(tensor.name, f"{how} from what the mapping makes of the source"))
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """The document that ``verify --json`` prints."""
+        return {
+            "equal": self.equal,
+            "tensors": [{"name": t.name, "max_abs_diff": t.max_abs_diff} for t in self.tensors],
+            "cells": [
+                {"rule": c.rule, "max_abs_diff": c.max_abs_diff, "steps": c.steps, "where": c.where, "cause": c.cause}
+                for c in self.cells
+            ],
+            "notes": list(self.notes),
+            "problems": [p.as_json() for p in self.problems()],
+        }
+
+    def __str__(self) -> str:
+        moved = sum(t.equal for t in self.tensors)
+        lines = [f"{moved} of {len(self.tensors)} tensors hold what the mapping makes of the source"]
+        for cell in self.cells:
+            same = "the same function" if cell.equal else "NOT the same function"
+            apart = f"at most {cell.max_abs_diff:.3g} apart in {cell.steps} steps"
+            lines.append(f"  {cell.rule}: {cell.where}: {same}: {apart}")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def verify(source: Source, out: Source, rules: Rules, *, out_name: str = "") -> Verification:
+    """Compare a written model with the source, through the mapping.
+
+    Args:
+        source: what the weights came from.
+        out: what was written: it is planned as the target, so that every tensor of it is accounted for.
+        rules: the mapping.
+
+    Raises:
+        PlanError: the mapping does not fit the two.
+        FormatError: a file is truncated or corrupt.
+    """
+    planned = make(source, out, rules, target_name=out_name or out.path).check()
+    reader = Reader(source)
+    tensors = tuple(TensorProof(item.name, difference(reader, item, out)) for item in planned.items.values())
+    proofs: list[CellProof] = []
+    notes: list[str] = []
+    for rule in rules.rules:
+        if isinstance(rule, CellRule):
+            proofs.extend(_cells(rule, rules, source, out, notes))
+    return Verification(planned, tensors, tuple(proofs), tuple(notes))
+
+
+# Values --------------------------------------------------------------------------------------------------------------
+
+
+def difference(reader: Reader, item: Item, out: Source) -> float | None:
+    """The largest difference between an item's value and what a file holds under its name; None if it has none."""
+    largest = 0.0
+    start = 0
+    for tile in reader.tiles(item):
+        rows = (slice(start, start + tile.shape[0]),) if tile.shape else None
+        start += tile.shape[0] if tile.shape else 0
+        found = _apart(tile, out.read(item.name, rows))
+        if found is None:
+            return None
+        largest = max(largest, found)
+    return largest
+
+
+def _apart(expected: Array, found: Array) -> float | None:
+    if expected.dtype != found.dtype or expected.shape != found.shape:
+        return None
+    if expected.dtype.kind in "OSU":
+        return 0.0 if np.array_equal(expected, found) else None
+    if expected.tobytes() == found.tobytes():
+        return 0.0
+    wide = np.complex128 if expected.dtype.kind == "c" else np.float64
+    a, b = expected.astype(wide), found.astype(wide)
+    unlike = (expected != found) & ~(np.isnan(a) & np.isnan(b))
+    if not unlike.any():
+        return 0.0
+    apart = float(np.abs(a[unlike] - b[unlike]).max())
+    return apart if np.isfinite(apart) else None
+
+
+# Functions -----------------------------------------------------------------------------------------------------------
+
+
+def _cells(rule: CellRule, rules: Rules, source: Source, out: Source, notes: list[str]) -> Iterator[CellProof]:
+    mine, its = (cells.Side(s.specs(), s.facts, at.scope) for s, at in ((source, rules.source), (out, rules.target)))
+    skip = matching(rules.ignore, source.specs(), rules.source.scope)
+    pairs = cells.move(rule, mine, its, rules.layouts, skip).pairs
+    loaded = [(_loaded(source, p.source, p.mine), _loaded(out, p.target, p.its)) for p in pairs]
+    for number, pair in enumerate(pairs):
+        where = pair.where
+        if pair.source.layout.kind not in ("lstm", "gru", "rnn"):
+            notes.append(f"{rule.name}: {where}: {pair.source.layout.kind} cells are compared by their values only")
+            continue
+        unknown = [s.value for s in _activations(pair) if s.value not in ACTIVATIONS]
+        if unknown:
+            notes.append(f"{rule.name}: {where}: the activation {unknown[0]} is not known here: values compared only")
+            continue
+        does = _agreed(pair.mine, pair.its)
+        first = ReferenceCell(pair.source.layout.kind, loaded[number][0], does[0], pair.source.sizes)
+        second = ReferenceCell(pair.target.layout.kind, loaded[number][1], does[1], pair.target.sizes)
+        proof = compare(rule.name, where, first, second)
+        if not proof.equal:
+            others = [b for k, (_, b) in enumerate(loaded) if k != number]
+            proof = replace(proof, cause=likely_cause(first, second, others))
+        yield proof
+
+
+def _activations(pair: cells.Pair) -> list[Said]:
+    found = [pair.mine.activation, pair.its.activation]
+    if pair.source.layout.kind != "rnn":
+        found += [pair.mine.recurrent_activation, pair.its.recurrent_activation]
+    return [s for s in found if s.value is not None]
+
+
+def _agreed(mine: Behaviour, its: Behaviour) -> tuple[Behaviour, Behaviour]:
+    """What only one side knows is taken to hold on the other, but for the forget bias, which every layout knows."""
+
+    def settled(one: Behaviour, other: Behaviour) -> Behaviour:
+        chosen = {}
+        for key in Behaviour.__slots__:
+            said, answer = getattr(one, key), getattr(other, key)
+            chosen[key] = answer if key != "forget_bias" and not said.known and answer.known else said
+        return Behaviour(**chosen)
+
+    return settled(mine, its), settled(its, mine)
+
+
+def _loaded(source: Source, unit: Unit, does: Behaviour) -> Parameters:
+    def fetch(name: str, ranges: Ranges) -> Array:
+        return source.read(name, slices_of(ranges))
+
+    return parameters(unit, source.specs(), fetch, float(does.forget_bias.value))
+
+
+def inputs(sizes: Mapping[str, int], seed: int = 0) -> Iterator[tuple[str, Array, Array, Array]]:
+    """What the cells are run on: kind, inputs ``[time, batch, input]``, initial output and cell state."""
+    rng = np.random.default_rng(seed)
+    wide, unit, hidden = sizes["input"], sizes["unit"], sizes["hidden"]
+
+    def states(scale: float) -> tuple[Array, Array]:
+        return scale * rng.normal(size=(BATCH, hidden)), scale * rng.normal(size=(BATCH, unit))
+
+    yield "random inputs", rng.normal(size=(STEPS, BATCH, wide)), *states(0.5)
+    yield "zeros", np.zeros((STEPS, BATCH, wide)), *states(0.0)
+    yield "saturating inputs", 30 * rng.normal(size=(STEPS, BATCH, wide)), *states(3.0)
+    yield "small inputs", 1e-3 * rng.normal(size=(STEPS, BATCH, wide)), *states(1e-3)
+    steps = max(STEPS, min(LONG_STEPS, 20_000_000 // max(1, (wide + hidden) * unit)))
+    yield "a long sequence", rng.normal(size=(steps, BATCH, wide)), *states(1.0)
+
+
+def compare(rule: str, where: str, first: ReferenceCell, second: ReferenceCell) -> CellProof:
+    """Two cells side by side, step by step."""
+    worst, at, kind, total = 0.0, None, "", 0
+    for name, x, h, c in inputs(first.sizes):
+        start: int | None = None
+        largest = 0.0
+        for step, (a, b) in enumerate(zip(first.run(x, h, c), second.run(x, h, c), strict=True)):
+            apart = max(_distance(a[0], b[0]), _distance(a[1], b[1]))
+            largest = max(largest, apart)
+            if start is None and apart > TOLERANCE:
+                start = step
+            total += 1
+        if largest > worst:
+            worst, at, kind = largest, start, name
+    return CellProof(rule, where, worst, total, at, kind)
+
+
+def _distance(a: Array, b: Array) -> float:
+    found = np.abs(a - b) / np.maximum(1.0, np.abs(a))
+    found = np.where(np.isnan(a) & np.isnan(b), 0.0, found)
+    return float(np.nan_to_num(found, nan=np.inf).max(initial=0.0))
