@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests.support import fixture
-from weightport.cli import cli
+from weightport.cli.app import cli
 
 SEED = fixture("a_seed_char_lstm").path("checkpoint_v2")
 MAPPING = """weightport: 1
@@ -32,7 +32,8 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli, arguments)
 
 
-def test_equal(folder: Path) -> None:
+@pytest.mark.usefixtures("folder")
+def test_equal() -> None:
     result = run("verify", SEED, "out.npz", "-m", "mapping.yaml")
     assert result.exit_code == 0
     assert result.stdout == (
@@ -47,7 +48,8 @@ def test_equal(folder: Path) -> None:
     assert {"rule", "max_abs_diff", "steps"} <= set(document["cells"][0])
 
 
-def test_different(folder: Path) -> None:
+@pytest.mark.usefixtures("folder")
+def test_different() -> None:
     with np.load("out.npz") as archive:
         arrays = {n: archive[n].copy() for n in archive.files}
     arrays["lstm/bias"][32:64] -= 1
@@ -64,7 +66,8 @@ def test_different(folder: Path) -> None:
     assert json.loads(again.stdout)["equal"] is False
 
 
-def test_there_and_back(folder: Path) -> None:
+@pytest.mark.usefixtures("folder")
+def test_there_and_back() -> None:
     result = run("transfer", "out.npz", SEED, "-m", "mapping.yaml", "--reverse", "-o", "back.safetensors")
     assert result.exit_code == 0, result.stderr
     assert "lstm.keras lstm -> lstm.scoped-gates LSTMcell: 3 tensors -> 12 (bijective)" in result.stdout
@@ -72,7 +75,8 @@ def test_there_and_back(folder: Path) -> None:
     assert run("verify", "out.npz", "back.safetensors", "-m", "mapping.yaml").exit_code == 1
 
 
-def test_what_cannot_go_back(folder: Path) -> None:
+@pytest.mark.usefixtures("folder")
+def test_what_cannot_go_back() -> None:
     Path("mapping.yaml").write_text(MAPPING.replace('logits/{part}"', 'logits/{part}", cast: float16'))
     result = run("transfer", "out.npz", SEED, "-m", "mapping.yaml", "--reverse", "-o", "back.npz", "--json")
     assert result.exit_code == 1
@@ -82,7 +86,8 @@ def test_what_cannot_go_back(folder: Path) -> None:
     assert not Path("back.npz").exists()
 
 
-def test_errors_before_a_proof_are_documents_too(folder: Path) -> None:
+@pytest.mark.usefixtures("folder")
+def test_errors_before_a_proof_are_documents_too() -> None:
     result = run("verify", SEED, "nothing.npz", "-m", "mapping.yaml", "--json")
     assert result.exit_code == 1
     document = json.loads(result.stdout)
