@@ -129,10 +129,11 @@ def cli() -> None:
     A small YAML mapping says what goes where. Reading needs no framework, and nothing in a model file is ever run.
 
     \b
-    Look at a model, check a mapping, move the weights:
+    Look at a model, check a mapping, move the weights, prove it:
         weightport inspect model.ckpt-1000
         weightport transfer model.ckpt-1000 new_model.h5 -m mapping.yaml --dry-run
         weightport transfer model.ckpt-1000 new_model.h5 -m mapping.yaml -o pretrained.h5
+        weightport verify model.ckpt-1000 pretrained.h5 -m mapping.yaml
 
     Exit codes: 0 done; 1 refused or failed, nothing was written; 2 the command line is wrong.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from weightport.demo import Demo, Run
 
 
-@click.command()
+@click.command(short_help="Do the main job on a small pretrained model.")
 @click.option("--keep", metavar="DIR", help="Put the demo's files there, and leave them.")
 @click.option(
     "--live/--no-live", default=None, help="Also (never) in a live TensorFlow graph. Default: if it is installed."

@@ -24,7 +24,7 @@ _FACTS = (
 )  # fmt: skip
 
 
-@click.command()
+@click.command(short_help="Show the tensors and the RNN cells of a model file.")
 @click.argument("model")
 @click.option("--scope", metavar="S", help="Show only what is in this scope, such as encoder/lstm.")
 @click.option("--stats", is_flag=True, help="Read the values too: minimum, maximum, mean, deviation, number of NaNs.")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from weightport.api import OpenSource
 
 
-@click.command()
+@click.command(short_help="Check mapping files, also against models.")
 @click.argument("mapping", nargs=-1, required=True)
 @click.option("--source", metavar="S", help="Check the mappings against this source too.")
 @click.option("--target", metavar="T", help="Check the mappings against this target too.")

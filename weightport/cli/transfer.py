@@ -33,7 +33,7 @@ def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     return value
 
 
-@click.command()
+@click.command(short_help="Move weights from one file into a new one.")
 @click.argument("source")
 @click.argument("target", required=False)
 @click.option("-m", "--mapping", required=True, metavar="FILE", help="The mapping: which weights go where.")
