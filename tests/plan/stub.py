@@ -64,7 +64,7 @@ def document(rules: Sequence[Any], **more: Any) -> dict[str, Any]:
     return {"weightport": 1, "rules": list(rules), **more}
 
 
-def planned(source: Any, target: Any, rules: Sequence[Any], **more: Any) -> Plan:
+def planned(source: Any, target: Any, rules: Sequence[Any], /, **more: Any) -> Plan:
     """The plan of a mapping given as a dict; sources and targets as dicts of arrays or shapes."""
     mine = source if isinstance(source, Stub) else Stub(source)
     other = Stub(target, path="new") if isinstance(target, dict) else target
