@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import weightport as wp
-from tests.plan.stub import Stub, document, numbers, planned, problems, results
+from tests.plan.stub import Stub, numbers, planned, problems, results
 from weightport.errors import PlanError
 from weightport.initializers import initialize
 from weightport.mapping.patterns import Glob, Pattern
@@ -294,7 +294,8 @@ def test_one_source_tensor_left_over() -> None:
 def test_one_target_tensor_left_over() -> None:
     made = planned({"a": (1,)}, {"c": (1,), "d": (2, 3)}, [{"from": "a", "to": "c"}])
     assert problems(made) == [
-        "new: target tensor 'd' (float32 [2, 3]) gets no value; move or initialize: it by a rule, or list it under keep:"
+        "new: target tensor 'd' (float32 [2, 3]) gets no value; "
+        "move or initialize: it by a rule, or list it under keep:"
     ]
     assert made.target == {"c": "moved", "d": "uncovered"}
     with pytest.raises(PlanError, match="'d'"):
@@ -321,7 +322,7 @@ def test_the_problems_of_one_rule_are_counted_from_fifty_on(monkeypatch: pytest.
 
 def test_optimizer_state_is_one_problem_for_each_kind() -> None:
     roles = {"a/Adam": "slot", "b/Adam": "slot", "beta1_power": "optimizer", "global_step": "counter"}
-    source = Stub({"a": (1,), **{n: (1,) for n in roles}}, roles=roles)
+    source = Stub({"a": (1,), **dict.fromkeys(roles, (1,))}, roles=roles)
     made = planned(source, None, [{"from": "a", "to": "a"}])
     assert problems(made) == [
         "model: 2 optimizer slots are claimed by no rule: 'a/Adam', 'b/Adam'; "
@@ -335,7 +336,7 @@ def test_optimizer_state_is_one_problem_for_each_kind() -> None:
 
 def test_a_targets_training_state_keeps_its_values_and_is_not_initialized_by_patterns() -> None:
     roles = {"w/Adam": "slot", "step": "counter", "shape": "constant"}
-    target = Stub({"w": (1,), "u": (1,), **{n: (1,) for n in roles}}, roles=roles, path="new")
+    target = Stub({"w": (1,), "u": (1,), **dict.fromkeys(roles, (1,))}, roles=roles, path="new")
     made = planned({"a": (1,)}, target, [{"from": "a", "to": "w"}, {"to": "{x**}", "initialize": "ones"}])
     assert problems(made) == []
     assert made.target == {"w": "moved", "u": "initialized", "w/Adam": "kept", "step": "kept"}

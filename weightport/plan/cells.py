@@ -120,13 +120,7 @@ def found_cell(ref: CellRef, side: Side, own: Mapping[str, Layout], skip: frozen
     Raises:
         LayoutError: there is none, there are several, or it lacks a layer or direction that is named.
     """
-    layout, scope = layout_of(ref, own), side.full(ref.scope)
-    try:
-        cell = resolve_cell(side.specs, layout, scope, skip=skip)
-    except LayoutError:
-        if skip and _is_there(side.specs, layout, scope):
-            raise LayoutError(f"the {layout.name} cell at or below scope {scope!r} is listed under ignore:") from None
-        raise
+    cell = _resolved(side.specs, layout_of(ref, own), side.full(ref.scope), skip)
     units = list(cell.units)
     if ref.layers is not None:
         lacking = set(ref.layers) - {u.layer for u in units}
@@ -145,12 +139,22 @@ def found_cell(ref: CellRef, side: Side, own: Mapping[str, Layout], skip: frozen
     return Cell(cell.scope, cell.layout, tuple(units))
 
 
-def _is_there(specs: Mapping[str, TensorSpec], layout: Layout, scope: str) -> bool:
+def _resolved(specs: Mapping[str, TensorSpec], layout: Layout, scope: str, skip: frozenset[str]) -> Cell:
+    """The cell without what is left behind: layers and directions as a whole, which leave the others their numbers; or
+    tensors that it can lack.
+    """
     try:
-        resolve_cell(specs, layout, scope)
+        cell = resolve_cell(specs, layout, scope)
     except LayoutError:
-        return False
-    return True
+        return resolve_cell(specs, layout, scope, skip=skip)  # of several, perhaps one
+    if skip.isdisjoint(cell.names):
+        return cell
+    units = tuple(u for u in cell.units if not skip.issuperset(u.names))
+    if not units:
+        raise LayoutError(f"the {layout.name} cell at or below scope {scope!r} is listed under ignore:")
+    if skip.isdisjoint(name for u in units for name in u.names):
+        return Cell(cell.scope, cell.layout, units)
+    return resolve_cell(specs, layout, scope, skip=skip)
 
 
 def title(rule: CellRule) -> str:
@@ -356,7 +360,7 @@ def made_unit(unit: Unit, layout: Layout, form: Form, scope: str, cell: Cell) ->
     sizes = {axis: size for axis, size in unit.sizes.items() if axis not in ("layer", "direction")}
     index = {}
     for axis, count, at in (
-        ("layer", cell.layers, unit.layer),
+        ("layer", max(u.layer for u in (*cell.units, unit)) + 1, unit.layer),
         ("direction", len(cell.directions), cell.directions.index(unit.direction) if len(cell.directions) > 1 else 0),
     ):
         if axis in _axes(form):
