@@ -55,10 +55,10 @@ def last_axis_gates(layout: Layout, row: Row, gate: str | None) -> tuple[str, ..
     return order if len(order) > 1 else ()
 
 
-def named_gates(name: str, layouts: Iterable[Layout]) -> tuple[str, ...]:
+def named_gates(name: str, layouts: Iterable[Layout], *, ordered: bool) -> tuple[str, ...]:
     """The gates of a tensor whose cell is not complete yet, by its name and the name of the cell's scope.
 
-    Empty where the tables do not agree on them.
+    Empty where the tables do not agree on them: on their order too if it matters (``ordered``).
     """
     found = set()
     for layout in layouts:
@@ -68,6 +68,8 @@ def named_gates(name: str, layouts: Iterable[Layout]) -> tuple[str, ...]:
                 text = "/" + spelled(layout, row.template, gate, 0, FORWARD)
                 if name.endswith(text) and is_cell(name.removesuffix(text), cells):
                     found.add(last_axis_gates(layout, row, gate))
+    if not ordered and len({frozenset(order) for order in found}) == 1:
+        return min(found)
     return found.pop() if len(found) == 1 else ()
 
 

@@ -156,7 +156,8 @@ class Lookup:
             return orders.pop() if len(orders) == 1 else ()
         above = name.rsplit("/", 2)[0] + "/"
         near = {n: s for n, s in self._seen.items() if n.startswith(above)}
-        return Gates(near, own).of(name) or named_gates(name, [*own.values(), *builtin().values()])
+        ordered = rule.initializer.name == "unit_forget_bias"
+        return Gates(near, own).of(name) or named_gates(name, [*own.values(), *builtin().values()], ordered=ordered)
 
     def _from_cell(self, known: _CellRule, name: str, spec: TensorSpec) -> Item | None:
         """The value of one tensor of a cell whose other tensors may not exist yet."""
