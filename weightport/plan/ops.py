@@ -199,9 +199,10 @@ def made(initializer: Initializer, shape: Sequence[int], dtype: np.dtype[Any], n
     full = tuple(shape)
     key = (initializer.name, repr(sorted(args.items())), name)
 
-    def rows(first: int, last: int) -> np.ndarray[Any, np.dtype[Any]]:
+    def part(first: int, last: int) -> np.ndarray[Any, np.dtype[Any]]:
         return initialize(initializer.name, args, full, dtype, name, rows=(first, last))
 
+    rows = None if initializer.name == "orthogonal" else part  # which is made whole in any case
     return values.Made(full, dtype, lambda: initialize(initializer.name, args, full, dtype, name), key, rows)
 
 
