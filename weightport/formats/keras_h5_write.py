@@ -241,7 +241,7 @@ def _write_dataset(path: str, group: Any, place: str, name: str, spec: TensorSpe
 def _annotate(file: Any, metadata: Mapping[str, str] | None) -> None:
     with _translated(file.filename):
         for key, value in (metadata or {}).items():
-            file.attrs[f"weightport.{key}"] = value
+            file.attrs[f"weightport.{key.removeprefix('weightport.')}"] = value
 
 
 @contextlib.contextmanager
