@@ -52,7 +52,7 @@ def gates(layout: Layout) -> str:
 def said(layout: Layout) -> str:
     """What the layout says beside the packing."""
     parts = []
-    if layout.kind == "lstm":
+    if layout.forget_gates:
         biases = sorted({form.forget_bias for form in layout.forms}, reverse=True)
         parts.append("forget bias " + " or ".join(f"{b:g}" for b in biases) + always(layout, "forget_bias"))
     if layout.kind == "gru":

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from weightport.layouts.reference import Parameters, ReferenceCell
+from weightport.layouts.rare import Parameters
+from weightport.layouts.reference import ReferenceCell
 from weightport.tensors import Array
 
 

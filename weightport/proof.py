@@ -19,8 +19,11 @@ import numpy as np
 from weightport.causes import likely_cause
 from weightport.errors import Problem
 from weightport.execute import Reader
+from weightport.layouts.activations import ACTIVATIONS
 from weightport.layouts.behaviour import Behaviour, Said
-from weightport.layouts.reference import ACTIVATIONS, Parameters, ReferenceCell, parameters
+from weightport.layouts.layout import KIND_GATES
+from weightport.layouts.rare import Parameters
+from weightport.layouts.reference import KINDS, ReferenceCell, parameters
 from weightport.layouts.units import Unit
 from weightport.mapping.rules import CellRule
 from weightport.mapping.rules import Mapping as Rules
@@ -200,7 +203,7 @@ def _cells(rule: CellRule, rules: Rules, source: Source, out: Source, notes: lis
     loaded = [(_loaded(source, p.source, p.mine), _loaded(out, p.target, p.its)) for p in pairs]
     for number, pair in enumerate(pairs):
         where = pair.where
-        if pair.source.layout.kind not in ("lstm", "gru", "rnn"):
+        if pair.source.layout.kind not in KINDS:
             notes.append(f"{rule.name}: {where}: {pair.source.layout.kind} cells are compared by their values only")
             continue
         unknown = [s.value for s in _activations(pair) if s.value not in ACTIVATIONS]
@@ -211,7 +214,7 @@ def _cells(rule: CellRule, rules: Rules, source: Source, out: Source, notes: lis
         first = ReferenceCell(pair.source.layout.kind, loaded[number][0], does[0], pair.source.sizes)
         second = ReferenceCell(pair.target.layout.kind, loaded[number][1], does[1], pair.target.sizes)
         proof = compare(rule.name, where, first, second)
-        if not proof.equal:
+        if not proof.equal and pair.source.layout.kind in KIND_GATES:
             others = [b for k, (_, b) in enumerate(loaded) if k != number]
             proof = replace(proof, cause=likely_cause(first, second, others))
         yield proof

@@ -15,8 +15,8 @@ from weightport.layouts.notation import parse_packing
 
 LISTED = {"name", "title", "kind", "gates", "sources"}
 SHOWN = LISTED | {
-    "gate_names", "complemented", "derived", "activation", "recurrent_activation", "fixed", "inner", "directions",
-    "forms",
+    "gate_names", "complemented", "derived", "parameters", "forget_gates", "activation", "recurrent_activation",
+    "fixed", "inner", "directions", "forms",
 }  # fmt: skip
 
 
@@ -24,7 +24,8 @@ SHOWN = LISTED | {
 def test_the_list(arguments: list[str]) -> None:
     lines = weightport(*arguments).out.splitlines()
     assert [line.split()[0] for line in lines] == list(builtin())
-    assert any(line.startswith("lstm.tf1 ") and "  i g f o  TensorFlow 1: BasicLSTMCell" in line for line in lines)
+    plain = [" ".join(line.split()) for line in lines]
+    assert any(line.startswith("lstm.tf1 i g f o TensorFlow 1: BasicLSTMCell") for line in plain)
     document = weightport(*arguments, "--json").json
     assert set(document) == {"layouts"}
     assert all(set(layout) == LISTED for layout in document["layouts"])
@@ -42,7 +43,7 @@ def test_one(name: str) -> None:
         rows = {row.template: row for row in form.rows}
         assert set(shown["tensors"]) == set(rows)
         for template, tensor in shown["tensors"].items():
-            assert parse_packing(tensor["packing"], template) == rows[template].packing
+            assert parse_packing(tensor["packing"], template, layout.parameters) == rows[template].packing
             assert tensor["optional"] == rows[template].optional
     text = weightport("layouts", "show", name).out
     assert text.startswith(f"{name}: {layout.title}\n")
@@ -78,6 +79,20 @@ def test_what_is_shown_can_be_written_into_a_mapping() -> None:
     tensors = {name: tensor["packing"] for name, tensor in shown["forms"][0]["tensors"].items()}
     own = parse_layout("gru.mine", {"gates": shown["gates"], "reset": "after", "tensors": tensors}, "mine")
     assert own.forms[0].rows == builtin()["gru.keras-cudnn"].forms[0].rows
+    shown = weightport("layouts", "show", "minimal.tf1", "--json").json
+    tensors = {name: tensor["packing"] for name, tensor in shown["forms"][0]["tensors"].items()}
+    keys = {key: shown[key] for key in ("gates", "parameters")}
+    own = parse_layout("minimal.mine", {**keys, "tensors": tensors}, "mine")
+    assert own.forms[0].rows == builtin()["minimal.tf1"].forms[0].rows
+    assert own.parameters == builtin()["minimal.tf1"].parameters
+
+
+def test_the_text_of_one_with_parameters_of_its_own() -> None:
+    lines = weightport("layouts", "show", "ugrnn.tf1").out.splitlines()
+    assert "  tensors: forget bias 1 added at run time to g; in scopes ugrnn_cell" in lines
+    lines = weightport("layouts", "show", "phased_lstm.tf1").out.splitlines()
+    own = "wc [gate unit' unit], period [unit], phase [unit], ratio_on [unit]"
+    assert f"  parameters of its own: {own}" in lines
 
 
 def test_a_misspelt_name() -> None:

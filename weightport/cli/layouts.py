@@ -112,6 +112,8 @@ def _whole(layout: Layout) -> dict[str, Any]:
         "gate_names": dict(layout.gate_names),
         "complemented": sorted(layout.complemented),
         "derived": dict(layout.derived),
+        "parameters": {name: list(axes) for name, axes in _own(layout).items()},
+        "forget_gates": list(layout.forget_gates),
         "activation": layout.activation,
         "recurrent_activation": layout.recurrent_activation,
         "fixed": sorted(layout.fixed),
@@ -131,6 +133,13 @@ def _whole(layout: Layout) -> dict[str, Any]:
     }
 
 
+def _own(layout: Layout) -> dict[str, tuple[str, ...]]:
+    """The parameters that the layout declares, and their axes."""
+    from weightport.layouts.notation import PARAMETERS
+
+    return {name: axes for name, axes in layout.parameters.items() if PARAMETERS.get(name) != axes}
+
+
 def _text(layout: Layout, others: list[str]) -> Iterator[str]:
     meanings = _GATES.get(layout.kind, {})
     spelled = []
@@ -141,6 +150,9 @@ def _text(layout: Layout, others: list[str]) -> Iterator[str]:
     yield f"  gates, as stored: {', '.join(s.strip() for s in spelled)}"
     for gate, rule in layout.derived.items():
         yield f"  not stored: {gate} {meanings.get(gate, '')} = {rule.replace('~', '1 - ')}"
+    own = [f"{name} [{' '.join(axes)}]" for name, axes in _own(layout).items()]
+    if own:
+        yield f"  parameters of its own: {', '.join(own)}"
     for key in ("activation", "recurrent_activation"):
         value = getattr(layout, key)
         if value:
@@ -173,9 +185,10 @@ def _about(layout: Layout, form: Form) -> str:
         parts.append(
             f"reset {form.reset} the matrix product" if form.reset else "where the reset gate acts is not told"
         )
-    if layout.kind == "lstm":
+    if layout.forget_gates:
         added = f"forget bias {form.forget_bias:g} added at run time"
-        parts.append(added if form.forget_bias else "no forget bias added at run time")
+        to = "" if layout.kind == "lstm" else f" to {' and '.join(layout.forget_gates)}"
+        parts.append(added + to if form.forget_bias else "no forget bias added at run time")
     if form.cells:
         parts.append(f"in scopes {', '.join(form.cells)}")
     return f": {'; '.join(parts)}" if parts else ""

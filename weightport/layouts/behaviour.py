@@ -55,7 +55,7 @@ def behaviour(layout: Layout, form: Form, facts: Mapping[str, Any], stated: Mapp
     if "reset_after" in recorded:
         recorded["reset"] = "after" if recorded["reset_after"] else "before"
     defaults = {
-        "forget_bias": form.forget_bias if layout.kind == "lstm" else 0.0,
+        "forget_bias": form.forget_bias if layout.forget_gates else 0.0,
         "activation": layout.activation,
         "recurrent_activation": layout.recurrent_activation,
         "reset": form.reset,

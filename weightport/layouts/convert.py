@@ -10,7 +10,7 @@ Limit: values are not looked at, so a target without peepholes refuses a source 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from weightport import values
 from weightport.layouts.layout import KIND_GATES, Layout
-from weightport.layouts.notation import INDEXED, PARAMETERS, Term
+from weightport.layouts.notation import INDEXED, Term, base
 from weightport.layouts.units import Stored, Unit, dims_of, extent, gates_of
 from weightport.ranges import Ranges
 from weightport.tensors import TensorSpec
@@ -27,6 +27,10 @@ from weightport.values import Expr
 #: How lossless a conversion is: ``bijective`` both ways bit for bit; ``exact`` the same function, but not reversible
 #: bit for bit: biases were summed, a constant folded in, or what the source lacks is zero in the target.
 BIJECTIVE, EXACT = "bijective", "exact"
+
+
+#: Parameters that a cell may do without, or whose places have rules of their own.
+_APART = ("bi", "bt", "wp", "wr")
 
 
 class Inexact(Exception):
@@ -56,10 +60,10 @@ def blocks(unit: Unit, stored: Stored) -> Iterator[tuple[str, str | None, Block]
     offset = 0
     for term in packing.terms:
         gates: tuple[str | None, ...] = (None,)
-        if "gate" in PARAMETERS[term.param]:
+        if "gate" in unit.layout.parameters[term.param]:
             gates = gates_of(unit.layout, term, stored.gate)
         axes = tuple(a for group in term.axes for a in group if a not in INDEXED)
-        shape = tuple(unit.sizes[a] for a in axes)
+        shape = tuple(unit.sizes[base(a)] for a in axes)
         for number, gate in enumerate(gates):
             ranges = tuple(
                 _range(unit, term, dim, offset if dim == packing.axis else 0, number) for dim in range(packing.rank)
@@ -73,7 +77,7 @@ def _range(unit: Unit, term: Term, dim: int, start: int, gate: int) -> range:
     """The part of one stored dimension that belongs to a gate, and to the unit's layer and direction."""
     group = dims_of(term)[dim]
     total = extent(unit.layout, term, dim, unit.sizes)
-    rest = prod(unit.sizes[a] for a in group if a not in INDEXED)
+    rest = prod(unit.sizes[base(a)] for a in group if a not in INDEXED)
     number = 0
     for axis in (a for a in group if a in INDEXED):
         size = len(unit.layout.gate_order(term.param, term.gates)) if axis == "gate" else unit.sizes[axis]
@@ -84,19 +88,18 @@ def _range(unit: Unit, term: Term, dim: int, start: int, gate: int) -> range:
     return range(start + number, start + total, step)
 
 
-def _canonical(param: str) -> tuple[str, ...]:
-    return tuple(a for a in PARAMETERS[param] if a != "gate")
+def _canonical(layout: Layout, param: str) -> tuple[str, ...]:
+    return tuple(a for a in layout.parameters[param] if a != "gate")
 
 
-def unpack(leaf: Expr, block: Block, param: str) -> Expr:
-    """The canonical parameter, axes in canonical order, out of the stored tensor."""
+def unpack(leaf: Expr, block: Block, order: Sequence[str]) -> Expr:
+    """The canonical parameter, its axes in that order, out of the stored tensor."""
     part = values.reshape(values.cut(leaf, block.ranges), block.shape)
-    return values.permute(part, [block.axes.index(a) for a in _canonical(param)])
+    return values.permute(part, [block.axes.index(a) for a in order])
 
 
-def pack(canonical: Expr, block: Block, param: str) -> Expr:
-    """The canonical parameter as the block holds it."""
-    order = _canonical(param)
+def pack(canonical: Expr, block: Block, order: Sequence[str]) -> Expr:
+    """The canonical parameter, its axes in that order, as the block holds it."""
     part = values.permute(canonical, [order.index(a) for a in block.axes])
     return values.reshape(part, tuple(len(r) for r in block.ranges))
 
@@ -137,6 +140,13 @@ class Conversion:
         for axis, name in (("input", "inputs"), ("unit", "units"), ("hidden", "outputs")):
             if mine.get(axis) != other.get(axis):
                 found.append(f"the source has {mine.get(axis)} {name}, the target {other.get(axis)}")
+        for axis in sorted((set(mine) & set(other)) - {"input", "unit", "hidden", "layer", "direction"}):
+            if mine[axis] != other[axis]:
+                found.append(f"the axis {axis} is of size {mine[axis]} in the source, {other[axis]} in the target")
+        for param in sorted(self.source.params & self.target.params):
+            axes = [" ".join(side.layout.parameters[param]) for side in (self.source, self.target)]
+            if set(axes[0].split()) != set(axes[1].split()):
+                found.append(f"the source's {param} has the axes {axes[0]}, the target's {axes[1]}")
         if "wp" in self.source.params and "wp" not in self.target.params:
             found.append("the source has peepholes, the target has none")
         elif lost := [g for g in self._gates() if self._has("wp", g) and ("wp", g) not in self._homes]:
@@ -146,8 +156,9 @@ class Conversion:
             if "wr" in params and "wr" not in others:
                 found.append(f"the {side} has an output projection, the {other_side} has none")
         for param, gate in self._found:
-            if param in ("wx", "wt") and (param, gate) not in self._homes and gate not in self.target.layout.derived:
-                found.append(f"the target has no place for {param} of gate {gate}")
+            if param in _APART or (param, gate) in self._homes or gate in self.target.layout.derived:
+                continue
+            found.append(f"the target has no place for {param}" + (f" of gate {gate}" if gate else ""))
         derived = self.target.layout.derived
         if derived and derived != self.source.layout.derived:
             gate, of = next(iter(derived.items()))
@@ -191,7 +202,8 @@ class Conversion:
         found = []
         for param, gate, block in blocks(self.target, stored):
             canonical = self._signed(self._parameter(param, gate), self.target.layout, gate)
-            found.append((block.ranges, pack(canonical, block, param)))
+            order = _canonical(self.source.layout, param)  # a layout may declare its own parameters in another one
+            found.append((block.ranges, pack(canonical, block, order)))
         return found
 
     # The canonical parameters of the source ----------------------------------------------------------------------
@@ -218,7 +230,7 @@ class Conversion:
             self._class()
             return values.negate(other) if of.startswith("~") else other
         leaf = values.Leaf(block.stored.name, self.specs[block.stored.name])
-        return self._signed(unpack(leaf, block, param), self.source.layout, gate)
+        return self._signed(unpack(leaf, block, _canonical(self.source.layout, param)), self.source.layout, gate)
 
     def _has(self, param: str, gate: str | None) -> bool:
         """Whether :meth:`_stored` gives something."""
@@ -240,25 +252,25 @@ class Conversion:
         if len(terms) > 1:
             self._class("the two biases are summed into one")
         plus = 0.0 if apart and param == "bt" else self._extra(gate)
-        if plus and gate == "f":
+        if plus and gate in (*self.source.layout.forget_gates, *self.target.layout.forget_gates):
             verb = "folded into" if plus > 0 else "taken out of"
             self._class(f"the forget bias {abs(plus):g} is {verb} the forget gate's bias")
         return values.add(terms or [self._zeros(param)], plus)
 
     def _extra(self, gate: str | None) -> float:
         """What the source adds to a gate at run time and the target doesn't."""
-        if self.source.layout.kind != "lstm":
-            return 0.0
-        if gate == "f":
-            return self.forget_bias[0] - self.forget_bias[1]
-        of = self.source.layout.derived.get(gate or "")
-        if of is None or of.removeprefix("~") != "f":
-            return 0.0
-        return -self.forget_bias[0] if of.startswith("~") else self.forget_bias[0]
+        mine, its = self.source.layout, self.target.layout
+        plus = -self.forget_bias[1] if gate in its.forget_gates else 0.0
+        of = mine.derived.get(gate or "")
+        if of is None:
+            return plus + self.forget_bias[0] if gate in mine.forget_gates else plus
+        if of.removeprefix("~") not in mine.forget_gates:
+            return plus
+        return plus - self.forget_bias[0] if of.startswith("~") else plus + self.forget_bias[0]
 
     def _zeros(self, param: str) -> Expr:
         self._class()  # the way back has no place for them
-        shape = tuple(self.source.sizes[a] for a in _canonical(param))
+        shape = tuple(self.target.sizes[base(a)] for a in _canonical(self.target.layout, param))
         return values.Fill(shape, self._dtype())
 
     def _dtype(self) -> np.dtype[np.generic]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from weightport.errors import LayoutError
-from weightport.layouts.notation import PARAMETERS, Packing
+from weightport.layouts.notation import PARAMETERS, Packing, Parameters
 
 #: The gates of each cell kind that the algebra knows by meaning. Other kinds name their own.
 #: lstm: input, forget, candidate (TF's j, Keras' c), output. gru: reset, update (1 keeps the old state), candidate.
@@ -81,6 +81,8 @@ class Layout:
         gate_names: canonical gate -> its text in tensor names.
         complemented: gates stored with the opposite meaning: their weights and biases change sign.
         derived: gates that are not stored but follow from another one: ``{"i": "~f"}`` for coupled gates.
+        parameters: every parameter, canonical and of the layout's own, and its axes.
+        forget_gates: the gates to which a form's ``forget_bias`` is added.
         forms: every spelling and packing, the preferred one first.
         activation, recurrent_activation: what the framework uses by default; a file or a mapping may say otherwise.
         fixed: what the framework always has so: ``activation``, ``recurrent_activation``, ``forget_bias``, or no
@@ -98,6 +100,8 @@ class Layout:
     complemented: frozenset[str] = frozenset()
     derived: Mapping[str, str] = field(default_factory=dict)
     activation: str | None = None
+    parameters: Parameters = field(default_factory=lambda: PARAMETERS)
+    forget_gates: tuple[str, ...] = ()
     recurrent_activation: str | None = None
     fixed: frozenset[str] = frozenset()
     inner: str = ""
@@ -233,7 +237,7 @@ def _spelled_gates(layout: Layout, row: Row) -> Iterator[tuple[str, list[tuple[s
         text = row.template.replace("{gate}", name or "").replace("{GATE}", (name or "").upper())
         holds = []
         for term in row.packing.terms:
-            if "gate" not in PARAMETERS[term.param]:
+            if "gate" not in layout.parameters[term.param]:
                 holds.append((term.param, ""))
             elif gate is not None:
                 holds.append((term.param, gate))

@@ -6,6 +6,9 @@ parameter restricts and orders the gates; ``as [input unit]`` says that the bloc
 that other shape (cuDNN weights in Keras files). A list of terms is a concatenation, on the first axis on which the
 terms differ, else on the last; ``{concat: AXIS, of: [...]}`` names the axis.
 
+A table may declare parameters of its own beside the canonical ones, with any axes. An axis with a prime (``unit'``) is
+another one of the same size.
+
 Promise: parsing is linear and every mistake is a :class:`LayoutError` that quotes the text. Limit: an axis that is
 indexed (gate, layer, direction) stands at the outer or inner end of its parenthesis, so that every block is a slice.
 """
@@ -28,6 +31,7 @@ PARAMETERS: Mapping[str, tuple[str, ...]] = {
     "wp": ("gate", "unit"),
     "wr": ("unit", "hidden"),
 }
+Parameters = Mapping[str, tuple[str, ...]]  #: what :data:`PARAMETERS` is, with a table's own parameters
 #: Axes that select a canonical block; the others run inside it.
 INDEXED = ("layer", "direction", "gate")
 AXES = (*INDEXED, "input", "hidden", "unit")
@@ -36,7 +40,7 @@ AXES = (*INDEXED, "input", "hidden", "unit")
 _TERM = re.compile(
     r"\s*(?P<param>\w+)\s*(?:\{(?P<gates>[^{}]*)\}\s*)?\[(?P<axes>[^\[\]]*)\]\s*(?:as\s*\[(?P<as>[^\[\]]*)\]\s*)?"
 )
-_TOKEN = re.compile(r"\s*([()]|\w+)")
+_TOKEN = re.compile(r"\s*([()]|\w+'{0,9})")
 
 Group = tuple[str, ...]  #: the axes composed into one dimension, outermost first; ``()`` is a dimension of size 1
 
@@ -85,11 +89,26 @@ class Packing:
         terms = [str(term) for term in self.terms]
         if len(terms) == 1:
             return terms[0]
-        return terms if parse_packing(terms, "") == self else {"concat": self.axis, "of": terms}
+        usual = _concat_axis([t.declared or t.axes for t in self.terms])
+        return terms if usual == self.axis else {"concat": self.axis, "of": terms}
 
 
-def parse_packing(value: Any, where: str) -> Packing:
+def base(axis: str) -> str:
+    """The axis whose size this one has: the same without primes."""
+    return axis.rstrip("'")
+
+
+def _concat_axis(shapes: Sequence[tuple[Group, ...]]) -> int:
+    """The axis on which terms stand side by side if none is named."""
+    rank = len(shapes[0])
+    return next((d for d in range(rank) if len({s[d] for s in shapes}) > 1), rank - 1)
+
+
+def parse_packing(value: Any, where: str, parameters: Parameters = PARAMETERS) -> Packing:
     """A packing from its notation: a string, a list of strings, or ``{concat: AXIS, of: [...]}``.
+
+    Args:
+        parameters: the parameters there are, and their axes.
 
     Raises:
         LayoutError: with ``where`` and the text that does not parse.
@@ -110,36 +129,35 @@ def parse_packing(value: Any, where: str) -> Packing:
         raise LayoutError(
             f"{where}: expected a term such as 'wx[input (gate unit)]' or a list of terms, found {value!r}"
         )
-    terms = tuple(parse_term(text, where) for text in texts)
+    terms = tuple(parse_term(text, where, parameters) for text in texts)
     shapes = [t.declared or t.axes for t in terms]
     if len({len(s) for s in shapes}) != 1:
         raise LayoutError(f"{where}: the terms of one tensor have different numbers of dimensions: {texts!r}")
-    rank = len(shapes[0])  # every parameter has units: it is not 0
+    rank = len(shapes[0])  # every parameter has an axis: it is not 0
     if axis is None:
-        differing = [d for d in range(rank) if len({s[d] for s in shapes}) > 1]
-        axis = differing[0] if differing else rank - 1
+        axis = _concat_axis(shapes)
     if not -rank <= axis < rank:
         raise LayoutError(f"{where}: concat axis {axis} of a tensor with {rank} dimensions")
     return Packing(terms, axis % rank)
 
 
-def parse_term(text: str, where: str) -> Term:
+def parse_term(text: str, where: str, parameters: Parameters = PARAMETERS) -> Term:
     """One term of the notation."""
     match = _TERM.fullmatch(text)
     if match is None:
         raise LayoutError(f"{where}: {text!r} is not a term; expected PARAMETER[AXES] such as 'wx[input (gate unit)]'")
     param = match["param"]
-    if param not in PARAMETERS:
-        raise LayoutError(f"{where}: no parameter {param!r} in {text!r}; one of {', '.join(PARAMETERS)}")
+    if param not in parameters:
+        raise LayoutError(f"{where}: no parameter {param!r} in {text!r}; one of {', '.join(parameters)}")
     gates = None
     if match["gates"] is not None:
         gates = tuple(match["gates"].replace(",", " ").split())
-        if "gate" not in PARAMETERS[param]:
+        if "gate" not in parameters[param]:
             raise LayoutError(f"{where}: {param} has no gates, but {text!r} names some")
         if not gates or len(set(gates)) != len(gates):
             raise LayoutError(f"{where}: {text!r} must name each gate once")
     axes = _groups(match["axes"], text, where)
-    allowed = {"layer", "direction", *PARAMETERS[param]}
+    allowed = {"layer", "direction", *parameters[param]}
     flat = [axis for group in axes for axis in group]
     for axis in flat:
         if axis not in allowed:
@@ -147,7 +165,7 @@ def parse_term(text: str, where: str) -> Term:
             raise LayoutError(f"{where}: {param} has no axis {axis!r} in {text!r}; {hint}")
     if len(set(flat)) != len(flat):
         raise LayoutError(f"{where}: an axis stands twice in {text!r}")
-    missing = [a for a in PARAMETERS[param] if a not in flat and a != "gate"]
+    missing = [a for a in parameters[param] if a not in flat and a != "gate"]
     if missing:
         raise LayoutError(f"{where}: {text!r} lacks the axis {missing[0]!r} of {param}")
     for group in axes:

@@ -1,4 +1,5 @@
-"""Reference cells in numpy: what an LSTM, a GRU and a plain RNN compute from their canonical parameters.
+"""Reference cells in numpy: what an LSTM, a GRU and a plain RNN compute from their canonical parameters (the rarer
+cells are in :mod:`weightport.layouts.rare`).
 
     lstm:  i = s(xWi + hUi + bi + pi c);  f = s(xWf + hUf + bf + pf c + forget_bias);  g = a(xWg + hUg + bg)
            c' = clip(f c + i g);  o = s(xWo + hUo + bo + po c');  h' = clip(o a(c') P)
@@ -20,47 +21,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from weightport.layouts.activations import ACTIVATIONS
 from weightport.layouts.behaviour import Behaviour
 from weightport.layouts.convert import canonical
+from weightport.layouts.rare import STEPS, Parameters
 from weightport.layouts.units import Unit
 from weightport.ranges import whole
 from weightport.tensors import Array, TensorSpec
 from weightport.values import Fetch
 
-#: parameter, gate (None where it has none) -> array, float64
-Parameters = Mapping[tuple[str, str | None], Array]
-
-_SCALE, _ALPHA = 1.0507009873554805, 1.6732632423543772
-
-
-def _sigmoid(x: Array) -> Array:
-    result: Array = 0.5 * (1 + np.tanh(0.5 * x))
-    return result
-
-
-def _softplus(x: Array) -> Array:
-    result: Array = np.logaddexp(x, 0)
-    return result
-
-
-# : Activations by the frameworks' names. ``hard_sigmoid`` is Keras 1's and 2's, ``hard_sigmoid_6`` Keras 3's and
-# torch's.
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
-    "linear": lambda x: x,
-    "tanh": np.tanh,
-    "sigmoid": _sigmoid,
-    "hard_sigmoid": lambda x: np.clip(0.2 * x + 0.5, 0, 1),
-    "hard_sigmoid_6": lambda x: np.clip(x / 6 + 0.5, 0, 1),
-    "relu": lambda x: np.maximum(x, 0),
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0))),
-    "selu": lambda x: _SCALE * np.where(x > 0, x, _ALPHA * np.expm1(np.minimum(x, 0))),
-    "softplus": _softplus,
-    "softsign": lambda x: x / (1 + np.abs(x)),
-    "exponential": np.exp,
-    "swish": lambda x: x * _sigmoid(x),
-    "silu": lambda x: x * _sigmoid(x),
-}
+#: The kinds of cells that can be run.
+KINDS = ("lstm", "gru", "rnn", *STEPS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +39,7 @@ class ReferenceCell:
     """One layer in one direction.
 
     Attributes:
-        kind: ``lstm``, ``gru`` or ``rnn``.
+        kind: one of :data:`KINDS`.
         parameters: what :func:`parameters` reads; a parameter that is missing is zero (a projection: none).
         behaviour: what it does beside its weights; None where nothing is added, clipped or known.
         sizes: ``input``, ``unit`` and ``hidden``.
@@ -90,10 +61,14 @@ class ReferenceCell:
         x = np.asarray(x, np.float64)
         h = np.zeros((x.shape[1], self.sizes["hidden"])) if h is None else np.asarray(h, np.float64)
         c = np.zeros((x.shape[1], self.sizes["unit"])) if c is None else np.asarray(c, np.float64)
-        step = {"lstm": self._lstm, "gru": self._gru, "rnn": self._rnn}[self.kind]
+        step = self._step()
         for now in x:
             h, c = step(now, h, c)
             yield h, c
+
+    def _step(self) -> Callable[[Array, Array, Array], tuple[Array, Array]]:
+        own = {"lstm": self._lstm, "gru": self._gru, "rnn": self._rnn}.get(self.kind)
+        return own or (lambda x, h, c: STEPS[self.kind](self.parameters, self.behaviour, x, h, c))
 
     def _get(self, param: str, gate: str | None) -> Array | float:
         return self.parameters.get((param, gate), 0.0)

@@ -59,14 +59,14 @@ class Cell:
     @property
     def input(self) -> int:
         """The size of the first layer's input."""
-        return self.units[0].sizes["input"]
+        return _total(self.units[0], "input")
 
     def per_unit(self, axis: str) -> int | list[int]:
         """A size that is the same everywhere, or the list of the layers' (of the directions', in one layer)."""
-        values = [u.sizes[axis] for u in self.units]
+        values = [_total(u, axis) for u in self.units]
         if len(set(values)) == 1:
             return values[0]
-        by_layer = [{u.sizes[axis] for u in self.units if u.layer == k} for k in range(self.layers)]
+        by_layer = [{_total(u, axis) for u in self.units if u.layer == k} for k in range(self.layers)]
         if all(len(sizes) == 1 for sizes in by_layer):
             return [sizes.pop() for sizes in by_layer]
         return values
@@ -75,6 +75,11 @@ class Cell:
     def hidden(self) -> int | list[int]:
         """The size of the output: of the projection where there is one, else the units."""
         return self.per_unit("hidden")
+
+
+def _total(unit: Unit, axis: str) -> int:
+    """A size of all groups together, where a cell's inputs and outputs are divided among groups."""
+    return unit.sizes[axis] * unit.sizes.get("group", 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,21 +37,24 @@ from weightport.layouts.layout import (
     read_gates,
     sign_problem,
 )
-from weightport.layouts.notation import PARAMETERS, Term, parse_packing
+from weightport.layouts.notation import PARAMETERS, Parameters, Term, parse_packing
 
 __all__ = ["KIND_GATES", "PARAM_GATES", "RESETS", "Form", "Layout", "Row", "builtin", "find_layout", "parse_layout"]
 
 _TEXTS = ("title", "activation", "recurrent_activation", "inner")
-_LISTS = ("source", "fixed", "complement", "cells")
+_LISTS = ("source", "fixed", "complement", "cells", "forget_gates")
 _MAPPINGS = ("gate_names", "derived", "directions")
 _KEYS = {
     *_TEXTS, *_LISTS, *_MAPPINGS, "gates", "forget_bias", "reset", "tensors", "variants", "spellings", "suffixes",
+    "parameters",
 }  # fmt: skip
 _VARIANT_KEYS = {"title", "reset", "forget_bias", "tensors", "cells"}
 _FIXED = ("activation", "recurrent_activation", "forget_bias", "cell_clip", "proj_clip")
 #: Where a GRU's reset gate acts; ``unknown`` where a file cannot say.
 RESETS = ("before", "after", "unknown")
 _BRACES = re.compile(r"\{([^{}]*)\}|[{}]")
+_PARAMETER = re.compile(r"[A-Za-z]\w*")
+_AXIS = re.compile(r"[A-Za-z]\w*'{0,9}")
 
 
 @dataclass(slots=True)
@@ -142,6 +145,10 @@ def parse_layout(name: str, table: Any, where: str) -> Layout:
                 reader.fail(f"tensors.{row.template}" if row else "tensors", what)
     if not forms and not reader.problems:
         reader.fail("", "the table has no tensors")
+    if not reader.problems:
+        used = {t.param for form in forms for row in form.rows for t in row.packing.terms}
+        for unused in [p for p in table.get("parameters") or () if p not in used]:
+            reader.fail("parameters", f"no tensor holds {unused!r}")
     if reader.problems:
         raise LayoutError(reader.problems)
     return layout
@@ -168,7 +175,11 @@ def _frame(reader: _Reader, name: str, kind: str) -> Layout:
     if known and order and set(order) | set(derived) != set(known):
         reader.fail("gates", f"{list(order)} are not the gates of a {kind}: {', '.join(known)}")
         order = ()
-    for key, gates in (("complement", lists["complement"]), ("gate_names", tuple(maps["gate_names"]))):
+    if lists["forget_gates"] and known:
+        reader.fail("forget_gates", f"a {kind} has a meaning of its own: the gate f of an lstm, none of others")
+    for key, gates in (
+        *((key, lists[key]) for key in ("complement", "forget_gates")), ("gate_names", tuple(maps["gate_names"])),
+    ):  # fmt: skip
         for gate in gates if order else ():
             if gate not in order:
                 reader.fail(key, f"no gate {gate!r}; the gates are {', '.join(order)}")
@@ -192,6 +203,8 @@ def _frame(reader: _Reader, name: str, kind: str) -> Layout:
         derived=derived,
         activation=text["activation"],
         recurrent_activation=text["recurrent_activation"],
+        parameters=_parameters(reader, kind),
+        forget_gates=lists["forget_gates"] or (("f",) if kind == "lstm" else ()),
         fixed=frozenset(lists["fixed"]),
         inner=text["inner"] or "",
         directions=maps["directions"],
@@ -208,6 +221,32 @@ def _frame(reader: _Reader, name: str, kind: str) -> Layout:
 def _forms(reader: _Reader, layout: Layout, known: bool) -> Iterator[Form]:
     """Every variant in every spelling, the plain ones first."""
     table = reader.table
+def _parameters(reader: _Reader, kind: str) -> Parameters:
+    """The canonical parameters, and those that the table declares."""
+    declared = reader.table.get("parameters")
+    if declared is None:
+        return PARAMETERS
+    found = dict(PARAMETERS)
+    if not isinstance(declared, Mapping) or not all(isinstance(name, str) for name in declared):
+        reader.fail("parameters", f"expected parameter -> axes, found {declared!r}")
+        return found
+    for name in declared:
+        at = f"parameters.{name}"
+        axes = reader.texts(name, declared, "parameters.")
+        if not _PARAMETER.fullmatch(name):
+            reader.fail(at, "a parameter has a name of letters, digits and _")
+        elif name in PARAMETERS and kind in KIND_GATES:
+            reader.fail(at, f"the axes of a {kind}'s {name} are {' '.join(PARAMETERS[name])}")
+        elif not axes:
+            reader.fail(at, "expected the names of its axes, such as [gate, unit]")
+        elif len(set(axes)) != len(axes):
+            reader.fail(at, "an axis stands twice; a second one of the same size has a prime: unit'")
+        elif wrong := [a for a in axes if not _AXIS.fullmatch(a) or a in ("layer", "direction")]:
+            reader.fail(at, f"{wrong[0]!r} is no axis; every parameter has layers and directions besides")
+        found[name] = axes
+    return found
+
+
     variants, spellings = reader.entries("variants"), reader.entries("spellings")
     seen: set[tuple[Row, ...]] = set()
     spelled: set[str] = set()
@@ -225,6 +264,8 @@ def _forms(reader: _Reader, layout: Layout, known: bool) -> Iterator[Form]:
         tensors: dict[str, Any] = {}
         for place, part in (("tensors", table.get("tensors")), (f"{dotted}tensors", variant.get("tensors"))):
             if part is not None and not isinstance(part, Mapping):
+        if bias and not layout.forget_gates:
+            reader.fail(f"{dotted}forget_bias", f"a {layout.kind} has no gate to add it to", "forget_gates: [GATE]")
                 reader.fail(place, f"expected a mapping from tensor name to packing, found {part!r}")
             tensors.update(part if isinstance(part, Mapping) else {})
         here = {str(t).removesuffix("?") for t in tensors}
@@ -255,7 +296,11 @@ def _rows(
         plain = str(template).removesuffix("?")
         where = f"{reader.where}.{at}.{plain}"
         try:
-            row = Row(str(spelling.get(plain, plain)), parse_packing(packing, where), str(template).endswith("?"))
+            row = Row(
+                str(spelling.get(plain, plain)),
+                parse_packing(packing, where, layout.parameters),
+                str(template).endswith("?"),
+            )
             _check_template(row, where, layout)
             if known:
                 _check_row(row, where, layout)
@@ -300,7 +345,7 @@ def _stored(layout: Layout, term: Term) -> tuple[str, ...]:
 
 def _check_gate(row: Row, term: Term, where: str, layout: Layout) -> None:
     """Where the gate is: in the name, in the shape, or there is but one."""
-    if "gate" not in PARAMETERS[term.param]:
+    if "gate" not in layout.parameters[term.param]:
         if row.per_gate:
             raise LayoutError(f"{where}: the gate stands in the name, but {term.param} has no gates")
     elif "gate" in term.names():

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import prod
 
 from weightport.layouts.layout import Form, Layout, Row
-from weightport.layouts.notation import Group, Term
+from weightport.layouts.notation import Group, Term, base
 
 Shapes = Mapping[str, tuple[int, ...]]
 FORWARD, BACKWARD = "forward", "backward"
@@ -42,7 +42,7 @@ class Unit:
         scope: the path under which its tensors stand.
         layer, direction: as the names under ``scope`` or the axes of its tensors say.
         tensors: what is stored.
-        sizes: ``input``, ``hidden``, ``unit``, and ``layer``, ``direction`` where they are axes.
+        sizes: ``input``, ``hidden``, ``unit``, the layout's own axes, and ``layer``, ``direction`` where they are axes.
         index: the position on the axes ``layer`` and ``direction`` of its tensors.
     """
 
@@ -187,7 +187,8 @@ def dims_of(term: Term) -> tuple[Group, ...]:
 def extent(layout: Layout, term: Term, dim: int, sizes: Mapping[str, int]) -> int:
     """The term's extent on a stored dimension."""
     return prod(
-        len(layout.gate_order(term.param, term.gates)) if axis == "gate" else sizes[axis] for axis in dims_of(term)[dim]
+        len(layout.gate_order(term.param, term.gates)) if axis == "gate" else sizes[base(axis)]
+        for axis in dims_of(term)[dim]
     )
 
 
@@ -195,7 +196,7 @@ def solve(layout: Layout, tensors: list[Stored], shapes: Shapes) -> dict[str, in
     """The sizes of the axes, from the shapes; None where the shapes don't fit the packing."""
     projected = any(t.param == "wr" for s in tensors for t in s.row.packing.terms)
     sizes: dict[str, int] = {}
-    wanted = {axis for s in tensors for t in s.row.packing.terms for axis in t.names()} - {"gate"}
+    wanted = {base(axis) for s in tensors for t in s.row.packing.terms for axis in t.names()} - {"gate"}
     if any(len(shapes[s.name]) != s.row.packing.rank for s in tensors):
         return None
     for _ in range(len(wanted) + 1):
@@ -234,14 +235,14 @@ def _learn(layout: Layout, stored: Stored, shape: tuple[int, ...], sizes: dict[s
             known = 0
             open_terms: list[tuple[int, str]] = []
             for term in terms:
-                factor, unknown = 1, set()
-                for axis in dims_of(term)[dim]:
+                factor, unknown = 1, list[str]()
+                for axis in map(base, dims_of(term)[dim]):
                     if axis == "gate":
                         factor *= len(layout.gate_order(term.param, term.gates))
                     elif axis in sizes:
                         factor *= sizes[axis]
                     else:
-                        unknown.add(axis)
+                        unknown.append(axis)
                 if not unknown:
                     known += factor
                 elif len(unknown) == 1:

@@ -274,9 +274,13 @@ class _Builder:
             except LayoutError as error:
                 for problem in error.problems:
                     self._fail((*trail, "gates"), problem.what, problem.hint)
-        for key, kind, owner in (("forget_bias", "lstm", "a forget gate"), ("reset", "gru", "a reset gate")):
-            # Only of the kinds that are known by meaning: a rarer cell may have either.
-            if key in value and layout.kind in {"lstm", "gru", "rnn"} - {kind}:
+        # Only of the kinds that are known by meaning: where a rarer cell has a reset gate, its table says no more.
+        resets = layout.kind not in ("lstm", "rnn")
+        for key, has, owner in (
+            ("forget_bias", bool(layout.forget_gates), "a forget gate"),
+            ("reset", resets, "a reset gate"),
+        ):
+            if key in value and not has:
                 self._fail((*trail, key), f"{layout.name} is no cell with {owner}")
 
     def _same_cell(self, trail: Trail, source: CellRef, target: CellRef) -> None:

@@ -216,6 +216,8 @@ class LayoutShape(LayoutVariantShape):
     gate_names: dict[str, str] = _key("Gate -> its text in names.")
     complement: list[Name] = _key("Gates stored with the opposite meaning.")
     derived: dict[str, str] = _key("Gates that follow from another one.")
+    parameters: dict[Name, Names] = _key("Parameters of its own, and their axes.", {"gamma": ["gate", "unit"]})
+    forget_gates: list[Name] = _key("The gates that the forget bias is added to; of an lstm: f.")
     activation: Name = _key("Of the cell.")
     recurrent_activation: Name = _key("Of the gates.")
     fixed: list[Name] = _key("What the framework always has so.")
