@@ -259,13 +259,14 @@ def transfer(
         return Result(planned, path=None if dry_run else path)
 
 
-def verify(source: Any, out: Any, mapping: AnyMapping) -> Verification:
+def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False) -> Verification:
     """Whether a written model holds what the mapping makes of the source, and each moved cell is the same function.
 
     Args:
         source: a path or an open source: what the weights came from.
         out: a path or an open source: what was written.
         mapping: a path, a dict or a loaded mapping.
+        live: run the frameworks' own cells, too, where they are installed.
 
     Returns:
         The largest difference of every tensor and every cell; ``equal`` says whether all of them agree.
@@ -279,7 +280,7 @@ def verify(source: Any, out: Any, mapping: AnyMapping) -> Verification:
 
     rules = load_mapping(mapping)
     with _opened(source) as opened, _opened(out) as written:
-        return prove(opened, written, rules)
+        return prove(opened, written, rules, live=live)
 
 
 def _into_model(

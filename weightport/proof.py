@@ -25,6 +25,7 @@ from weightport.layouts.layout import KIND_GATES
 from weightport.layouts.rare import Parameters
 from weightport.layouts.reference import KINDS, ReferenceCell, parameters
 from weightport.layouts.units import Unit
+from weightport.live import LiveCell
 from weightport.mapping.rules import CellRule
 from weightport.mapping.rules import Mapping as Rules
 from weightport.plan import Plan, cells
@@ -36,6 +37,8 @@ from weightport.tensors import Array, Source
 
 #: Outputs that differ by more are another function: two orders of magnitude above float32's rounding of weights near 1.
 TOLERANCE = 1e-5
+#: Frameworks compute in float32, each in an order of its own.
+LIVE_TOLERANCE = 1e-4
 STEPS, LONG_STEPS, BATCH = 24, 400, 3
 
 
@@ -65,6 +68,7 @@ class CellProof:
             is.
         inputs: the kind of input where it is largest.
         cause: what is likely wrong, if something is.
+        by: what ran the two cells: ``numpy``, or the frameworks.
     """
 
     rule: str
@@ -74,11 +78,12 @@ class CellProof:
     first: int | None = None
     inputs: str = ""
     cause: str = ""
+    by: str = "numpy"
 
     @property
     def equal(self) -> bool:
-        """The same function, as far as float32 weights can tell."""
-        return self.max_abs_diff <= TOLERANCE
+        """The same function, as far as float32 weights (and frameworks that compute in float32) can tell."""
+        return self.max_abs_diff <= (TOLERANCE if self.by == "numpy" else LIVE_TOLERANCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,14 @@ class Verification:
             "equal": self.equal,
             "tensors": [{"name": t.name, "max_abs_diff": t.max_abs_diff} for t in self.tensors],
             "cells": [
-                {"rule": c.rule, "max_abs_diff": c.max_abs_diff, "steps": c.steps, "where": c.where, "cause": c.cause}
+                {
+                    "rule": c.rule,
+                    "max_abs_diff": c.max_abs_diff,
+                    "steps": c.steps,
+                    "where": c.where,
+                    "by": c.by,
+                    "cause": c.cause,
+                }
                 for c in self.cells
             ],
             "notes": list(self.notes),
@@ -133,17 +145,19 @@ class Verification:
         for cell in self.cells:
             same = "the same function" if cell.equal else "NOT the same function"
             apart = f"at most {cell.max_abs_diff:.3g} apart in {cell.steps} steps"
+            apart += f" of {cell.by}" if cell.by != "numpy" else ""
             lines.append(f"  {cell.rule}: {cell.where}: {same}: {apart}")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
-def verify(source: Source, out: Source, rules: Rules, *, out_name: str = "") -> Verification:
+def verify(source: Source, out: Source, rules: Rules, *, out_name: str = "", live: bool = False) -> Verification:
     """Compare a written model with the source, through the mapping.
 
     Args:
         source: what the weights came from.
         out: what was written: it is planned as the target, so that every tensor of it is accounted for.
         rules: the mapping.
+        live: run the frameworks' own cells, too, where they are installed.
 
     Raises:
         PlanError: the mapping does not fit the two.
@@ -156,7 +170,7 @@ def verify(source: Source, out: Source, rules: Rules, *, out_name: str = "") -> 
     notes: list[str] = []
     for rule in rules.rules:
         if isinstance(rule, CellRule):
-            proofs.extend(_cells(rule, rules, source, out, notes))
+            proofs.extend(_cells(rule, rules, source, out, notes, live))
     return Verification(planned, tensors, tuple(proofs), tuple(notes))
 
 
@@ -196,7 +210,9 @@ def _apart(expected: Array, found: Array) -> float | None:
 # Functions -----------------------------------------------------------------------------------------------------------
 
 
-def _cells(rule: CellRule, rules: Rules, source: Source, out: Source, notes: list[str]) -> Iterator[CellProof]:
+def _cells(
+    rule: CellRule, rules: Rules, source: Source, out: Source, notes: list[str], live: bool
+) -> Iterator[CellProof]:
     mine, its = (cells.Side(s.specs(), s.facts, at.scope) for s, at in ((source, rules.source), (out, rules.target)))
     skip = matching(rules.ignore, source.specs(), rules.source.scope)
     pairs = cells.move(rule, mine, its, rules.layouts, skip).pairs
@@ -218,6 +234,9 @@ def _cells(rule: CellRule, rules: Rules, source: Source, out: Source, notes: lis
             others = [b for k, (_, b) in enumerate(loaded) if k != number]
             proof = replace(proof, cause=likely_cause(first, second, others))
         yield proof
+        if live:
+            cells_ = LiveCell(pair.source, source, does[0], first), LiveCell(pair.target, out, does[1], second)
+            yield replace(compare_live(rule.name, where, *cells_, notes), cause=proof.cause)
 
 
 def _activations(pair: cells.Pair) -> list[Said]:
@@ -247,8 +266,14 @@ def _loaded(source: Source, unit: Unit, does: Behaviour) -> Parameters:
     return parameters(unit, source.specs(), fetch, float(does.forget_bias.value))
 
 
-def inputs(sizes: Mapping[str, int], seed: int = 0) -> Iterator[tuple[str, Array, Array, Array]]:
-    """What the cells are run on: kind, inputs ``[time, batch, input]``, initial output and cell state."""
+def inputs(
+    sizes: Mapping[str, int], seed: int = 0, steps: int | None = None
+) -> Iterator[tuple[str, Array, Array, Array]]:
+    """What the cells are run on: kind, inputs ``[time, batch, input]``, initial output and cell state.
+
+    Args:
+        steps: of the long sequence; by default, as many as large cells can afford.
+    """
     rng = np.random.default_rng(seed)
     wide, unit, hidden = sizes["input"], sizes["unit"], sizes["hidden"]
 
@@ -259,7 +284,8 @@ def inputs(sizes: Mapping[str, int], seed: int = 0) -> Iterator[tuple[str, Array
     yield "zeros", np.zeros((STEPS, BATCH, wide)), *states(0.0)
     yield "saturating inputs", 30 * rng.normal(size=(STEPS, BATCH, wide)), *states(3.0)
     yield "small inputs", 1e-3 * rng.normal(size=(STEPS, BATCH, wide)), *states(1e-3)
-    steps = max(STEPS, min(LONG_STEPS, 20_000_000 // max(1, (wide + hidden) * unit)))
+    if steps is None:
+        steps = max(STEPS, min(LONG_STEPS, 20_000_000 // max(1, (wide + hidden) * unit)))
     yield "a long sequence", rng.normal(size=(steps, BATCH, wide)), *states(1.0)
 
 
@@ -278,6 +304,22 @@ def compare(rule: str, where: str, first: ReferenceCell, second: ReferenceCell) 
         if largest > worst:
             worst, at, kind = largest, start, name
     return CellProof(rule, where, worst, total, at, kind)
+
+
+def compare_live(rule: str, where: str, first: LiveCell, second: LiveCell, notes: list[str]) -> CellProof:
+    """Two cells side by side, each in its own framework where that is installed."""
+    worst, at, kind, total = 0.0, None, "", 0
+    for name, x, h, c in inputs(first.reference.sizes, steps=STEPS):
+        a, b = first.run(x, h, c), second.run(x, h, c)
+        apart = [_distance(one, other) for one, other in zip(a, b, strict=True)]
+        total += len(apart)
+        if max(apart) > worst:
+            worst, kind = max(apart), name
+            at = next((step for step, gap in enumerate(apart) if gap > LIVE_TOLERANCE), None)
+    for cell in (first, second):
+        if cell.note:
+            notes.append(f"{rule}: {where}: {cell.note}")
+    return CellProof(rule, where, worst, total, at, kind, by=f"{first.by} and {second.by}")
 
 
 def _distance(a: Array, b: Array) -> float:
