@@ -104,6 +104,10 @@ def pack(canonical: Expr, block: Block, order: Sequence[str]) -> Expr:
     return values.reshape(part, tuple(len(r) for r in block.ranges))
 
 
+def _named(param: str, gate: str | None) -> str:
+    return f"{param} of gate {gate}" if gate else param
+
+
 @dataclass(slots=True)
 class Conversion:
     """One unit into another.
@@ -158,7 +162,12 @@ class Conversion:
         for param, gate in self._found:
             if param in _APART or (param, gate) in self._homes or gate in self.target.layout.derived:
                 continue
-            found.append(f"the target has no place for {param}" + (f" of gate {gate}" if gate else ""))
+            found.append(f"the target has no place for {_named(param, gate)}")
+        found.extend(
+            f"the source has no {_named(param, gate)}"
+            for param, gate in sorted(self._homes, key=lambda home: (home[0], home[1] or ""))
+            if param not in _APART and not self._has(param, gate)
+        )
         derived = self.target.layout.derived
         if derived and derived != self.source.layout.derived:
             gate, of = next(iter(derived.items()))
@@ -217,7 +226,7 @@ class Conversion:
         if param == "wp":
             self._say("the target's peepholes are zero")
             return self._zeros(param)
-        raise Inexact(f"the source has no {param}" + (f" of gate {gate}" if gate else ""))
+        raise Inexact(f"the source has no {_named(param, gate)}")
 
     def _stored(self, param: str, gate: str | None) -> Expr | None:
         """As it is stored, with the canonical sign; or derived from another gate."""
