@@ -494,3 +494,31 @@ def test_a_source_that_is_no_file_of_its_own(model: Path, tmp_path: Path) -> Non
     assert result.path is not None
     same(read(result.path), EXPECTED)
     assert model.exists()
+
+
+def test_mistakes_of_the_mapping_and_of_its_fit_are_said_together(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", weight=np.zeros((2, 3), np.float32), bias=np.zeros(3, np.float32))
+    mapping = tmp_path / "m.yaml"
+    mapping.write_text(
+        "weightport: 1\n"
+        "rules:\n"
+        "  - {from: weigth, to: w, as: const}\n"
+        "  - {from: bias, too: b}\n"
+        "  - {from: bias, to: b, rearrange: a b -> b a}\n"
+        "  - {from: baias, to: c}\n"
+    )
+    with pytest.raises(wp.MappingError) as refusal:
+        wp.transfer(tmp_path / "a.npz", None, mapping, out=tmp_path / "o.npz")
+    source = tmp_path / "a.npz"
+    assert str(refusal.value).splitlines() == [
+        f"{mapping}:3 rules[0].as: expected initial or constant, found 'const'; closest: 'constant'",
+        f"{mapping}:4 rules[1]: unknown key 'too'; closest: 'to'",
+        f"{mapping}:3 rules[0].from: no tensor 'weigth' in {source}; closest: 'weight'",
+        f"{mapping}:5 rules[2]: 'bias': rearrange: 'a b -> b a' is for 2 axes, the tensor has [3]",
+        f"{mapping}:6 rules[3].from: no tensor 'baias' in {source}; closest: 'bias'",
+    ]
+    assert not (tmp_path / "o.npz").exists()
+    # A source that cannot be opened leaves the mapping's own mistakes.
+    with pytest.raises(wp.MappingError) as refusal:
+        wp.transfer(tmp_path / "none.npz", None, mapping, out=tmp_path / "o.npz")
+    assert len(refusal.value.problems) == 2

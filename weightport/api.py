@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from weightport.errors import Error, FormatError, Problem, RefusedError
+from weightport.errors import Error, FormatError, MappingError, Problem, RefusedError
 from weightport.tensors import Array, Budget, Index, Source, TensorSpec
 
 if TYPE_CHECKING:
@@ -133,6 +133,24 @@ def load_mapping(mapping: AnyMapping) -> Rules:
     return load(mapping)
 
 
+def _rules_for(mapping: AnyMapping, source: Any, target: Any) -> Rules:
+    """The mapping; what is wrong with it is said together with what its valid rules get wrong about the models."""
+    try:
+        return load_mapping(mapping)
+    except MappingError as error:
+        if error.partial is None or not error.partial.rules:
+            raise
+        try:
+            found = plan(source, target, error.partial).problems
+        except Error:
+            raise error from None
+        # Only what is wrong with the rules: what they leave over, the rules that could not be read may have been for.
+        more = [p for p in found if "rules[" in p.where and p not in error.problems]
+        if not more:
+            raise
+        raise MappingError([*error.problems, *more]) from None
+
+
 @contextmanager
 def _opened(source: Any) -> Iterator[Source]:
     """A source that is open already stays open; a path is opened and closed again."""
@@ -225,7 +243,7 @@ def transfer(
     from weightport import __version__
     from weightport.plan import plan as make
 
-    rules = load_mapping(mapping)
+    rules = _rules_for(mapping, source, target)
     told = on_plan or (lambda _: None)
     file = target is None or isinstance(target, str | os.PathLike | OpenSource)
     if out is None and file and not dry_run:

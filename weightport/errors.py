@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # difflib is quadratic in the worst case: a hint is not worth more than this many comparisons.
 _MAX_CANDIDATES = 20_000
@@ -76,7 +77,14 @@ class TensorNotFound(Error):
 
 
 class MappingError(Error):
-    """A mapping file or dict is wrong. One :class:`Problem` per mistake, each with its line."""
+    """A mapping file or dict is wrong. One :class:`Problem` per mistake, each with its line.
+
+    Attributes:
+        partial: the mapping that the valid rules make up, so that these can be checked against the models all the same;
+            None where nothing can be made of it.
+    """
+
+    partial: Any = None
 
 
 class PlanError(Error):

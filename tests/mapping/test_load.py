@@ -24,6 +24,7 @@ from weightport.mapping import (
     load_mapping,
     parse_mapping,
 )
+from weightport.mapping.patterns import shown
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -420,7 +421,7 @@ def test_vocabularies_lie_beneath_the_mappings_folder(tmp_path: Path) -> None:
 
     outside = "is outside the mapping's folder; a mapping names files in its own folder, by relative paths"
     for name in ("../outside.txt", str(folder / "old.txt"), "out.txt", "up/outside.txt", "words/../old.txt"):
-        assert vocab_problems(folder, f"{{from: {name}, to: old.txt}}") == [f".from: {name!r} {outside}"]
+        assert vocab_problems(folder, f"{{from: {name}, to: old.txt}}") == [f".from: {shown(name)} {outside}"]
     assert vocab_problems(folder, "{from: old.txt, to: new.txt}") == [f".to: no file 'new.txt'; looked for in {folder}"]
     assert vocab_problems(folder, "{from: words, to: old.txt}") == [f".from: no file 'words'; looked for in {folder}"]
     assert len(vocab_problems(folder, "{from: loop.txt, to: old.txt}")) == 1

@@ -149,7 +149,7 @@ def layers(made: Any, source: Stub) -> dict[str, int]:
 def test_a_stack_moves_layer_by_layer() -> None:
     source = Stub(STACK)
     made = planned(source, None, [rule("lstm.tf1 s", "lstm.tf1 m")])
-    assert layers(made, source) == {f"m/cell_{k}/kernel": k for k in range(3)}
+    assert layers(made, source) == {f"m/cell_{k}/lstm_cell/kernel": k for k in range(3)}
     target = {n.replace("s/", "t/rnn/multi_rnn_cell/"): a.shape for n, a in STACK.items()}
     made = planned(source, target, [rule("lstm.tf1 s", "lstm.tf1 t")])
     assert layers(made, source) == {f"t/rnn/multi_rnn_cell/cell_{k}/lstm_cell/kernel": k for k in range(3)}
@@ -160,7 +160,7 @@ def test_picked_layers() -> None:
     sides = {"layout": "lstm.tf1", "scope": "s", "layers": [2, 1]}, {"layout": "lstm.tf1", "scope": "m"}
     made = planned(source, None, [rule(*sides)], ignore=["s/cell_0/**"])
     assert problems(made) == []
-    assert layers(made, source) == {"m/cell_0/kernel": 2, "m/cell_1/kernel": 1}
+    assert layers(made, source) == {"m/cell_0/lstm_cell/kernel": 2, "m/cell_1/lstm_cell/kernel": 1}
     one = {"layout": "lstm.tf1", "scope": "s", "layers": 1}
     target = {f"m/lstm_cell/{n}": STACK[f"s/cell_1/lstm_cell/{n}"].shape for n in ("kernel", "bias")}
     made = planned(source, target, [rule(one, "lstm.tf1 m/lstm_cell")], ignore=["s/cell_0/**", "s/cell_2/**"])
@@ -170,7 +170,7 @@ def test_picked_layers() -> None:
 def test_ignored_layers_leave_the_others_their_numbers() -> None:
     source = Stub(STACK)
     made = planned(source, None, [rule("lstm.tf1 s", "lstm.tf1 m")], ignore=["s/cell_0/**"])
-    assert layers(made, source) == {"m/cell_1/kernel": 1, "m/cell_2/kernel": 2}
+    assert layers(made, source) == {"m/cell_1/lstm_cell/kernel": 1, "m/cell_2/lstm_cell/kernel": 2}
     made = planned(source, None, [rule("lstm.tf1 s", "lstm.tf1 m")], ignore=["s/cell_0/**", "s/cell_2/**"])
     assert layers(made, source) == {"m/kernel": 1}
 
@@ -193,7 +193,7 @@ def test_a_layer_picked_on_the_target_names_it() -> None:
     made = planned(
         source, None, [rule("lstm.tf1 s/cell_1/lstm_cell", {"layout": "lstm.tf1", "scope": "m", "layers": 2})]
     )
-    assert layers(made, source) == {"m/cell_2/kernel": 1}
+    assert layers(made, source) == {"m/cell_2/lstm_cell/kernel": 1}
 
 
 def test_layers_that_one_side_lacks_are_left_over() -> None:
@@ -218,8 +218,8 @@ def test_directions() -> None:
     source = Stub(BOTH)
     made = planned(source, None, [rule("lstm.keras b", "lstm.tf1 m")])
     found = results(made, source)
-    same({n: a for n, a in found.items() if "/fw/" in n}, tf1(keras(""), "m/fw/", 1.0))
-    same({n: a for n, a in found.items() if "/bw/" in n}, tf1(keras("", seed=5), "m/bw/", 1.0))
+    same({n: a for n, a in found.items() if "/fw/" in n}, tf1(keras(""), "m/fw/basic_lstm_cell/", 1.0))
+    same({n: a for n, a in found.items() if "/bw/" in n}, tf1(keras("", seed=5), "m/bw/basic_lstm_cell/", 1.0))
     backward = {"layout": "lstm.keras", "scope": "b", "directions": "backward"}
     made = planned(source, None, [rule(backward, "lstm.keras m")], ignore=["b/forward_lstm/**"])
     same(results(made, source), keras("m", seed=5))

@@ -106,11 +106,10 @@ def transfer(
                 session.lines(lines(replace(plan, problems=())))
 
         options: dict[str, Any] = {"out": out, "format": format, "expect_sha256": expect_sha256}
-        rules = load_mapping(mapping)
         result = move(
             source,
             target,
-            rules.reversed() if reverse else rules,
+            load_mapping(mapping).reversed() if reverse else mapping,
             progress=progress,
             on_plan=planned,
             dry_run=dry_run,

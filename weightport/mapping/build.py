@@ -65,22 +65,31 @@ class _Builder:
         rules = self.data.get("rules")
         built = [self._rule(k, rule) for k, rule in enumerate(rules if isinstance(rules, list) else ())]
         ignore, keep = self._globs("ignore"), self._globs("keep")
-        if self.document.problems:
-            raise self.document.stop()
-        source, target = self.data.get("source", {}), self.data.get("target", {})
-        sha256 = source.get("sha256")
-        return Mapping(
+        sha256 = self._text("source", "sha256")
+        mapping = Mapping(
             path=self.document.path,
             version=VERSION,
-            description=self.data.get("description", ""),
-            source=Side(source.get("scope", ""), sha256.lower() if sha256 else None),
-            target=Side(target.get("scope", "")),
+            description=self._text("description"),
+            source=Side(self._text("source", "scope"), sha256.lower() or None),
+            target=Side(self._text("target", "scope")),
             layouts=self.layouts,
             rules=tuple(rule for rule in built if rule is not None),
             ignore=ignore,
             keep=keep,
             document=self.data,
         )
+        if self.document.problems:
+            error = self.document.stop()
+            error.partial = mapping
+            raise error
+        return mapping
+
+    def _text(self, *trail: str) -> str:
+        """The text at a place, or nothing where there is none, or another thing."""
+        found: Any = self.data
+        for key in trail:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found if isinstance(found, str) and self.shape.ok(*trail) else ""
 
     def _fail(self, trail: Trail, what: str, hint: str = "") -> None:
         self.document.fail(trail, what, hint)

@@ -29,7 +29,7 @@ from weightport.layouts.units import (
 )
 from weightport.mapping.rules import CellRef, CellRule
 from weightport.ranges import Ranges, extent
-from weightport.scopes import resolve_cell
+from weightport.scopes import is_cell, resolve_cell
 from weightport.tensors import TensorSpec
 from weightport.values import Expr
 
@@ -311,6 +311,10 @@ def target_scope(rule: CellRule, cell: Cell, unit: Unit, layout: Layout) -> str:
             parts.append(f"{'backward' if backward else 'forward'}_{layout.kind}")
         else:
             parts.append("bw" if backward else "fw")
+    named = layout.forms[0].cells
+    if named and len(parts) > 1:  # a cell of a stack is known by the name of its own scope
+        own = unit.scope.rpartition("/")[2]
+        parts.append(own if is_cell(own, named) else named[0])
     return "/".join(p for p in parts if p)
 
 
