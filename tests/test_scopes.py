@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.layouts._steps import CASES, shapes_of
+from tests.layouts._steps import CASES, shapes_of, sizes_of
 from tests.support import FIXTURES, fixture, fixtures
 from weightport.errors import LayoutError
 from weightport.formats.detect import open_source
@@ -27,7 +27,7 @@ def cell(scope: str, case: str = "tf", inputs: int = 3, units: int = 4) -> Specs
     """The tensors of a cell."""
     name, number, has, _ = CASES[case]
     layout = find_layout(name)
-    sizes = {"input": inputs, "unit": units, "hidden": units}
+    sizes = sizes_of(case, inputs, units, units - 1)
     return specs_of(shapes_of(layout, layout.forms[number], scope, has, sizes))
 
 
@@ -86,6 +86,16 @@ def test_the_tree_as_text() -> None:
     assert str(tree({})) == ""
 
 
+def test_names_with_dots_are_a_tree_where_none_has_a_slash() -> None:
+    root = tree(specs_of({"enc.rnn.w": (2,), "enc.b": (), "c": (1,)}))
+    assert str(root).splitlines() == [
+        "├─ enc.", "│  ├─ rnn.", "│  │  └─ w  float32 2", "│  └─ b  float32 scalar", "└─ c  float32 1",
+    ]  # fmt: skip
+    assert [path for path, _ in root.walk()] == ["", "enc", "enc.rnn"]
+    assert list(root.lines({"enc.rnn": "here"}))[1] == "│  ├─ rnn.  here"
+    assert [path for path, _ in tree(specs_of({"enc.rnn.w": (2,), "a/b": ()})).walk()] == ["", "a"]
+
+
 def test_a_tree_as_deep_as_names_go() -> None:
     name = "/".join("s" * 5000) + "/x"
     root = tree(specs_of({name: (1,)}))
@@ -100,6 +110,7 @@ def test_a_tree_as_deep_as_names_go() -> None:
 CELLS: dict[str, list[tuple[str, str, int, int | list[int], int, str]]] = {
     "a_seed_char_lstm": [("LSTMcell", "lstm.scoped-gates", 27, 32, 1, "f")],
     "a_udacity_ifco": [("", "lstm.ifco", 27, 16, 1, "f")],
+    "b_cells/attention_wrapper_lstm": [("rnn/attention_cell_wrapper", "attention.tf1", 7, 4, 1, "f"), ("rnn/attention_cell_wrapper/lstm_cell", "lstm.tf1", 7, 6, 1, "f")],
     "b_cells/basic_lstm_concat_state": [("rnn/basic_lstm_cell", "lstm.tf1", 5, 6, 1, "f")],
     "b_cells/basic_lstm_fb0": [("encoder/rnn/basic_lstm_cell", "lstm.tf1", 5, 9, 1, "f")],
     "b_cells/basic_lstm_fb1": [("rnn/basic_lstm_cell", "lstm.tf1", 7, 12, 1, "f")],
@@ -108,11 +119,19 @@ CELLS: dict[str, list[tuple[str, str, int, int | list[int], int, str]]] = {
     "b_cells/basic_lstm_static": [("rnn/basic_lstm_cell", "lstm.tf1", 5, 6, 1, "f")],
     "b_cells/basic_rnn": [("rnn/basic_rnn_cell", "rnn.tf1", 5, 9, 1, "f")],
     "b_cells/bidirectional_lstm": [("bidirectional_rnn", "lstm.tf1", 6, [7, 5], 1, "f+b")],
+    "b_cells/cfn": [("rnn/cfn_cell", "cfn.tf1", 5, 6, 1, "f")],
+    "b_cells/conv_1d_lstm": [("rnn/conv_1d_lstm_cell", "conv1d_lstm.tf1", 2, 3, 1, "f")],
+    "b_cells/conv_2d_lstm": [("rnn/conv_2d_lstm_cell", "conv2d_lstm.tf1", 2, 3, 1, "f")],
+    "b_cells/conv_3d_lstm": [("rnn/conv_3d_lstm_cell", "conv3d_lstm.tf1", 2, 3, 1, "f")],
     "b_cells/coupled_input_forget": [("rnn/coupled_input_forget_gate_lstm_cell", "lstm.tf1-coupled", 5, 8, 1, "f")],
     "b_cells/cudnn_compatible_gru": [("rnn/cudnn_compatible_gru_cell", "gru.tf1", 6, 9, 1, "f")],
-    "b_cells/attention_wrapper_lstm": [("rnn/attention_cell_wrapper", "attention.tf1", 7, 4, 1, "f"), ("rnn/attention_cell_wrapper/lstm_cell", "lstm.tf1", 7, 6, 1, "f")],
     "b_cells/cudnn_compatible_lstm": [("rnn/cudnn_compatible_lstm_cell", "lstm.tf1", 6, 9, 1, "f")],
     "b_cells/cudnn_lstm_stack": [("cudnn_lstm/rnn/multi_rnn_cell", "lstm.tf1", 5, 6, 2, "f")],
+    "b_cells/glstm": [("rnn/glstm_cell", "glstm.tf1", 6, 8, 1, "f")],
+    "b_cells/glstm_one_group": [("rnn/glstm_cell", "lstm.tf1-group", 5, 7, 1, "f")],
+    "b_cells/glstm_proj": [("rnn/glstm_cell", "glstm.tf1", 6, 9, 1, "f")],
+    "b_cells/grid_lstm": [("rnn/grid_lstm_cell", "grid_lstm.tf1", 2, 3, 1, "f")],
+    "b_cells/grid_lstm_shared_coupled": [("rnn/grid_lstm_cell", "grid_lstm.tf1-coupled", 2, 3, 2, "f")],
     "b_cells/gru": [("rnn/gru_cell", "gru.tf1", 6, 10, 1, "f")],
     "b_cells/gru_block_v2": [("rnn/gru_cell", "gru.tf1", 5, 8, 1, "f")],
     "b_cells/ind_rnn": [("rnn/ind_rnn_cell", "ind_rnn.tf1", 4, 6, 1, "f")],
@@ -124,23 +143,15 @@ CELLS: dict[str, list[tuple[str, str, int, int | list[int], int, str]]] = {
     "b_cells/layer_norm_basic_lstm_off": [("rnn/layer_norm_basic_lstm_cell", "lstm.tf1", 5, 6, 1, "f")],
     "b_cells/layer_norm_lstm": [("rnn/layer_norm_lstm_cell", "layer_norm_lstm.tf1", 5, 6, 1, "f")],
     "b_cells/lstm_block": [("rnn/lstm_cell", "lstm.tf1", 6, 10, 1, "f")],
-    "b_cells/cfn": [("rnn/cfn_cell", "cfn.tf1", 5, 6, 1, "f")],
-    "b_cells/conv_1d_lstm": [("rnn/conv_1d_lstm_cell", "conv1d_lstm.tf1", 2, 3, 1, "f")],
-    "b_cells/conv_2d_lstm": [("rnn/conv_2d_lstm_cell", "conv2d_lstm.tf1", 2, 3, 1, "f")],
-    "b_cells/conv_3d_lstm": [("rnn/conv_3d_lstm_cell", "conv3d_lstm.tf1", 2, 3, 1, "f")],
     "b_cells/lstm_block_fused": [("lstm_fused_cell", "lstm.tf1", 6, 8, 1, "f")],
     "b_cells/lstm_block_peephole_clip": [("rnn/lstm_cell", "lstm.tf1", 5, 8, 1, "f")],
     "b_cells/lstm_peephole": [("rnn/lstm_cell", "lstm.tf1", 6, 8, 1, "f")],
     "b_cells/lstm_peephole_proj_clip": [("am/layer/rnn/lstm_cell", "lstm.tf1", 4, 11, 1, "f")],
-    "b_cells/glstm": [("rnn/glstm_cell", "glstm.tf1", 6, 8, 1, "f")],
-    "b_cells/glstm_one_group": [("rnn/glstm_cell", "lstm.tf1-group", 5, 7, 1, "f")],
-    "b_cells/glstm_proj": [("rnn/glstm_cell", "glstm.tf1", 6, 9, 1, "f")],
-    "b_cells/grid_lstm": [("rnn/grid_lstm_cell", "grid_lstm.tf1", 2, 3, 1, "f")],
-    "b_cells/grid_lstm_shared_coupled": [("rnn/grid_lstm_cell", "grid_lstm.tf1-coupled", 2, 3, 2, "f")],
     "b_cells/lstm_plain": [("rnn/lstm_cell", "lstm.tf1", 6, 10, 1, "f")],
     "b_cells/lstm_proj": [("rnn/lstm_cell", "lstm.tf1", 7, 12, 1, "f")],
     "b_cells/minimal_rnn": [("rnn/minimal_rnn_cell", "minimal.tf1", 4, 6, 1, "f")],
     "b_cells/multi2_residual_dropout": [("decoder/rnn/multi_rnn_cell", "lstm.tf1", 6, 6, 2, "f")],
+    "b_cells/multi2_ugrnn": [("rnn/multi_rnn_cell", "ugrnn.tf1", 4, [5, 7], 2, "f")],
     "b_cells/multi3_basic_lstm": [("rnn/multi_rnn_cell", "lstm.tf1", 5, [8, 6, 10], 3, "f")],
     "b_cells/nas": [("rnn/nas_cell", "nas.tf1", 6, 5, 1, "f")],
     "b_cells/nas_plain": [("rnn/nas_cell", "nas.tf1", 4, 5, 1, "f")],
@@ -157,7 +168,6 @@ CELLS: dict[str, list[tuple[str, str, int, int | list[int], int, str]]] = {
     "c_keras/cudnngru_5_h5": [("rnn", "gru.keras-cudnn", 4, 5, 1, "f")],
     "c_keras/cudnnlstm_6_h5": [("rnn", "lstm.keras-cudnn", 4, 6, 1, "f")],
     "c_keras/gru_reset_after": [("gru", "gru.keras", 5, 6, 1, "f")],
-    "b_cells/multi2_ugrnn": [("rnn/multi_rnn_cell", "ugrnn.tf1", 4, [5, 7], 2, "f")],
     "c_keras/gru_reset_before": [("gru", "gru.keras", 5, 8, 1, "f")],
     "c_keras/lstm_impl1": [("lstm", "lstm.keras", 5, 8, 1, "f")],
     "c_keras/lstm_impl2_sigmoid": [("encoder_lstm", "lstm.keras", 4, 7, 1, "f")],
@@ -220,6 +230,14 @@ def test_the_cells_of_every_file_of_every_fixture(name: str, kind: str) -> None:
         assert resolve_cell(specs, one.layout, one.scope) == one
 
 
+#: Models whose cells do not take all of the input.
+OTHER_INPUTS = {
+    "b_cells/phased_lstm": "the first of them is the time", "b_cells/phased_lstm_plain": "the first of them is the time",
+    "b_cells/conv_1d_lstm": "channels", "b_cells/conv_2d_lstm": "channels", "b_cells/conv_3d_lstm": "channels",
+    "b_cells/time_freq_lstm": "feature_size", "b_cells/grid_lstm": "feature_size", "b_cells/grid_lstm_shared_coupled": "blocks",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", [n for n, cells in CELLS.items() if len(cells) == 1])
 def test_the_table_says_what_the_models_authors_say(name: str) -> None:
     doc = fixture(name).doc
@@ -230,14 +248,6 @@ def test_the_table_says_what_the_models_authors_say(name: str) -> None:
         assert units == (said[0] if isinstance(said, list) and len(set(said)) == 1 else said)
     if doc.get("input_size") is not None and name not in OTHER_INPUTS:
         assert inputs == doc["input_size"]
-#: Models whose cells do not take all of the input.
-OTHER_INPUTS = {
-    "b_cells/phased_lstm": "the first of them is the time", "b_cells/phased_lstm_plain": "the first of them is the time",
-    "b_cells/conv_1d_lstm": "channels", "b_cells/conv_2d_lstm": "channels", "b_cells/conv_3d_lstm": "channels",
-    "b_cells/time_freq_lstm": "feature_size", "b_cells/grid_lstm": "feature_size", "b_cells/grid_lstm_shared_coupled": "blocks",
-}  # fmt: skip
-
-
     if doc.get("num_layers") is not None:
         assert layers == doc["num_layers"]
     described = (doc.get("cell") or "").upper() + name.upper().replace("_", "")
@@ -248,17 +258,50 @@ OTHER_INPUTS = {
 # Finding -------------------------------------------------------------------------------------------------------------
 
 
+#: Forms whose names and packing are another layout's too; the first of them is said to be the one.
+ALIKE = {
+    f"{letter}{case}": f"{kind}.torch"
+    for letter, kind in (("", "lstm"), ("g-", "gru"), ("r-", "rnn"))
+    for case in ("paddle", "paddle-cell", "eqx-none")
+}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_form_is_found_under_its_frameworks_names(case: str) -> None:
     name, number, _, _ = CASES[case]
     form = find_layout(name).forms[number]
     scope = f"top/{form.cells[-1]}_3" if form.cells else "top/some"
     specs = merged([dense("top/fc"), cell(scope, case), dense("top")])
+    name = ALIKE.get(case, name)
     assert found(specs) == [(scope, name)]
     assert found(specs, below="top") == [(scope, name)]
     assert found(specs, below="other") == []
     if form.cells:
         assert found(merged([cell("top/some", case)])) == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_form_is_found_under_names_with_dots(case: str) -> None:
+    name, number, _, _ = CASES[case]
+    form = find_layout(name).forms[number]
+    scope = f"top/{form.cells[-1]}_3" if form.cells else "top/some"
+    specs = {n.replace("/", "."): s for n, s in merged([dense("top/fc"), cell(scope, case), dense("top")]).items()}
+    (one,) = find_cells(specs)
+    assert (one.scope, one.layout.name) == (scope.replace("/", "."), ALIKE.get(case, name))
+    assert set(one.names) <= set(specs)
+    assert found(specs, below="top") == [(one.scope, one.layout.name)]
+    again = resolve_cell(specs, find_layout(name), one.scope)
+    assert (again.scope, set(again.names)) == (one.scope, set(one.names))
+
+
+def test_several_libraries_of_one_model() -> None:
+    """MXNet's layers are no cells, and what PaddlePaddle stores twice is found twice."""
+    gluon = {f"lstm0_{d}{k}": cell(f"lstm0_{d}{k}", "mx-cell", 8 if k else 3, 4) for k in range(2) for d in "lr"}
+    (one,) = find_cells(merged(gluon.values()))
+    assert (one.scope, one.layout.name, one.layers, len(one.directions)) == ("lstm0", "lstm.mxnet", 2, 2)
+    cells = [cell(f"0/cell_{d}", "paddle-cell") for d in ("fw", "bw")]
+    paddle = {n.replace("/", "."): s for n, s in merged([cell("", "paddle"), *cells]).items()}
+    assert found(paddle) == [("", "lstm.torch"), ("", "lstm.paddle-layers")]
 
 
 def test_layers_of_other_kinds_are_no_cells() -> None:

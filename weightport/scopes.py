@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from weightport.errors import LayoutError, closest
 from weightport.layouts import Form, Layout, builtin
@@ -25,6 +25,7 @@ class Scope:
     name: str
     scopes: dict[str, Scope] = field(default_factory=dict)
     tensors: dict[str, TensorSpec] = field(default_factory=dict)
+    separator: str = "/"
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
@@ -35,7 +36,7 @@ class Scope:
         while pending:
             at, scope = pending.pop()
             yield at, scope
-            pending += [(f"{at}/{n}" if at else n, s) for n, s in reversed(scope.scopes.items())]
+            pending += [(f"{at}{self.separator}{n}" if at else n, s) for n, s in reversed(scope.scopes.items())]
 
     def lines(self, notes: Mapping[str, str] | None = None) -> Iterator[str]:
         """The tree drawn as text. ``notes``: path of a scope -> what to say beside it."""
@@ -45,7 +46,8 @@ class Scope:
             entries: list[tuple[str, Scope | TensorSpec]] = [*scope.scopes.items(), *scope.tensors.items()]
             for number in range(len(entries) - 1, -1, -1):
                 name, entry = entries[number]
-                pending.append((indent, f"{path}/{name}" if path else name, name, entry, number == len(entries) - 1))
+                full = f"{path}{self.separator}{name}" if path else name
+                pending.append((indent, full, name, entry, number == len(entries) - 1))
 
         if notes and "" in notes:
             yield f".  {notes['']}"
@@ -55,7 +57,7 @@ class Scope:
             branch = indent + ("└─ " if last else "├─ ")
             if isinstance(entry, Scope):
                 note = (notes or {}).get(path)
-                yield f"{branch}{name}/" + (f"  {note}" if note else "")
+                yield f"{branch}{name}{self.separator}" + (f"  {note}" if note else "")
                 push(entry, path, indent + ("   " if last else "│  "))
             else:
                 shape = "×".join(map(str, entry.shape)) or "scalar"
@@ -64,14 +66,25 @@ class Scope:
                 )
 
 
+def separator_of(names: Iterable[str]) -> str:
+    """What separates scopes in a model's names: ``/``, or ``.`` where no name has a slash, as in PyTorch."""
+    dotted = False
+    for name in names:
+        if "/" in name:
+            return "/"
+        dotted = dotted or "." in name
+    return "." if dotted else "/"
+
+
 def tree(specs: Mapping[str, TensorSpec]) -> Scope:
-    """The scope tree of named tensors. Scopes are separated by ``/``; their order is that of the names."""
-    root = Scope("")
+    """The scope tree of named tensors, separated as :func:`separator_of` says; their order is that of the names."""
+    separator = separator_of(specs)
+    root = Scope("", separator=separator)
     for name, spec in specs.items():
-        *above, leaf = name.split("/")
+        *above, leaf = name.split(separator)
         scope = root
         for part in above:
-            scope = scope.scopes.setdefault(part, Scope(part))
+            scope = scope.scopes.setdefault(part, Scope(part, separator=separator))
         scope.tensors[leaf] = spec
     return root
 
@@ -94,6 +107,9 @@ def find_cells(
         below: only there.
     """
     layouts = tuple(builtin().values() if layouts is None else layouts)
+    if separator_of(specs) == ".":
+        slashed = {name.replace(".", "/"): spec for name, spec in specs.items()}
+        return [_dotted(cell) for cell in find_cells(slashed, layouts, below=below.replace(".", "/"))]
     prefix = f"{below}/" if below else ""
     shapes = {n: s.shape for n, s in specs.items() if s.role not in _STATE and n.startswith(prefix)}
     order = {name: number for number, name in enumerate(shapes)}
@@ -113,6 +129,10 @@ def resolve_cell(
     Raises:
         LayoutError: none, or several, with what was found instead.
     """
+    if separator_of(specs) == ".":
+        slashed = {name.replace(".", "/"): spec for name, spec in specs.items()}
+        hidden = frozenset(name.replace(".", "/") for name in skip)
+        return _dotted(resolve_cell(slashed, layout, scope.replace(".", "/"), skip=hidden))
     prefix = f"{scope}/" if scope else ""
     start = scope if any(form.joined for form in layout.forms) else prefix
     shapes = {
@@ -139,6 +159,16 @@ def resolve_cell(
     raise LayoutError(
         _missing(specs, {n: s for n, s in shapes.items() if n.startswith(prefix)}, layout, scope, unnamed)
     )
+
+
+def _dotted(cell: Cell) -> Cell:
+    """A cell that was found under names with slashes, under its names with dots. No name has a slash of its own."""
+
+    def dots(unit: Unit) -> Unit:
+        tensors = tuple(replace(stored, name=stored.name.replace("/", ".")) for stored in unit.tensors)
+        return replace(unit, scope=unit.scope.replace("/", "."), tensors=tensors)
+
+    return replace(cell, scope=cell.scope.replace("/", "."), units=tuple(map(dots, cell.units)))
 
 
 def _match_at(layout: Layout, scope: str, shapes: Shapes, suffix: str) -> list[Unit]:
@@ -249,11 +279,14 @@ def _best(units: Iterable[Unit]) -> list[Unit]:
 
 
 def _apart(units: Iterable[Unit]) -> list[Unit]:
-    """Units that share no tensor (but as layers of one layout do): the fuller one stays."""
+    """Units that share no tensor (but as layers of one layout do): the fuller one stays; of equal ones that whose table
+    says more of the names, and leaves less of them to the scope.
+    """
     claimed: dict[str, Unit] = {}
     kept = []
-    for unit in sorted(units, key=lambda u: -len(u.tensors)):
-        if all(n not in claimed or claimed[n].tensors == unit.tensors for n in unit.names):
+    for unit in sorted(units, key=lambda u: (-len(u.tensors), len(u.scope))):
+        others = [claimed[n] for n in unit.names if n in claimed]
+        if all(u.layout.name == unit.layout.name and u.tensors == unit.tensors for u in others):
             kept.append(unit)
             claimed.update(dict.fromkeys(unit.names, unit))
     return kept

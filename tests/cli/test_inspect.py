@@ -145,7 +145,28 @@ def test_what_is_alike_is_drawn_once(tmp_path: Path) -> None:
 def test_two_numbers_in_a_name(tmp_path: Path) -> None:
     names = [f"h.{k}.mlp.{j}.weight" for k in range(4) for j in (0, 3, 6, 9)]
     file = safetensors(tmp_path / "model.safetensors", {name: [1] for name in names})
-    assert tree(file) == ["└─ h.{0..3}.mlp.{0,3,6,9}.weight  float32 1  (16 alike)"]
+    assert tree(file) == ["└─ h.{0..3}.mlp.{0,3,6,9}.  (16 alike)", "   └─ weight  float32 1"]
+
+
+def test_names_with_dots_are_scopes_too(tmp_path: Path) -> None:
+    names = {f"enc.rnn.weight_{w}_l{k}": [12, 4 if k or w == "hh" else 3] for w in ("ih", "hh") for k in range(2)}
+    file = safetensors(tmp_path / "model.safetensors", {**names, "enc.fc.weight": [7, 4], "fc.bias": [2]})
+    assert weightport("inspect", file).out.splitlines()[1:] == [
+        "  cell enc.rnn: gru.torch, input 3, units 4, 2 layers",
+        "├─ enc.",
+        "│  ├─ rnn.  ← gru.torch",
+        "│  │  ├─ weight_ih_l0  float32 12×3",
+        "│  │  ├─ weight_ih_l1  float32 12×4",
+        "│  │  ├─ weight_hh_l0  float32 12×4",
+        "│  │  └─ weight_hh_l1  float32 12×4",
+        "│  └─ fc.",
+        "│     └─ weight  float32 7×4",
+        "└─ fc.",
+        "   └─ bias  float32 2",
+    ]
+    inside = weightport("inspect", file, "--scope", "enc.fc").out.splitlines()
+    assert inside[1:] == ["enc.fc.", "└─ weight  float32 7×4"]
+    assert "closest: 'enc.fc'" in weightport("inspect", file, "--scope", "enc.fx", code=1).err
 
 
 def test_scopes_with_nothing_else_in_them_share_a_line(tmp_path: Path) -> None:

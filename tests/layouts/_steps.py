@@ -5,12 +5,13 @@ They know nothing of layout tables: what a conversion moved is right if both sid
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tests.layouts._framework_steps import BIAS, MORE, PEEPHOLES, PROJECTION, Arrays, State, Step, sigmoid
 from weightport import values
 from weightport.layouts import Form, Layout, find_layout
 from weightport.layouts.behaviour import behaviour, conflicts
@@ -19,14 +20,7 @@ from weightport.layouts.units import Stored, Unit, full_name, match, packed_shap
 from weightport.ranges import slices_of, whole
 from weightport.tensors import TensorSpec
 
-Arrays = Mapping[str, np.ndarray]
-State = tuple[np.ndarray, ...]
-#: (tensors by their name under the cell's scope, input, state, facts) -> the next state, the output last.
-Step = Callable[[Arrays, np.ndarray, State, Mapping[str, Any]], State]
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
+__all__ = ["BIAS", "CASES", "PEEPHOLES", "PROJECTION", "Arrays", "Made", "State", "Step", "hard_sigmoid", "sigmoid"]
 
 
 def hard_sigmoid(x: np.ndarray) -> np.ndarray:
@@ -78,6 +72,18 @@ def tf_lstm(*names: str) -> Step:
         return c, m if projection is None else m @ projection
 
     return step
+
+
+# tensorflow/contrib/rnn/python/ops/rnn_cell.py, GLSTMCell.call with number_of_groups=1
+
+
+def one_group(t: Arrays, x: np.ndarray, state: State, facts: Mapping[str, Any]) -> State:
+    c_prev, m_prev = state
+    parts = np.split(np.concatenate([x, m_prev], 1) @ t["group0/kernel"], 4, axis=1)
+    i, j, f, o = (part + t[f"bias_{gate}"] for part, gate in zip(parts, "ijfo", strict=True))
+    c = sigmoid(f + facts["forget_bias"]) * c_prev + sigmoid(i) * np.tanh(j)
+    m = sigmoid(o) * np.tanh(c)
+    return c, m @ t["projection/kernel"] if "projection/kernel" in t else m
 
 
 # tensorflow/contrib/rnn/python/ops/rnn_cell.py, CoupledInputForgetGateLSTMCell.call
@@ -190,21 +196,20 @@ def cudnn_gru(t: Arrays, x: np.ndarray, state: State, facts: Mapping[str, Any]) 
 
 
 def rnn_of(wx: str, wt: str, bias: str) -> Step:
-    def step(t: Arrays, x: np.ndarray, state: State, _: Mapping[str, Any]) -> State:
+    def step(t: Arrays, x: np.ndarray, state: State, facts: Mapping[str, Any]) -> State:
         (h,) = state
-        return (np.tanh(x @ t[wx] + h @ t[wt] + t.get(bias, 0)),)
+        return (facts["a"](x @ t[wx] + h @ t[wt] + t.get(bias, 0)),)
 
     return step
 
 
 def tf_rnn(kernel: str, bias: str) -> Step:
-    def step(t: Arrays, x: np.ndarray, state: State, _: Mapping[str, Any]) -> State:
-        return (np.tanh(np.concatenate([x, state[0]], 1) @ t[kernel] + t[bias]),)
+    def step(t: Arrays, x: np.ndarray, state: State, facts: Mapping[str, Any]) -> State:
+        return (facts["a"](np.concatenate([x, state[0]], 1) @ t[kernel] + t[bias]),)
 
     return step
 
 
-PEEPHOLES, PROJECTION, BIAS = "peepholes", "projection", "bias"
 _BLOCK = ("W", "b", "wci", "wcf", "wco", "")
 _OLD = ("W_0", "B", "W_I_diag", "W_F_diag", "W_O_diag", "W_P_0")
 
@@ -231,6 +236,8 @@ CASES: dict[str, tuple[str, int, frozenset[str], Step]] = {
     "tf012-basic": ("lstm.tf1", 4, frozenset(), tf_lstm("Linear/Matrix", "Linear/Bias", *TF_NAMES[2:])),
     "tf012": ("lstm.tf1", 5, frozenset({PEEPHOLES, PROJECTION}), tf_lstm(*_OLD)),
     "tf012-block": ("lstm.tf1", 6, frozenset({PEEPHOLES}), tf_lstm(*_BLOCK)),
+    "tf-group": ("lstm.tf1-group", 0, frozenset(), one_group),
+    "tf-group-proj": ("lstm.tf1-group", 0, frozenset({PROJECTION}), one_group),
     "coupled": ("lstm.tf1-coupled", 0, frozenset(), coupled),
     "coupled-all": ("lstm.tf1-coupled", 0, frozenset({PEEPHOLES, PROJECTION}), coupled),
     "keras": ("lstm.keras", 0, frozenset({BIAS}), keras_lstm),
@@ -276,9 +283,10 @@ CASES: dict[str, tuple[str, int, frozenset[str], Step]] = {
     "r-keras": ("rnn.keras", 0, frozenset({BIAS}), rnn_of("kernel", "recurrent_kernel", "bias")),
     "r-keras-none": ("rnn.keras", 0, frozenset(), rnn_of("kernel", "recurrent_kernel", "bias")),
     "r-keras1": ("rnn.keras1", 0, frozenset(), rnn_of("_W", "_U", "_b")),
+    **MORE,
 }
 
-_OPTION = {"wp": PEEPHOLES, "wr": PROJECTION, "bi": BIAS}
+_OPTION = {"wp": PEEPHOLES, "wr": PROJECTION, "bi": BIAS, "bt": BIAS}
 
 
 def names_of(layout: Layout, form: Form, scope: str, has: frozenset[str], layer: int = 0) -> Iterator[Stored]:
@@ -286,6 +294,14 @@ def names_of(layout: Layout, form: Form, scope: str, has: frozenset[str], layer:
     for row, gate in stored_rows(layout, form):
         if not row.optional or _OPTION[row.packing.terms[0].param] in has:
             yield Stored(row, gate, full_name(scope, spelled(layout, row.template, gate, layer, "forward")))
+
+
+def sizes_of(case: str, inputs: int, units: int, outputs: int) -> dict[str, int]:
+    """The sizes of a cell of that case; ``outputs`` counts only where it has a projection."""
+    name, number, has, _ = CASES[case]
+    sizes = {"input": inputs, "unit": units, "hidden": outputs if PROJECTION in has else units}
+    form = find_layout(name).forms[number]
+    return sizes | {axis: 1 for row in form.rows for t in row.packing.terms for axis in t.names() & {"direction"}}
 
 
 def shapes_of(layout: Layout, form: Form, scope: str, has: frozenset[str], sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -317,7 +333,7 @@ def made(case: str, scope: str, inputs: int = 3, units: int = 4, outputs: int = 
     name, number, has, step = CASES[case]
     layout = find_layout(name)
     form = layout.forms[number]
-    sizes = {"input": inputs, "unit": units, "hidden": outputs if PROJECTION in has else units}
+    sizes = sizes_of(case, inputs, units, outputs)
     (unit,) = match(layout, form, scope, shapes_of(layout, form, scope, has, sizes))
     return Made(unit, step, has)
 

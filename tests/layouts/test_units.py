@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.layouts._steps import CASES, PROJECTION, shapes_of
+from tests.layouts._steps import CASES, shapes_of, sizes_of
 from weightport.layouts import builtin, find_layout, parse_layout
 from weightport.layouts.units import anchor_name, full_name, match, spelled
 
@@ -34,20 +34,20 @@ def units_of(case: str, found: dict[str, Any], scope: str) -> list[dict[str, int
     st.sampled_from(["", "a", "a/b"]),
 )
 def test_sizes_are_recovered(case: str, inputs: int, units: int, outputs: int, scope: str) -> None:
-    sizes = {"input": inputs, "unit": units, "hidden": outputs if PROJECTION in CASES[case][2] else units}
+    sizes = sizes_of(case, inputs, units, outputs)
     assert units_of(case, shapes(case, scope, sizes), scope) == [sizes]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_square_matrices_are_no_riddle(case: str) -> None:
-    sizes = {"input": 6, "unit": 6, "hidden": 6}
+    sizes = sizes_of(case, 6, 6, 6)
     assert units_of(case, shapes(case, "s", sizes), "s") == [sizes]
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_shape_may_be_off(case: str) -> None:
     """Any single tensor with one more in one dimension, with a dimension more or less: no match, or an honest one."""
-    good = shapes(case, "s", {"input": 3, "unit": 4, "hidden": 2 if PROJECTION in CASES[case][2] else 4})
+    good = shapes(case, "s", sizes_of(case, 3, 4, 2))
     for name, shape in good.items():
         for dim in range(len(shape)):
             longer = (*shape[:dim], shape[dim] + 1, *shape[dim + 1 :])
@@ -68,7 +68,7 @@ def test_a_cell_without_inputs_or_units_is_none() -> None:
 
 def test_a_required_tensor_may_not_lack() -> None:
     for case in CASES:
-        good = shapes(case, "s", {"input": 3, "unit": 4, "hidden": 2 if PROJECTION in CASES[case][2] else 4})
+        good = shapes(case, "s", sizes_of(case, 3, 4, 2))
         name, number, _, _ = CASES[case]
         layout = find_layout(name)
         (unit,) = match(layout, layout.forms[number], "s", good)
@@ -127,6 +127,20 @@ def test_names(template: str, scope: str, name: str) -> None:
     gates = {"i": "input", "f": "forget", "g": "new", "o": "out"}
     layout = parse_layout("lstm.x", {"gates": gates, "directions": directions, "tensors": tensors}, "w")
     assert full_name(scope, spelled(layout, template, "i", 3, "backward")) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "scope", "full"),
+    [
+        ("w_l0", "a.b", "a.b.w_l0"),
+        ("w_l0", "", "w_l0"),
+        ("0/cell/w", "a", "a.0.cell.w"),
+        ("{scope}_l0_w", "a.b", "a.b_l0_w"),
+        ("{scope}_l0/w", "", "_l0.w"),
+    ],
+)
+def test_names_with_dots(name: str, scope: str, full: str) -> None:
+    assert full_name(scope, name, ".") == full
 
 
 def test_anchors() -> None:

@@ -86,9 +86,12 @@ def _no_collector() -> Iterator[None]:
 
 
 def _below(specs: Mapping[str, TensorSpec], scope: str, path: str) -> dict[str, TensorSpec]:
-    found = {n: s for n, s in specs.items() if n == scope or n.startswith(f"{scope}/")}
+    from weightport.scopes import separator_of
+
+    separator = separator_of(specs)
+    found = {n: s for n, s in specs.items() if n == scope or n.startswith(f"{scope}{separator}")}
     if not found:
-        scopes = {n[:at] for n in specs for at, c in enumerate(n) if c == "/"}
+        scopes = {n[:at] for n in specs for at, c in enumerate(n) if c == separator}
         raise Error(Problem(path, f"no scope {scope!r}", closest(scope, sorted(scopes))))
     return found
 
@@ -166,16 +169,17 @@ def _draw(
     full: bool,
 ) -> None:
     from weightport.cli.tree import Drawing, described
-    from weightport.scopes import tree
+    from weightport.scopes import separator_of, tree
 
+    separator = separator_of(tensors)
     notes: dict[str, str] = {}
     for cell in cells:
-        scope = f"{cell['scope']}/" if cell["scope"] else ""
+        scope = f"{cell['scope']}{separator}" if cell["scope"] else ""
         notes[scope] = f"{notes[scope]}, {cell['layout']}" if scope in notes else f"← {cell['layout']}"
     notes.update({name: str(found) for name, found in stats.items()})
     if below in tensors:  # a tensor, perhaps with slots below
         session.line(f"{below}  {described(tensors[below])}  {notes.get(below, '')}".rstrip())
-    prefix = f"{below}/" if below else ""
+    prefix = f"{below}{separator}" if below else ""
     inside = tree({n[len(prefix) :]: s for n, s in tensors.items() if n.startswith(prefix)})
     root = notes.get(prefix, "")
     if root or (prefix and (inside.scopes or inside.tensors)):

@@ -57,7 +57,7 @@ class Drawing:
     """Draws one scope.
 
     Args:
-        notes: what to say beside a tensor (by its path) or a scope (by its path and a slash; the drawn one is ``""``).
+        notes: what to say beside a tensor (by its path) or a scope (by its path and the separator; the root is ``""``).
         full: a line for every tensor.
     """
 
@@ -80,13 +80,13 @@ class Drawing:
     def _children(self, root: Scope, path: str) -> list[Node]:
         """The nodes below a scope; depth first, without recursion: names may be as deep as they like."""
         top: list[Node] = []
-        prefix = f"{path}/" if path else ""
+        prefix = f"{path}{root.separator}" if path else ""
         stack = [(root, prefix, iter(root.scopes.values()), top)]
         while True:
             scope, prefix, inner, done = stack[-1]
             below = next(inner, None)
             if below is not None:
-                stack.append((below, f"{prefix}{below.name}/", iter(below.scopes.values()), []))
+                stack.append((below, f"{prefix}{below.name}{root.separator}", iter(below.scopes.values()), []))
                 continue
             children = self._settled(scope, prefix, done)
             stack.pop()
@@ -99,9 +99,9 @@ class Drawing:
         if not note and not self._full and len(children) == 1 and children[0].children:
             only = children[0]  # scopes with nothing else in them share a line
             above = _cut(scope.name)
-            name = (*above[:-1], f"{above[-1]}/{only.name[0]}", *only.name[1:])
+            name = (*above[:-1], f"{above[-1]}{scope.separator}{only.name[0]}", *only.name[1:])
             return Node(name, only.text, only.key, only.children, only.count)
-        text = "/" + (f"  {note}" if note else "")
+        text = scope.separator + (f"  {note}" if note else "")
         key = self._key(text, tuple((child.name, child.key) for child in children))
         return Node(_cut(scope.name), text, key, children)
 

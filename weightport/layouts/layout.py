@@ -88,6 +88,7 @@ class Layout:
         fixed: what the framework always has so: ``activation``, ``recurrent_activation``, ``forget_bias``, or no
             ``cell_clip``, ``proj_clip``.
         inner: a scope that may stand between a layer's scope and its tensors (``lstm/lstm_cell/kernel``).
+        separator: what separates scopes in names that a mapping makes: ``/``, or ``.``. Templates have ``/``.
         directions: ``forward`` / ``backward`` -> text in names.
         suffixes: several cells of one scope are told apart by ``_1``, ``_2`` at the end of the tensors' names.
     """
@@ -99,12 +100,13 @@ class Layout:
     gate_names: Mapping[str, str] = field(default_factory=dict)
     complemented: frozenset[str] = frozenset()
     derived: Mapping[str, str] = field(default_factory=dict)
-    activation: str | None = None
     parameters: Parameters = field(default_factory=lambda: PARAMETERS)
     forget_gates: tuple[str, ...] = ()
+    activation: str | None = None
     recurrent_activation: str | None = None
     fixed: frozenset[str] = frozenset()
     inner: str = ""
+    separator: str = "/"
     directions: Mapping[str, str] = field(default_factory=dict)
     suffixes: bool = False
     title: str = ""

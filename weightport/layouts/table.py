@@ -41,7 +41,7 @@ from weightport.layouts.notation import PARAMETERS, Parameters, Term, parse_pack
 
 __all__ = ["KIND_GATES", "PARAM_GATES", "RESETS", "Form", "Layout", "Row", "builtin", "find_layout", "parse_layout"]
 
-_TEXTS = ("title", "activation", "recurrent_activation", "inner")
+_TEXTS = ("title", "activation", "recurrent_activation", "inner", "separator")
 _LISTS = ("source", "fixed", "complement", "cells", "forget_gates")
 _MAPPINGS = ("gate_names", "derived", "directions")
 _KEYS = {
@@ -190,6 +190,8 @@ def _frame(reader: _Reader, name: str, kind: str) -> Layout:
         maps["directions"]
     ):
         reader.fail("directions", f"expected {{forward: TEXT, backward: TEXT}}, found {table['directions']!r}")
+    if text["separator"] not in (None, "/", "."):
+        reader.fail("separator", f"expected '/' or '.', found {text['separator']!r}")
     suffixes = table.get("suffixes", False)
     if not isinstance(suffixes, bool):
         reader.fail("suffixes", f"expected true or false, found {suffixes!r}")
@@ -201,12 +203,13 @@ def _frame(reader: _Reader, name: str, kind: str) -> Layout:
         gate_names={**names, **maps["gate_names"]},
         complemented=complemented | frozenset(lists["complement"]),
         derived=derived,
-        activation=text["activation"],
-        recurrent_activation=text["recurrent_activation"],
         parameters=_parameters(reader, kind),
         forget_gates=lists["forget_gates"] or (("f",) if kind == "lstm" else ()),
+        activation=text["activation"],
+        recurrent_activation=text["recurrent_activation"],
         fixed=frozenset(lists["fixed"]),
         inner=text["inner"] or "",
+        separator=text["separator"] or "/",
         directions=maps["directions"],
         suffixes=suffixes is True,
         title=text["title"] or "",
@@ -218,9 +221,6 @@ def _frame(reader: _Reader, name: str, kind: str) -> Layout:
     return layout
 
 
-def _forms(reader: _Reader, layout: Layout, known: bool) -> Iterator[Form]:
-    """Every variant in every spelling, the plain ones first."""
-    table = reader.table
 def _parameters(reader: _Reader, kind: str) -> Parameters:
     """The canonical parameters, and those that the table declares."""
     declared = reader.table.get("parameters")
@@ -247,6 +247,9 @@ def _parameters(reader: _Reader, kind: str) -> Parameters:
     return found
 
 
+def _forms(reader: _Reader, layout: Layout, known: bool) -> Iterator[Form]:
+    """Every variant in every spelling, the plain ones first."""
+    table = reader.table
     variants, spellings = reader.entries("variants"), reader.entries("spellings")
     seen: set[tuple[Row, ...]] = set()
     spelled: set[str] = set()
@@ -261,11 +264,11 @@ def _parameters(reader: _Reader, kind: str) -> Parameters:
         if isinstance(bias, bool) or not isinstance(bias, int | float) or not math.isfinite(bias):
             reader.fail(f"{dotted}forget_bias", f"expected a number, found {bias!r}")
             bias = 0.0
+        if bias and not layout.forget_gates:
+            reader.fail(f"{dotted}forget_bias", f"a {layout.kind} has no gate to add it to", "forget_gates: [GATE]")
         tensors: dict[str, Any] = {}
         for place, part in (("tensors", table.get("tensors")), (f"{dotted}tensors", variant.get("tensors"))):
             if part is not None and not isinstance(part, Mapping):
-        if bias and not layout.forget_gates:
-            reader.fail(f"{dotted}forget_bias", f"a {layout.kind} has no gate to add it to", "forget_gates: [GATE]")
                 reader.fail(place, f"expected a mapping from tensor name to packing, found {part!r}")
             tensors.update(part if isinstance(part, Mapping) else {})
         here = {str(t).removesuffix("?") for t in tensors}

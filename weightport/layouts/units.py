@@ -74,11 +74,17 @@ def spelled(layout: Layout, template: str, gate: str | None, layer: int, directi
     return template.replace("{layer}", str(layer)).replace("{direction}", layout.directions.get(direction, ""))
 
 
-def full_name(scope: str, name: str) -> str:
-    """A tensor's name in the model, from its cell's scope and its name as :func:`spelled` gives it."""
+def full_name(scope: str, name: str, separator: str = "/") -> str:
+    """A tensor's name in the model, from its cell's scope and its name as :func:`spelled` gives it.
+
+    Args:
+        separator: what the model has where a table writes a slash.
+    """
+    if separator != "/":
+        name = name.replace("/", separator)
     if name.startswith(SCOPE):
         return scope + name.removeprefix(SCOPE)
-    return f"{scope}/{name}" if scope else name
+    return f"{scope}{separator}{name}" if scope else name
 
 
 def stored_rows(layout: Layout, form: Form) -> Iterator[tuple[Row, str | None]]:

@@ -222,6 +222,7 @@ class LayoutShape(LayoutVariantShape):
     recurrent_activation: Name = _key("Of the gates.")
     fixed: list[Name] = _key("What the framework always has so.")
     inner: str = _key("A scope that may stand between a layer's scope and its tensors.")
+    separator: str = _key("What separates scopes in names: / or a dot.")
     directions: dict[str, str] = _key("forward and backward -> text in names.")
     variants: list[LayoutVariantShape] = _key("Several packings.")
     spellings: list[Table] = _key("Other names for the same tensors.")
