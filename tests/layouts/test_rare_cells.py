@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import weightport as wp
 from tests.layouts._steps import convert, random_arrays, specs
-from tests.support import Fixture, fixtures
+from tests.support import Fixture, fixture, fixtures, need
 from weightport.errors import PlanError
 from weightport.layouts import Form, Layout, builtin, find_layout, parse_layout
 from weightport.layouts.behaviour import behaviour
@@ -29,6 +29,8 @@ from weightport.layouts.units import Stored, Unit, full_name, match, packed_shap
 from weightport.ranges import slices_of
 from weightport.scopes import find_cells
 
+#: These are tried on live layers.
+KERAS = ("conv1d_lstm.keras", "conv2d_lstm.keras", "conv3d_lstm.keras")
 RARE = [layout for layout in builtin().values() if layout.kind not in KIND_GATES]
 #: Every form, with all of its optional tensors or without them.
 FORMS = [
@@ -86,12 +88,14 @@ def test_the_tables_say_where_they_come_from() -> None:
     for layout in RARE:
         assert layout.title
         assert layout.source
-        assert layout.name.endswith((".tf1", ".tf1-coupled")), "a framework of its own needs a test against it"
+        own = layout.name.endswith((".tf1", ".tf1-coupled")) or layout.name in KERAS
+        assert own, "a framework of its own needs a test against it"
 
 
 def test_where_a_forget_bias_is_declared_its_gates_are() -> None:
     for layout in RARE:
-        assert bool(layout.forget_gates) == any(form.forget_bias for form in layout.forms)
+        if "forget_bias" not in layout.fixed:
+            assert bool(layout.forget_gates) == any(form.forget_bias for form in layout.forms)
 
 
 @settings(max_examples=300, deadline=None)
@@ -175,7 +179,7 @@ def test_every_table_has_a_fixture() -> None:
     for model in FIXTURES:
         with wp.open(model.path("checkpoint_v2")) as source:
             names |= {cell.layout.name for cell in source.cells()}
-    assert {layout.name for layout in RARE} <= names
+    assert {layout.name for layout in RARE} - set(KERAS) <= names
 
 
 def runnable() -> list[Fixture]:
@@ -286,6 +290,37 @@ def test_cells_that_are_plain_lstms_move_as_such(name: str, tmp_path: Path) -> N
     with wp.open(out) as made:
         (unit,) = made.cells()[0].units if made.cells() else (None,)
         assert unit is None or unit.layout.name == target
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_a_convolutional_cell_into_a_live_keras_layer(dims: int) -> None:
+    keras = need("keras")
+    model = fixture(f"b_cells/conv_{dims}d_lstm")
+    shape, expected = model.doc["input_shape"], model.reference
+    inputs = keras.Input((None, *shape))
+    options = {"padding": "same", "return_sequences": True, "name": "conv", "recurrent_activation": "sigmoid"}
+    layer = getattr(keras.layers, f"ConvLSTM{dims}D")(model.doc["units"], model.doc["kernel_shape"], **options)
+    network = keras.Model(inputs, layer(inputs))
+    rule = {
+        "from": {"layout": f"conv{dims}d_lstm.tf1", "scope": ""},
+        "to": {"layout": f"conv{dims}d_lstm.keras", "scope": "conv"},
+    }
+    result = wp.transfer(model.path("checkpoint_v2"), network, {"weightport": 1, "rules": [rule]})
+    assert "the forget bias 1 is folded into the forget gate's bias" in str(result)
+    x = expected["x"].reshape(*expected["x"].shape[:2], *shape)
+    np.testing.assert_allclose(np.asarray(network(x)), expected["full_outputs"], atol=2e-6)
+
+
+def test_an_unrecorded_activation_of_keras_is_not_taken_to_be_sigmoid(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"kernel": (3, 2, 12), "recurrent_kernel": (3, 3, 12), "bias": (12,)}
+    np.savez(tmp_path / "conv.npz", **{f"conv/{n}": rng.normal(size=s) for n, s in shapes.items()})
+    source = {"layout": "conv1d_lstm.keras", "scope": "conv"}
+    mapping = {"weightport": 1, "rules": [{"from": source, "to": {"layout": "conv1d_lstm.tf1", "scope": "x"}}]}
+    with pytest.raises(PlanError, match="by default it is hard_sigmoid, the other side's is always sigmoid"):
+        wp.plan(str(tmp_path / "conv.npz"), None, mapping).check()
+    source["recurrent_activation"] = "sigmoid"
+    assert wp.plan(str(tmp_path / "conv.npz"), None, mapping).check()
 
 
 def test_verify_says_which_cells_it_cannot_run(tmp_path: Path) -> None:
