@@ -22,7 +22,7 @@ from weightport.layouts import Form, Layout, builtin, find_layout, parse_layout
 from weightport.layouts.behaviour import behaviour
 from weightport.layouts.convert import BIJECTIVE, Conversion
 from weightport.layouts.layout import KIND_GATES
-from weightport.layouts.notation import base
+from weightport.layouts.notation import base, parse_term
 from weightport.layouts.rare import STEPS
 from weightport.layouts.reference import KINDS, ReferenceCell, parameters
 from weightport.layouts.units import Stored, Unit, full_name, match, packed_shape, spelled, stored_rows
@@ -243,11 +243,8 @@ def test_a_model_moves_onto_itself(model: Fixture, suffix: str, tmp_path: Path) 
         with wp.open(out) as made:
             found = {name: made.read(name) for name in made.specs()}
             inside = [(c.layout.name, c.input, c.per_unit("unit"), c.layers) for c in made.cells()]
-        assert sorted(a.tobytes() for a in found.values()) == sorted(a.tobytes() for a in model.variables.values())
         proof = wp.verify(model.path("checkpoint_v2"), out, mapping)
         assert proof.equal, proof
-        if "multi" in model.name:  # a stack's layers are named anew, without the cell's own scope
-            continue
         with wp.open(model.path("checkpoint_v2")) as source:
             assert inside == [(c.layout.name, c.input, c.per_unit("unit"), c.layers) for c in source.cells()]
         expected = {n if scope is None else f"{scope}/{n}": a for n, a in model.variables.items()}
@@ -508,3 +505,16 @@ def test_an_own_layout_of_a_mapping_may_declare_parameters(tmp_path: Path) -> No
     mapping["rules"] = [{"from": {"layout": "ugrnn.ours", "scope": ""}, "to": {"layout": "ugrnn.tf1", "scope": "x"}}]
     with pytest.raises(PlanError, match="the target has no place for s of gate c"):
         wp.plan(str(tmp_path / "ours.npz"), None, mapping).check()
+
+
+def test_an_axis_with_a_prime_is_one_of_the_same_size() -> None:
+    own = {"wz": ("gate", "unit'", "unit")}
+    term = parse_term("wz{u}[unit' (gate unit)]", "w", own)
+    assert (term.axes, str(term)) == ((("unit'",), ("gate", "unit")), "wz{u}[unit' (gate unit)]")
+    with pytest.raises(wp.Error, match=r"""wx has no axis "unit'" in "wx\[unit' unit\]"; closest: 'unit'"""):
+        parse_term("wx[unit' unit]", "w")
+    square = parse_layout(
+        "mixed.mine", {"parameters": {"m": ["unit", "unit'"]}, "tensors": {"m": "m[unit unit']"}}, "w"
+    )
+    assert [dict(u.sizes) for u in match(square, square.forms[0], "", {"m": (3, 3)})] == [{"unit": 3, "hidden": 3}]
+    assert match(square, square.forms[0], "", {"m": (3, 4)}) == []
