@@ -641,3 +641,20 @@ def test_an_initial_encoder_trains_on_from_the_values(graph: Any, resource: bool
         np.testing.assert_array_equal(session.run(variable), kernel)
         session.run(train)
         assert not (session.run(variable) == kernel).any()
+
+
+def test_a_saver_made_before_saves_the_parts_of_a_constant(graph: Any, resource: bool, tmp_path: Any) -> None:
+    emb = v1.get_variable("emb", [7, 2], partitioner=v1.fixed_size_partitioner(3), use_resource=resource)
+    other = v1.get_variable("other", [2], use_resource=resource)
+    saver = v1.train.Saver()
+    rows = v1.nn.embedding_lookup(emb, [0, 3, 6], partition_strategy="div")
+    array = numbers(7, 2, seed=3)
+    GraphTarget(graph).assign([value("emb", array, constant=True)])
+    with v1.Session() as session:
+        session.run(v1.global_variables_initializer())
+        np.testing.assert_array_equal(session.run(rows), array[[0, 3, 6]])
+        prefix = saver.save(session, str(tmp_path / "model.ckpt"))
+        session.run(other.assign([5.0, 6.0]))
+        saver.restore(session, prefix)
+        np.testing.assert_array_equal(session.run(rows), array[[0, 3, 6]])
+    np.testing.assert_array_equal(tf.train.load_variable(prefix, "emb"), array)

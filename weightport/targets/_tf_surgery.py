@@ -18,7 +18,11 @@ from weightport.targets import _tf_functions as functions
 from weightport.targets._tf_values import tensorflow
 
 _RESTORES = ("RestoreV2", "Restore", "RestoreSlice")
-_HARMLESS = ("VarIsInitializedOp", "IsVariableInitialized", "DestroyResourceOp", "DestroyTemporaryVariable")
+# DisableCopyOnRead: a Saver asks a resource variable for its own buffer instead of a copy.
+_HARMLESS = (
+    *("VarIsInitializedOp", "IsVariableInitialized", "DestroyResourceOp", "DestroyTemporaryVariable"),
+    "DisableCopyOnRead",
+)
 
 _BUILD = "build the scope with the custom getter instead"
 
