@@ -297,25 +297,32 @@ def mixture(parts: Sequence[tuple[Ranges, Expr]], specs: Mapping[str, TensorSpec
 # Targets that do not exist yet ---------------------------------------------------------------------------------------
 
 
-def target_scope(rule: CellRule, cell: Cell, unit: Unit, layout: Layout) -> str:
+def target_scope(rule: CellRule, cell: Cell, unit: Unit, layout: Layout, form: Form) -> str:
     """Where a unit goes in a target that is made by the mapping: as frameworks scope layers and directions."""
     parts = [rule.target.scope]
-    axes = _axes(layout.forms[0])
-    in_names = "{layer}" in layout.forms[0].rows[0].template
-    if (cell.layers > 1 or rule.target.layers is not None) and not in_names and "layer" not in axes:
+    if (cell.layers > 1 or rule.target.layers is not None) and not _tells(form, "layer"):
         parts.append(f"cell_{unit.layer}")
-    both = len(cell.directions) > 1 or rule.target.directions is not None
-    if both and not layout.directions and "direction" not in axes:
+    if _both(rule, cell) and not _tells(form, "direction"):
         backward = unit.direction == BACKWARD
         if layout.inner:
             parts.append(f"{'backward' if backward else 'forward'}_{layout.kind}")
         else:
             parts.append("bw" if backward else "fw")
-    named = layout.forms[0].cells
+    named = form.cells
     if named and len(parts) > 1:  # a cell of a stack is known by the name of its own scope
         own = unit.scope.rpartition("/")[2]
         parts.append(own if is_cell(own, named) else named[0])
     return "/".join(p for p in parts if p)
+
+
+def _both(rule: CellRule, cell: Cell) -> bool:
+    """Whether the target has to tell directions apart."""
+    return len(cell.directions) > 1 or rule.target.directions is not None
+
+
+def _tells(form: Form, index: str) -> bool:
+    """Whether the layer or the direction stands in the form's names or shapes."""
+    return f"{{{index}}}" in form.rows[0].template or index in _axes(form)
 
 
 def _axes(form: Form) -> set[str]:
@@ -337,10 +344,14 @@ def imagined(rule: CellRule, cell: Cell, unit: Unit, layout: Layout, prefix: str
         prefix: the target's scope.
     """
     placed = _placed(unit, rule.target)
-    scope = scoped(prefix, target_scope(rule, cell, placed, layout))
     wanted = rule.target.reset or mine.reset.value
-    fitting = [f for f in layout.forms if f.reset is None or wanted is None or f.reset == wanted]
-    made = [made_unit(placed, layout, form, scope, cell) for form in fitting or layout.forms]
+    forms = [f for f in layout.forms if f.reset is None or wanted is None or f.reset == wanted] or list(layout.forms)
+    if _both(rule, cell):
+        forms.sort(key=lambda form: not _tells(form, "direction"))
+    made = []
+    for form in forms:
+        scope = scoped(prefix, target_scope(rule, cell, placed, layout, form))
+        made.append(made_unit(placed, layout, form, scope.replace("/", layout.separator), cell))
     for candidate in made:
         if not Conversion(unit, candidate, {}, reset=mine.reset.value).problems():
             return candidate
@@ -353,14 +364,14 @@ def made_unit(unit: Unit, layout: Layout, form: Form, scope: str, cell: Cell) ->
     Args:
         cell: what the other is a unit of.
     """
-    has = unit.params
+    biases = {"bi", "bt"}  # where a layout has two, they come together
+    has = unit.params | (biases if unit.params & biases else set())
     tensors = []
     for row, gate in stored_rows(layout, form):
-        params = {t.param for t in row.packing.terms}
-        if row.optional and not params & (has | ({"bi"} if "bt" in has else set())):
+        if row.optional and not has & {t.param for t in row.packing.terms}:
             continue
         name = spelled(layout, row.template, gate, unit.layer, unit.direction)
-        tensors.append(Stored(row, gate, full_name(scope, name)))
+        tensors.append(Stored(row, gate, full_name(scope, name, layout.separator)))
     sizes = {axis: size for axis, size in unit.sizes.items() if axis not in ("layer", "direction")}
     index = {}
     for axis, count, at in (
