@@ -147,3 +147,38 @@ def test_a_bidirectional_network_in_one_rule() -> None:
             session.run(tf.global_variables_initializer())
             for found, direction in zip(session.run(outputs), ("fw", "bw"), strict=True):
                 np.testing.assert_allclose(found, arrays[f"seqlen_outputs_{direction}"], **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("bias", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("name", ["b_cells/basic_lstm_fb0", "b_cells/basic_lstm_fb1"])
+def test_what_a_finished_graph_adds_at_run_time_is_read_in_it(name: str, bias: float) -> None:
+    """Whatever forget bias the new cell has, and the mapping does not speak of: the outputs are the original's."""
+    tf = need("tensorflow").compat.v1
+    rnn = need("tensorflow.python.keras.layers.legacy_rnn.rnn_cell_impl")
+    (case,) = [c for c in cases(name) if c.file == "frozen"]
+    arrays = reference(case)
+    with tf.Graph().as_default() as graph:
+        with tf.variable_scope("new"):
+            cell = rnn.BasicLSTMCell(case.doc["units"], forget_bias=bias)
+            outputs, _ = tf.nn.dynamic_rnn(cell, arrays["x"], dtype=tf.float32)
+        result = wp.transfer(case.path, graph, rules(case))
+        assert result.plan.outcomes[0].classed == ("bijective" if bias == case.doc["forget_bias"] else "exact")
+        with tf.Session(graph=graph) as session:
+            session.run(tf.global_variables_initializer())
+            np.testing.assert_allclose(session.run(outputs), arrays["full_outputs"], **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_finished_graph_of_another_activation_is_refused() -> None:
+    tf = need("tensorflow").compat.v1
+    rnn = need("tensorflow.python.keras.layers.legacy_rnn.rnn_cell_impl")
+    (case,) = [c for c in cases("b_cells/basic_lstm_fb1") if c.file == "frozen"]
+    with tf.Graph().as_default() as graph:
+        with tf.variable_scope("new"):
+            cell = rnn.BasicLSTMCell(case.doc["units"], activation=need("tensorflow").nn.relu)
+            tf.nn.dynamic_rnn(cell, reference(case)["x"], dtype=tf.float32)
+        with pytest.raises(wp.PlanError, match="the source's activation is tanh, the target's relu"):
+            wp.transfer(case.path, graph, rules(case))

@@ -18,7 +18,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from weightport.errors import PlanError, Problem, RefusedError, closest
+from weightport.errors import FormatError, PlanError, Problem, RefusedError, closest
+from weightport.formats._proto import Memory
+from weightport.formats._tf_facts import GraphFacts
+from weightport.formats.tf_graph import GraphDef
 from weightport.formats.tf_objects import role_of
 from weightport.targets import _tf_values as values
 from weightport.targets._tf_session import Part, assign
@@ -54,14 +57,32 @@ class GraphTarget:
         self.graph = graph
         self._session = session
         self._large_constants = large_constants
+        self._known: tuple[int, GraphFacts] | None = None
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Name (without ``:0``) -> spec, in the order of creation; partitioned variables whole."""
         return {name: variable.spec for name, variable in self._variables().items()}
 
-    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:  # noqa: ARG002
-        """Nothing: a graph does not say by its variables what its cells do."""
-        return {}
+    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
+        """What the graph computes with these variables: forget bias, activations, clipping, the reset mode of a GRU.
+
+        Each only where it is found by following the graph, see :class:`weightport.formats._tf_facts.GraphFacts`.
+        """
+        variables = self._variables()
+        own = {("", part.op.name) for name in names if name in variables for part, _ in variables[name].parts}
+        others = {("", part.op.name) for known in variables.values() for part, _ in known.parts} - own
+        return self._graph_facts().of(own, others) if own else {}
+
+    def _graph_facts(self) -> GraphFacts:
+        """The graph's, made anew when ops were added to it."""
+        if self._known is None or self._known[0] != self.graph.version:
+            try:
+                data = self.graph.as_graph_def().SerializeToString()
+                made = GraphDef(Memory(data, "the graph"), 0, len(data))
+            except (ValueError, FormatError):  # beyond protobuf's 2 GiB: nothing is known
+                made = GraphDef(Memory(b"", "the graph"), 0, 0)
+            self._known = self.graph.version, GraphFacts(made)
+        return self._known[1]
 
     def assign(self, new: Sequence[Value]) -> Any:
         """Give the variables their initial values and put the constants in their place. Returns the graph.
