@@ -6,11 +6,14 @@ is imported already.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import TYPE_CHECKING, Any
 
 from weightport.errors import Error
 from weightport.tensors import Source, TensorSpec, Value
+
+_LOG = logging.getLogger("weightport")
 
 if TYPE_CHECKING:
     from weightport.api import AnyMapping
@@ -31,7 +34,10 @@ class Getter:
         reader = Reader(source, watch)
 
         def values(name: str, spec: TensorSpec) -> Value | None:
+            known = len(self._lookup.notes)
             item = self._lookup(name, spec)
+            for note in self.notes[known:]:
+                _LOG.warning("%s", note)
             return None if item is None else value_of(item, reader)
 
         self._getter = make_getter(values, large_constants=large_constants)
@@ -39,6 +45,15 @@ class Getter:
     def __call__(self, getter: Any, name: str, *args: Any, **kwargs: Any) -> Any:
         """The variable, as ``tf.compat.v1.variable_scope`` asks its ``custom_getter`` for it."""
         return self._getter(getter, name, *args, **kwargs)
+
+    @property
+    def notes(self) -> list[str]:
+        """What was done to a cell's weights beside copying, and what was assumed of the cell that is being built.
+
+        The graph does not say it before it is finished: what a cell adds to its forget gate, say. Each is logged
+        once, as a warning of the logger ``weightport``; a mapping that states it (``forget_bias: 1``) silences it.
+        """
+        return list(self._lookup.notes)
 
     def check(self) -> None:
         """After the model is built: every source tensor that the mapping moves was asked for.

@@ -290,3 +290,26 @@ def test_layers_in_the_names_of_tensors() -> None:
     for k in range(3):
         variables |= {f"m/x{k}": (3 if k == 0 else 4, 16), f"m/h{k}": (4, 16), f"m/b{k}": (16,)}
     as_finished(source, [rule("lstm.tf1 s", "lstm.mine m")], variables, layouts=own)
+
+
+def test_what_is_done_and_assumed_is_noted_once() -> None:
+    """A graph that is being built does not say what its cell adds: the layout's default is taken, and said."""
+    from tests.support import fixture
+
+    source = wp.open(fixture("a_seed_char_lstm").path("frozen"))
+    rule = {"from": {"layout": "lstm.scoped-gates", "scope": "LSTMcell"}, "to": {"layout": "lstm.tf1", "scope": "r"}}
+    mapping = {"weightport": 1, "rules": [rule], "ignore": ["softmax_*"]}
+    lookup = Lookup(source, wp.load_mapping(mapping))
+    assert list(lookup.notes) == []
+    lookup("r/basic_lstm_cell/kernel", TensorSpec.of("float32", (59, 128)))
+    lookup("r/basic_lstm_cell/bias", TensorSpec.of("float32", (128,)))
+    lookup("r/basic_lstm_cell/bias", TensorSpec.of("float32", (128,)))
+    assert list(lookup.notes) == [
+        "rules[0]: r/basic_lstm_cell: the target's forget bias is not recorded: 1, the default of lstm.tf1",
+        "rules[0]: r/basic_lstm_cell: the forget bias 1 is taken out of the forget gate's bias",
+    ]
+    stated = {**mapping, "rules": [{**rule, "to": {**rule["to"], "forget_bias": 0.0}}]}
+    lookup = Lookup(source, wp.load_mapping(stated))
+    lookup("r/basic_lstm_cell/bias", TensorSpec.of("float32", (128,)))
+    assert list(lookup.notes) == []
+    source.close()

@@ -275,12 +275,7 @@ def convert(pair: Pair, specs: Mapping[str, TensorSpec], rule: CellRule, moved: 
         moved.parts.setdefault(stored.name, []).extend(parts)
     if assumed:
         moved.exact = False
-    for side, said, name in (
-        ("source", mine.forget_bias, unit.layout.name),
-        ("target", its.forget_bias, other.layout.name),
-    ):
-        if said.by == ASSUMED and said.value:
-            assumed.append(f"the {side}'s forget bias is not recorded: {said.value:g}, the default of {name}")
+    assumed.extend(assumed_biases(pair))
     moved.say([*conversion.notes, *assumed])
     moved.assumed.extend(a for a in assumed if a not in moved.assumed)
     if conversion.classed != BIJECTIVE:
@@ -292,6 +287,19 @@ def mixture(parts: Sequence[tuple[Ranges, Expr]], specs: Mapping[str, TensorSpec
     names = sorted({n for _, part in parts for n in part.leaves()})
     dtypes = {specs[n].dtype_name: n for n in reversed(names)}
     return ", ".join(f"{dtype} ({name!r})" for dtype, name in dtypes.items()) if len(dtypes) > 1 else ""
+
+
+def assumed_biases(pair: Pair) -> list[str]:
+    """What is to be said of forget biases that neither a file nor the mapping speaks of."""
+    sides = (
+        ("source", pair.mine.forget_bias, pair.source.layout.name),
+        ("target", pair.its.forget_bias, pair.target.layout.name),
+    )
+    return [
+        f"the {side}'s forget bias is not recorded: {said.value:g}, the default of {name}"
+        for side, said, name in sides
+        if said.by == ASSUMED and said.value
+    ]
 
 
 # Targets that do not exist yet ---------------------------------------------------------------------------------------

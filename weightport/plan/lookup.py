@@ -58,6 +58,8 @@ class Lookup:
         self._cells: dict[str, _CellRule] = {}
         self._asked: dict[str, Item] = {}
         self._seen: dict[str, TensorSpec] = {}
+        #: What was done beside copying, and what was assumed of cells that are still being built; in order.
+        self.notes: dict[str, None] = {}
         self._places = {rule.name: number for number, rule in enumerate(mapping.rules)}
         side = cells.Side(self._builder.specs, source.facts, mapping.source.scope)
         for rule in mapping.rules:
@@ -175,7 +177,7 @@ class Lookup:
                 continue
             mine = behaviour(unit.layout, unit.form, self._side.facts(unit.names), cells.stated(rule.source))
             its = behaviour(other.layout, place.form, {}, cells.stated(rule.target))
-            conversion, problems = self._conversion(unit, other, mine, its)
+            conversion, problems, assumed = self._conversion(unit, other, mine, its)
             shape = packed_shape(other.layout, stored, other.sizes)
             if problems or shape != spec.shape:
                 failure = failure or [Problem(f"{rule.where}: {name!r}", what) for what in problems]
@@ -192,17 +194,23 @@ class Lookup:
             if first != place.scope:
                 what = f"two cells of the model, {first!r} and {place.scope!r}, stand below scope {known.scope!r}"
                 raise PlanError(Problem(rule.target.where, what, "name one of them"))
+            said = [*conversion.notes, *assumed, *cells.assumed_biases(cells.Pair(unit, other, mine, its))]
+            for note in (f"{rule.where}: {place.scope or '.'}: {text}" for text in said):
+                self.notes.setdefault(note)
             expr = values.assemble(shape, parts[0][1].dtype, parts)
             return Item(name, spec, expr, rule.constant, rule.name)
         if failure:
             raise PlanError(failure)
         return None
 
-    def _conversion(self, unit: Unit, other: Unit, mine: Behaviour, its: Behaviour) -> tuple[Conversion, list[str]]:
+    def _conversion(
+        self, unit: Unit, other: Unit, mine: Behaviour, its: Behaviour
+    ) -> tuple[Conversion, list[str], list[str]]:
+        """The conversion, what stands in its way, and what is taken for granted."""
         biases = (float(mine.forget_bias.value), float(its.forget_bias.value))
         conversion = Conversion(unit, other, self._builder.specs, biases, mine.reset.value or its.reset.value)
-        problems, _ = conflicts(mine, its)
-        return conversion, [*problems, *conversion.problems()]
+        problems, assumed = conflicts(mine, its)
+        return conversion, [*problems, *conversion.problems()], assumed
 
     def check(self) -> None:
         """After the model is built: everything that was to be moved was asked for.
