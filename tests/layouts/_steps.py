@@ -213,6 +213,17 @@ def tf_rnn(kernel: str, bias: str) -> Step:
 _BLOCK = ("W", "b", "wci", "wcf", "wco", "")
 _OLD = ("W_0", "B", "W_I_diag", "W_F_diag", "W_O_diag", "W_P_0")
 
+
+def numbered(step: Step) -> Step:
+    """The same step on the numbered variables of Keras 3's ``.weights.h5``, in the order in which build makes them."""
+
+    def renamed(t: Arrays, x: np.ndarray, state: State, facts: Mapping[str, Any]) -> State:
+        names = ("kernel", "recurrent_kernel", "bias")
+        return step({n: t[f"cell/vars/{k}"] for k, n in enumerate(names)}, x, state, facts)
+
+    return renamed
+
+
 #: Short name -> layout, the form by the name of its first tensor (and where that is not enough the reset mode, or how
 #: many dimensions its bias has), the optional tensors that the cell has, and its step.
 CASES: dict[str, tuple[str, int, frozenset[str], Step]] = {
@@ -242,6 +253,7 @@ CASES: dict[str, tuple[str, int, frozenset[str], Step]] = {
     "coupled-all": ("lstm.tf1-coupled", 0, frozenset({PEEPHOLES, PROJECTION}), coupled),
     "keras": ("lstm.keras", 0, frozenset({BIAS}), keras_lstm),
     "keras-none": ("lstm.keras", 0, frozenset(), keras_lstm),
+    "keras-vars": ("lstm.keras", 1, frozenset({BIAS}), numbered(keras_lstm)),
     "keras1": ("lstm.keras1", 0, frozenset(), keras1_lstm),
     "keras1-gpu": ("lstm.keras1", 1, frozenset(), keras1_lstm),
     "cudnn": ("lstm.keras-cudnn", 0, frozenset(), cudnn_lstm),
@@ -272,6 +284,8 @@ CASES: dict[str, tuple[str, int, frozenset[str], Step]] = {
     "g-keras-after": ("gru.keras", 0, frozenset(), keras_gru),
     "g-keras-before": ("gru.keras", 1, frozenset(), keras_gru),
     "g-keras-none": ("gru.keras", 2, frozenset(), keras_gru),
+    "g-keras-vars-after": ("gru.keras", 3, frozenset(), numbered(keras_gru)),
+    "g-keras-vars-before": ("gru.keras", 4, frozenset(), numbered(keras_gru)),
     "g-keras1": ("gru.keras1", 0, frozenset(), keras1_gru),
     "g-keras1-gpu": ("gru.keras1", 1, frozenset(), keras1_gru),
     "g-cudnn": ("gru.keras-cudnn", 0, frozenset(), cudnn_gru),
@@ -282,6 +296,7 @@ CASES: dict[str, tuple[str, int, frozenset[str], Step]] = {
     "r-tf012": ("rnn.tf1", 2, frozenset(), tf_rnn("Linear/Matrix", "Linear/Bias")),
     "r-keras": ("rnn.keras", 0, frozenset({BIAS}), rnn_of("kernel", "recurrent_kernel", "bias")),
     "r-keras-none": ("rnn.keras", 0, frozenset(), rnn_of("kernel", "recurrent_kernel", "bias")),
+    "r-keras-vars": ("rnn.keras", 1, frozenset({BIAS}), numbered(rnn_of("kernel", "recurrent_kernel", "bias"))),
     "r-keras1": ("rnn.keras1", 0, frozenset(), rnn_of("_W", "_U", "_b")),
     **MORE,
 }

@@ -91,8 +91,8 @@ REASONS = {
 #: C coupled gates; < or > reset before or after, ? unknown; R always relu, r relu by default.
 CLASSES = {
     "0": "scoped-none keras-none torch-none onnx-none eqx-none coreml-none",
-    "1": "scoped scoped-flat ifco ifco-flat tf-cudnn tf10-cudnn keras keras1 keras1-gpu flax nnx nnx-opt eqx "
-    "coreml coreml-both coreml-flat coreml-flat-both",
+    "1": "scoped scoped-flat ifco ifco-flat tf-cudnn tf10-cudnn keras keras-vars keras1 keras1-gpu flax nnx "
+    "nnx-opt eqx coreml coreml-both coreml-flat coreml-flat-both",
     "1F": "tf tf012-basic tf-group haiku",
     "2": "cudnn torch torch-cell onnx paddle paddle-cell paddle-layers paddle-both "
     "mx mx-saved mx-unfused mx-both mx-cell mx-cell-saved",
@@ -108,15 +108,16 @@ CLASSES = {
     "g0<": "g-scoped-none g-coreml-none",
     "g0>": "g-torch-none g-eqx-none",
     "g0?": "g-keras-none g-onnx-none",
-    "g1<": "g-scoped g-scoped-flat g-tf g-tf-block g-tf-swapped g-tf10 g-tf012 g-keras-before g-keras1 g-keras1-gpu "
-    "g-haiku g-coreml g-coreml-flat",
+    "g1<": "g-scoped g-scoped-flat g-tf g-tf-block g-tf-swapped g-tf10 g-tf012 g-keras-before "
+    "g-keras-vars-before g-keras1 g-keras1-gpu g-haiku g-coreml g-coreml-flat",
     "g1>": "g-nnx",
     "gn>": "g-tf-after g-flax g-eqx",
-    "g2>": "g-keras-after g-cudnn g-torch g-torch-cell g-paddle g-paddle-cell g-paddle-layers g-paddle-both "
-    "g-mx g-mx-saved g-mx-unfused g-mx-both g-mx-cell g-mx-cell-saved",
+    "g2>": "g-keras-after g-keras-vars-after g-cudnn g-torch g-torch-cell g-paddle g-paddle-cell g-paddle-layers "
+    "g-paddle-both g-mx g-mx-saved g-mx-unfused g-mx-both g-mx-cell g-mx-cell-saved",
     "g2?": "g-onnx",
     "r0": "r-keras-none r-torch-none r-onnx-none r-coreml-none",
-    "r1": "r-scoped r-scoped-flat r-tf r-tf10 r-tf012 r-keras r-keras1 r-flax r-nnx r-coreml r-coreml-flat",
+    "r1": "r-scoped r-scoped-flat r-tf r-tf10 r-tf012 r-keras r-keras-vars r-keras1 r-flax r-nnx r-coreml "
+    "r-coreml-flat",
     "r2": "r-torch r-torch-cell r-onnx r-paddle r-paddle-cell r-paddle-layers r-paddle-both r-mx-cell r-mx-cell-saved",
     "r2r": "r-mx r-mx-saved r-mx-unfused r-mx-both",
     "r1R": "r-haiku-one",

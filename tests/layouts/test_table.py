@@ -62,7 +62,7 @@ def test_each_shipped_table(name: str) -> None:
 
 
 def test_a_form_without_a_bias_is_told_from_one_whose_bias_does_not_fit() -> None:
-    assert [form.absent for form in builtin()["gru.keras"].forms] == [(), (), ("bias",)]
+    assert [form.absent for form in builtin()["gru.keras"].forms[:3]] == [(), (), ("bias",)]
     assert not any(form.absent for form in builtin()["lstm.tf1"].forms)
 
 

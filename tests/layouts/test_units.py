@@ -89,9 +89,9 @@ def test_a_row_of_gates_is_whole_or_absent() -> None:
 def test_a_bias_that_does_not_fit_is_not_the_lack_of_one() -> None:
     cudnn = shapes("g-cudnn", "s", {"input": 3, "unit": 4, "hidden": 4})
     layout = find_layout("gru.keras")
-    assert [match(layout, form, "s", cudnn) for form in layout.forms] == [[], [], []]
+    assert [match(layout, form, "s", cudnn) for form in layout.forms] == [[]] * len(layout.forms)
     del cudnn["s/bias"]
-    assert [len(match(layout, form, "s", cudnn)) for form in layout.forms] == [0, 0, 1]
+    assert [len(match(layout, form, "s", cudnn)) for form in layout.forms] == [0, 0, 1, 0, 0]
 
 
 def test_names_decide_before_shapes() -> None:

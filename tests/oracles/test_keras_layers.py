@@ -249,3 +249,40 @@ def test_a_sequential_models_own_name_may_be_left_out(framework: str, prefix: st
     planned = wp.plan(case.path, model, spec)
     assert not planned.problems
     assert sorted(planned.target.values()) == ["initialized", "initialized", "kept", "kept", "kept"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", ["lstm", "gru", "gru-before", "rnn"])
+@pytest.mark.parametrize("both", [False, True], ids=["one", "bidirectional"])
+def test_keras_3s_own_weights_files(kind: str, both: bool, tmp_path: Any) -> None:
+    """``.weights.h5`` numbers a cell's variables; as a source and as a TARGET, the cell is found and moved."""
+    keras = need("keras")
+    name = kind.split("-")[0]
+    options = {"reset_after": kind == "gru"} if name == "gru" else {}
+
+    def network(layer: str) -> Any:
+        inputs = keras.Input((None, 5))
+        made = getattr(keras.layers, LAYERS[name])(6, return_sequences=True, name=layer, **options)
+        return keras.Model(inputs, keras.layers.Bidirectional(made)(inputs) if both else made(inputs))
+
+    old, new, other = network("old"), network("new"), network("other")
+    for model in (old, other):
+        for w in model.weights:
+            w.assign(np.random.default_rng(len(w.shape)).normal(0, 0.5, w.shape))
+    saved, target, out = (str(tmp_path / f"{n}.weights.h5") for n in ("saved", "target", "out"))
+    old.save_weights(saved)
+    new.save_weights(target)
+    with wp.open(saved) as source:
+        (cell,) = source.cells()
+        assert cell.layout.name == f"{name}.keras"
+        assert len(cell.units) == 1 + both
+        scope = cell.scope
+    rule = {"from": {"layout": f"{name}.keras", "scope": scope}, "to": {"layout": f"{name}.keras", "scope": ""}}
+    x = np.random.default_rng(1).normal(size=(2, 7, 5)).astype(np.float32)
+    wp.transfer(saved, new, {"weightport": 1, "rules": [rule]})
+    np.testing.assert_allclose(np.asarray(new(x)), np.asarray(old(x)), **CLOSE)
+
+    back = {"from": {"layout": f"{name}.keras", "scope": ""}, "to": {"layout": f"{name}.keras", "scope": scope}}
+    wp.transfer(saved, target, {"weightport": 1, "rules": [back]}, out=out)
+    other.load_weights(out)
+    np.testing.assert_allclose(np.asarray(other(x)), np.asarray(old(x)), **CLOSE)
