@@ -242,3 +242,8 @@ def test_copies_that_differ_are_all_listed() -> None:
     )
     assert set(named(*nodes, keys=keys)) == {"_all_variables/0", "variables/0"}
     assert named(*nodes, keys=keys, same=True) == {"net/kernel": (keys[1], "weight")}
+
+
+def test_where_keras_random_numbers_stand_is_no_weight() -> None:
+    spec = TensorSpec.of("uint32", (2,))
+    assert tf_objects.role_of("dropout/seed_generator/seed_generator_state", spec, lambda _: None) == "counter"

@@ -40,6 +40,8 @@ _TF1_SLOT = re.compile(
 )
 _TF1_OPTIMIZER = re.compile(r"beta[12]_power(?:_\d+)?")
 _COUNTERS = {"global_step", "save_counter"}
+#: Keras 3's, where its random numbers stand.
+_SEED = "seed_generator_state"
 
 _COLLECTIONS = {
     *("variables", "trainable_variables", "non_trainable_variables", "_all_variables", "keras_api"),
@@ -58,7 +60,7 @@ def role_of(name: str, spec: TensorSpec, shape_of: Callable[[str], tuple[int, ..
     A slot is told by its optimizer's suffix, only where the variable that it belongs to has the same shape.
     """
     scope, _, leaf = name.rpartition("/")
-    if leaf in _COUNTERS and not spec.shape and spec.dtype.kind in "iu":
+    if (leaf in _COUNTERS and not spec.shape and spec.dtype.kind in "iu") or leaf == _SEED:
         return "counter"
     if _TF1_OPTIMIZER.fullmatch(leaf) and not spec.shape:
         return "optimizer"
@@ -163,7 +165,7 @@ def from_graph(
 
 
 def _plain_role(path: str) -> str:
-    if path.rpartition("/")[2] in _COUNTERS or path == "step" or "keras_api/metrics/" in path:
+    if path.rpartition("/")[2] in _COUNTERS | {_SEED} or path == "step" or "keras_api/metrics/" in path:
         return "counter"
     first = path.partition("/")[0]
     return "optimizer" if _OPTIMIZER_REFERENCE.fullmatch(first) else "weight"
