@@ -86,7 +86,7 @@ def test_the_metadata(wheel: Path) -> None:
     ]
     assert unbounded == [], "a requirement says from which version on it works"
     extras = set(meta.get_all("Provides-Extra") or [])
-    assert {"tensorflow", "keras", "test", "all"} <= extras
+    assert {"tensorflow", "keras", "torch", "onnx", "jax", "test", "all"} <= extras
     core = [re.split(r"[><=~ ]", r)[0] for r in wanted if "extra ==" not in r]
     assert not {"tensorflow", "keras", "tf_keras", "torch", "jax", "onnx"} & set(core)
 
