@@ -249,8 +249,9 @@ def _torch(kind: str) -> dict[str, Case]:
         found["torch-proj"] = ("lstm.torch", 0, BP, rows_lstm(*layer, "weight_hr_l0"))
         found["torch-none-proj"] = ("lstm.torch", 0, P, rows_lstm(*layer, "weight_hr_l0"))
         found["paddle-cell-proj"] = ("lstm.paddle", 1, BP, rows_lstm(*_TORCH, ho="weight_ho"))
-        names = (f"0/cell_fw/{n}" for n in (*_TORCH, "", "weight_ho"))
-        found["paddle-both-proj"] = ("lstm.paddle-layers", 1, BP, rows_lstm(*names))
+        for number, (case, scope) in enumerate({"paddle-layers-proj": "cell", "paddle-both-proj": "cell_fw"}.items()):
+            names = (f"0/{scope}/{n}" for n in (*_TORCH, "", "weight_ho"))
+            found[case] = ("lstm.paddle-layers", number, BP, rows_lstm(*names))
     return found
 
 
@@ -265,7 +266,9 @@ def _mxnet(kind: str) -> dict[str, Case]:
     found[f"{a}mx-cell"] = (cell, start, NONE, make(*(f"_{n}" for n in _GLUON)))
     found[f"{a}mx-cell-saved"] = (cell, start + 1, NONE, make(*_GLUON))
     if kind == "lstm":
-        found["mx-proj"] = ("lstm.mxnet", 0, P, rows_lstm(*(f"_l0_{n}" for n in (*_GLUON, "h2r_weight"))))
+        for number, (name, prefix) in enumerate(prefixes.items()):
+            step = rows_lstm(*(prefix + n for n in (*_GLUON, "h2r_weight")))
+            found[f"{name}-proj"] = ("lstm.mxnet", number, P, step)
     return found
 
 

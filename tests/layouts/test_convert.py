@@ -101,7 +101,8 @@ CLASSES = {
     "2W": "onnx-peep",
     "0P": "torch-none-proj",
     "1PF": "tf-proj tf-group-proj",
-    "2P": "torch-proj paddle-cell-proj paddle-both-proj mx-proj",
+    "2P": "torch-proj paddle-cell-proj paddle-both-proj mx-proj "
+    "paddle-layers-proj mx-saved-proj mx-unfused-proj mx-both-proj",
     "1WPF": "tf-all tf10-proj tf012",
     "1FC": "coupled",
     "1WPFC": "coupled-all",
