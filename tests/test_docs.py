@@ -57,6 +57,16 @@ def test_the_made_tables_are_as_the_code_says(script: ModuleType) -> None:
     )
 
 
+def test_the_page_of_conversions_is_as_the_tables_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from scripts import make_conversions
+
+    assert make_conversions.main(["--check"]) == 0
+    stale = tmp_path / "conversions.md"
+    stale.write_text(text_of("conversions.md").replace("| = |", "| ~ |", 1), encoding="utf-8")
+    monkeypatch.setattr(make_conversions, "PAGE", stale)
+    assert make_conversions.main(["--check"]) == 1
+
+
 def test_a_stale_table_is_seen_and_made_anew(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
