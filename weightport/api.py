@@ -144,11 +144,7 @@ def _rules_for(mapping: AnyMapping, source: Any, target: Any) -> Rules:
             found = plan(source, target, error.partial).problems
         except Error:
             raise error from None
-        # Only what is wrong with the rules: what they leave over, the rules that could not be read may have been for.
-        more = [p for p in found if "rules[" in p.where and p not in error.problems]
-        if not more:
-            raise
-        raise MappingError([*error.problems, *more]) from None
+        raise MappingError(error.joined(found)) from None
 
 
 @contextmanager

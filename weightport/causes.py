@@ -36,7 +36,7 @@ def _bias(parameters: Parameters, gate: str | None) -> Array | None:
     return sum(parts[1:], parts[0]) if parts else None
 
 
-def _exchanged_units(source: ReferenceCell, target: ReferenceCell, others: Sequence[Parameters]) -> str:  # noqa: ARG001
+def _exchanged_units(source: ReferenceCell, _: ReferenceCell, others: Sequence[Parameters]) -> str:
     keys = [k for k in source.parameters if k[0] == "wt"]
     for other in others:
         if all(_same(source.parameters[k], other.get(k)) for k in keys):

@@ -86,6 +86,13 @@ class MappingError(Error):
 
     partial: Any = None
 
+    def joined(self, found: Iterable[Problem]) -> tuple[Problem, ...]:
+        """The mistakes, and what was found with :attr:`partial` that is wrong with a rule itself.
+
+        What the valid rules leave over is no mistake: the rules that could not be read may have been for it.
+        """
+        return (*self.problems, *(p for p in found if "rules[" in p.where and p not in self.problems))
+
 
 class PlanError(Error):
     """A mapping does not fit the source or the target: nothing was written."""

@@ -150,7 +150,7 @@ class Verification:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
-def verify(source: Source, out: Source, rules: Rules, *, out_name: str = "", live: bool = False) -> Verification:
+def verify(source: Source, out: Source, rules: Rules, *, live: bool = False) -> Verification:
     """Compare a written model with the source, through the mapping.
 
     Args:
@@ -163,7 +163,7 @@ def verify(source: Source, out: Source, rules: Rules, *, out_name: str = "", liv
         PlanError: the mapping does not fit the two.
         FormatError: a file is truncated or corrupt.
     """
-    planned = make(source, out, rules, target_name=out_name or out.path).check()
+    planned = make(source, out, rules, target_name=out.path).check()
     reader = Reader(source)
     tensors = tuple(TensorProof(item.name, difference(reader, item, out)) for item in planned.items.values())
     proofs: list[CellProof] = []
@@ -216,21 +216,22 @@ def _cells(
     mine, its = (cells.Side(s.specs(), s.facts, at.scope) for s, at in ((source, rules.source), (out, rules.target)))
     skip = matching(rules.ignore, source.specs(), rules.source.scope)
     pairs = cells.move(rule, mine, its, rules.layouts, skip).pairs
+    kind = pairs[0].source.layout.kind if pairs else ""
+    if kind not in KINDS:
+        notes.extend(f"{rule.name}: {pair.where}: {kind} cells are compared by their values only" for pair in pairs)
+        return
     loaded = [(_loaded(source, p.source, p.mine), _loaded(out, p.target, p.its)) for p in pairs]
     for number, pair in enumerate(pairs):
         where = pair.where
-        if pair.source.layout.kind not in KINDS:
-            notes.append(f"{rule.name}: {where}: {pair.source.layout.kind} cells are compared by their values only")
-            continue
         unknown = [s.value for s in _activations(pair) if s.value not in ACTIVATIONS]
         if unknown:
             notes.append(f"{rule.name}: {where}: the activation {unknown[0]} is not known here: values compared only")
             continue
         does = _agreed(pair.mine, pair.its)
-        first = ReferenceCell(pair.source.layout.kind, loaded[number][0], does[0], pair.source.sizes)
-        second = ReferenceCell(pair.target.layout.kind, loaded[number][1], does[1], pair.target.sizes)
+        first = ReferenceCell(kind, loaded[number][0], does[0], pair.source.sizes)
+        second = ReferenceCell(kind, loaded[number][1], does[1], pair.target.sizes)
         proof = compare(rule.name, where, first, second)
-        if not proof.equal and pair.source.layout.kind in KIND_GATES:
+        if not proof.equal and kind in KIND_GATES:
             others = [b for k, (_, b) in enumerate(loaded) if k != number]
             proof = replace(proof, cause=likely_cause(first, second, others))
         yield proof

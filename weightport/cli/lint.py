@@ -81,11 +81,9 @@ class _Check:
         try:
             rules = load_mapping(path)
         except MappingError as error:
-            more: list[Problem] = []
-            if error.partial is not None and self._source is not None:
-                found = lint(error.partial, self._source, self._target)
-                more = [p for p in found.problems if "rules[" in p.where and p not in error.problems]
-            return Findings((*error.problems, *more))
+            if error.partial is None or self._source is None:
+                return Findings(error.problems)
+            return Findings(error.joined(lint(error.partial, self._source, self._target).problems))
         if self._source is not None and rules.source.sha256 and self._digest is None:
             from weightport.formats.files import digest
 

@@ -64,7 +64,6 @@ NUMBERS: dict[str, int] = {name: number for number, name in DTYPES.items() if nu
 
 # Field number -> how its values are stored: a fixed-size dtype, "varint" or "bytes".
 _FIXED = {5: "<f4", 6: "<f8", 9: "<c8", 12: "<c16"}
-_VARINTS = (7, 10, 11, 13, 16, 17)
 # The field that holds the values of a dtype.
 _FIELD_OF = {
     **dict.fromkeys(("int32", "uint8", "int16", "int8", "uint16", "int4", "uint4", "int2", "uint2"), 7),

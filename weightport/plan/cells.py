@@ -241,13 +241,19 @@ def _places(cell: Cell) -> str:
     return ", ".join(f"{u.layer} {u.direction}" for u in cell.units)
 
 
+def conversion_of(pair: Pair, specs: Mapping[str, TensorSpec]) -> tuple[Conversion, list[str], list[str]]:
+    """The conversion of a pair, what stands in its way, and what is taken for granted of activations and the like."""
+    mine, its = pair.mine, pair.its
+    biases = (float(mine.forget_bias.value), float(its.forget_bias.value))
+    conversion = Conversion(pair.source, pair.target, specs, biases, mine.reset.value or its.reset.value)
+    problems, assumed = conflicts(mine, its)
+    return conversion, [*problems, *conversion.problems()], assumed
+
+
 def convert(pair: Pair, specs: Mapping[str, TensorSpec], rule: CellRule, moved: Moved) -> None:
     """One unit into another, added to ``moved``."""
-    unit, other, mine, its = pair.source, pair.target, pair.mine, pair.its
-    reset = mine.reset.value or its.reset.value
-    conversion = Conversion(unit, other, specs, (float(mine.forget_bias.value), float(its.forget_bias.value)), reset)
-    problems, assumed = conflicts(mine, its)
-    problems.extend(conversion.problems())
+    unit, other = pair.source, pair.target
+    conversion, problems, assumed = conversion_of(pair, specs)
     where = f"{rule.where}: {pair.where}"
     moved.problems.extend(Problem(where, what) for what in problems)
     moved.sources.extend(n for n in unit.names if n not in moved.sources)

@@ -14,8 +14,8 @@ from weightport import values
 from weightport.errors import LayoutError, PlanError, Problem, closest
 from weightport.initializers import ARGUMENTS
 from weightport.layouts import Form, Layout, Row, builtin
-from weightport.layouts.behaviour import Behaviour, behaviour, conflicts
-from weightport.layouts.convert import Conversion, Inexact
+from weightport.layouts.behaviour import behaviour
+from weightport.layouts.convert import Inexact
 from weightport.layouts.stacks import Cell, is_place, place_of
 from weightport.layouts.units import FORWARD, SCOPE, Unit, packed_shape, spelled, stored_rows
 from weightport.mapping.rules import CellRef, CellRule, InitRule, Rule, TensorRule
@@ -177,7 +177,8 @@ class Lookup:
                 continue
             mine = behaviour(unit.layout, unit.form, self._side.facts(unit.names), cells.stated(rule.source))
             its = behaviour(other.layout, place.form, {}, cells.stated(rule.target))
-            conversion, problems, assumed = self._conversion(unit, other, mine, its)
+            pair = cells.Pair(unit, other, mine, its)
+            conversion, problems, assumed = cells.conversion_of(pair, self._builder.specs)
             shape = packed_shape(other.layout, stored, other.sizes)
             if problems or shape != spec.shape:
                 failure = failure or [Problem(f"{rule.where}: {name!r}", what) for what in problems]
@@ -194,7 +195,7 @@ class Lookup:
             if first != place.scope:
                 what = f"two cells of the model, {first!r} and {place.scope!r}, stand below scope {known.scope!r}"
                 raise PlanError(Problem(rule.target.where, what, "name one of them"))
-            said = [*conversion.notes, *assumed, *cells.assumed_biases(cells.Pair(unit, other, mine, its))]
+            said = [*conversion.notes, *assumed, *cells.assumed_biases(pair)]
             for note in (f"{rule.where}: {place.scope or '.'}: {text}" for text in said):
                 self.notes.setdefault(note)
             expr = values.assemble(shape, parts[0][1].dtype, parts)
@@ -202,15 +203,6 @@ class Lookup:
         if failure:
             raise PlanError(failure)
         return None
-
-    def _conversion(
-        self, unit: Unit, other: Unit, mine: Behaviour, its: Behaviour
-    ) -> tuple[Conversion, list[str], list[str]]:
-        """The conversion, what stands in its way, and what is taken for granted."""
-        biases = (float(mine.forget_bias.value), float(its.forget_bias.value))
-        conversion = Conversion(unit, other, self._builder.specs, biases, mine.reset.value or its.reset.value)
-        problems, assumed = conflicts(mine, its)
-        return conversion, [*problems, *conversion.problems()], assumed
 
     def check(self) -> None:
         """After the model is built: everything that was to be moved was asked for.
