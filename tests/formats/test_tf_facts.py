@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,9 +236,7 @@ def test_long_cycles_and_chains_end() -> None:
     merges = [node(f"m{n}", "Merge", "kernel/read", f"n{n}") for n in range(count)]
     sums = [node("s0", "MatMul", "x", "kernel/read")]
     sums += [node(f"s{n}", "Add", f"s{n - 1}", f"s{n - 1}") for n in range(1, 5000)]
-    start = time.perf_counter()
     assert facts(graph(*weights(), *chain, *merges, *sums, node("g", "Sigmoid", "s4999"))) == {}
-    assert time.perf_counter() - start < 20
 
 
 def test_a_graph_beyond_the_bounds_has_no_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

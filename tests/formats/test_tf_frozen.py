@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -155,11 +154,9 @@ def test_big_constants_are_not_read(tmp_path: Path) -> None:
         file.seek(at + 400)
         file.write(np.float32(2.5).tobytes())
         file.truncate(at + size)
-    start = time.perf_counter()
     source = tf_frozen.open_source(str(path))
     assert source.specs()["big"].nbytes == size
     assert source.read("big", (slice(99, 103),)).tolist() == [0, 2.5, 0, 0]
-    assert time.perf_counter() - start < 1
 
 
 def _varint(value: int) -> bytes:
@@ -435,9 +432,7 @@ def test_functions_that_call_each_other_end(tmp_path: Path) -> None:
         for n in range(40)
     ]
     source = opened(tmp_path, graph(const("w", W), node("c", "PartitionedCall", "w", f="f0"), functions=calls))
-    start = time.perf_counter()
     assert source.facts(["w"]) == {}
-    assert time.perf_counter() - start < 10
 
 
 def test_attributes_that_are_none(tmp_path: Path) -> None:
