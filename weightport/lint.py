@@ -16,7 +16,7 @@ from weightport.mapping import Mapping as Rules
 from weightport.plan import Plan, TargetView, plan
 from weightport.plan.build import Builder
 from weightport.plan.cells import Side, found_cell
-from weightport.plan.names import matching
+from weightport.plan.names import ended, matching
 from weightport.tensors import Array, Index, Source, TensorSpec
 
 
@@ -91,7 +91,7 @@ def _assumed(planned: Plan) -> Iterable[Problem]:
 def _idle(key: str, globs: Sequence[Glob], specs: Mapping[str, TensorSpec], scope: str, name: str) -> Iterable[Problem]:
     """Patterns that match nothing: perhaps misspelt."""
     for glob in globs:
-        if not matching([glob], specs, scope):
+        if not matching([glob], specs, ended(scope, specs)):
             yield Problem(glob.where, f"{key}: {glob.text!r} matches no tensor of {name}", closest(glob.text, specs))
 
 

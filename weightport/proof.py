@@ -31,7 +31,7 @@ from weightport.mapping.rules import Mapping as Rules
 from weightport.plan import Plan, cells
 from weightport.plan import plan as make
 from weightport.plan.model import Item
-from weightport.plan.names import matching
+from weightport.plan.names import ended, matching
 from weightport.ranges import Ranges, slices_of
 from weightport.tensors import Array, Source
 
@@ -214,7 +214,7 @@ def _cells(
     rule: CellRule, rules: Rules, source: Source, out: Source, notes: list[str], live: bool
 ) -> Iterator[CellProof]:
     mine, its = (cells.Side(s.specs(), s.facts, at.scope) for s, at in ((source, rules.source), (out, rules.target)))
-    skip = matching(rules.ignore, source.specs(), rules.source.scope)
+    skip = matching(rules.ignore, source.specs(), ended(rules.source.scope, source.specs()))
     pairs = cells.move(rule, mine, its, rules.layouts, skip).pairs
     kind = pairs[0].source.layout.kind if pairs else ""
     if kind not in KINDS:

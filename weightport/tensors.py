@@ -33,12 +33,15 @@ class TensorSpec:
         shape: the full shape, also where the file stores slices.
         nbytes: bytes of the values in memory order (for strings: the bytes stored in the file).
         role: one of :data:`ROLES`.
+        unread: why its values cannot be read (``quantized ...``, ``sparse ...``); empty for a tensor that can be. The
+            dtype is then that of what is stored, or ``object``.
     """
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     nbytes: int
     role: str = "weight"
+    unread: str = ""
 
     @classmethod
     def of(cls, dtype: str | np.dtype[Any], shape: Sequence[int], role: str = "weight") -> TensorSpec:

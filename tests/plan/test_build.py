@@ -94,6 +94,41 @@ def test_scopes_stand_before_every_name() -> None:
     }
 
 
+def test_scopes_end_in_a_dot_where_the_names_have_dots() -> None:
+    made = planned(
+        {"model.a.w": (2,), "model.b.w": (2,), "model.lstm.weight_ih_l0": (8, 3), "model.lstm.weight_hh_l0": (8, 2)},
+        {"new.a.w": (2,), "new.b.w": (2,), "new.c": (2,), "new.rnn.kernel": (3, 8), "new.rnn.recurrent_kernel": (2, 8)},
+        [
+            {"from": {"layout": "lstm.torch", "scope": "lstm"}, "to": {"layout": "lstm.keras", "scope": "rnn"}},
+            {"from": "{x}.w", "to": "{x}.w"},
+        ],
+        source={"scope": "model"},
+        target={"scope": "new"},
+        ignore=["b.w"],
+        keep=["c", "b.w"],
+    )
+    assert problems(made) == []
+    assert made.items["new.a.w"].expr.leaves() == {"model.a.w"}
+    assert made.source["model.b.w"] == "ignored"
+    assert (made.target["new.c"], made.target["new.b.w"]) == ("kept", "kept")
+    slashed = planned({"m/a.w": (2,)}, {"n/a.w": (2,)}, [{"from": "{x**}", "to": "{x**}"}], source={"scope": "m"},
+                      target={"scope": "n"})  # fmt: skip
+    assert problems(slashed) == []
+    new = planned({"a": (2,)}, None, [{"from": "a", "to": "b"}], target={"scope": "encoder."})
+    assert list(new.items) == ["encoder.b"]
+
+
+def test_a_tensor_that_cannot_be_read_is_refused_in_the_plan_and_may_be_left_behind() -> None:
+    specs = {"w": (2,), "q": TensorSpec(np.dtype(np.int8), (2,), 2, unread="quantized (per tensor affine)")}
+    made = planned(specs, {"w": (2,), "q": TensorSpec.of("int8", (2,))}, [{"from": "{x}", "to": "{x}"}])
+    assert problems(made) == [
+        "rules[0]: tensor 'q' of model cannot be read: quantized (per tensor affine); leave it behind: list it under "
+        "ignore:",
+    ]
+    left = planned(specs, {"w": (2,)}, [{"from": "{x}", "to": "{x}"}], ignore=["q"])
+    assert problems(left) == []
+
+
 def test_globs_match_in_full_or_below_the_scope() -> None:
     assert names.matching([Glob("Adam")], ["s/Adam", "Adam", "t/Adam"], "s") == {"s/Adam", "Adam"}
 

@@ -103,6 +103,7 @@ def _tensor(name: str, spec: TensorSpec) -> dict[str, Any]:
         "shape": list(spec.shape),
         "nbytes": spec.nbytes,
         "role": spec.role,
+        **({"unread": spec.unread} if spec.unread else {}),
     }
 
 
@@ -120,12 +121,13 @@ def recorded(source: Source, units: Sequence[Sequence[str]]) -> dict[str, Any]:
 def _stats(source: Source, specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
     from weightport.cli.stats import stats
 
+    specs = {name: spec for name, spec in specs.items() if not spec.unread}
     with Progress("reading", sum(s.nbytes for s in specs.values())) as progress:
         return {name: stats(source, name, spec, progress) for name, spec in specs.items()}
 
 
 def _stats_of(found: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {"stats": found[name].as_json()} if found else {}
+    return {"stats": found[name].as_json()} if name in found else {}
 
 
 # Text ----------------------------------------------------------------------------------------------------------------

@@ -113,8 +113,8 @@ class Pattern:
         return "".join(out)
 
     def joined(self, scope: str) -> Pattern:
-        """The pattern under ``scope/``; itself if the scope is ``""``."""
-        return Pattern(f"{_escaped(scope)}/{self.text}", self.where) if scope else self
+        """The pattern under ``scope/`` (under ``scope.`` if it ends so); itself if the scope is ``""``."""
+        return Pattern(f"{_escaped(begins(scope))}{self.text}", self.where) if scope else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +150,13 @@ class Glob:
         return _matched(self._matcher, name, self.text, self.where) is not None
 
     def joined(self, scope: str) -> Glob:
-        """The glob under ``scope/``; itself if the scope is ``""``."""
-        return Glob(f"{_escaped(scope)}/{self.text}", self.where) if scope else self
+        """The glob under ``scope/`` (under ``scope.`` if it ends so); itself if the scope is ``""``."""
+        return Glob(f"{_escaped(begins(scope))}{self.text}", self.where) if scope else self
+
+
+def begins(scope: str) -> str:
+    """What the names in a scope begin with: the scope and a slash, unless it ends in a dot."""
+    return scope if not scope or scope.endswith(".") else f"{scope}/"
 
 
 def _escaped(scope: str) -> str:

@@ -19,7 +19,7 @@ from weightport.plan import accounts, cells, ops
 from weightport.plan.fit import unfit
 from weightport.plan.initial import Gates, initialized
 from weightport.plan.model import INITIALIZED, MOVED, REFUSED, ROUNDED, UNUSED, Item, Outcome, Plan, TargetView
-from weightport.plan.names import Names
+from weightport.plan.names import Names, ended
 from weightport.plan.names import matching as matching
 from weightport.plan.undo import undo
 from weightport.tensors import Source, TensorSpec
@@ -57,6 +57,7 @@ class Builder:
     target_specs: Mapping[str, TensorSpec] = field(default_factory=dict)
     candidates: Names = field(default_factory=lambda: Names([]))
     weights: Names = field(default_factory=lambda: Names([]))
+    origin: str = ""
     scope: str = ""
     root: str = ""
     start: int = 0
@@ -66,9 +67,10 @@ class Builder:
         self.specs = self.source.specs()
         if self.target is not None:
             self.target_specs = self.target.specs()
-        self.scope = self.mapping.target.scope
+        self.origin = ended(self.mapping.source.scope, self.specs)
+        self.scope = ended(self.mapping.target.scope, self.target_specs)
         self.root = getattr(self.target, "root", "")
-        self.ignored = matching(self.mapping.ignore, self.specs, self.mapping.source.scope) | self._made_up()
+        self.ignored = matching(self.mapping.ignore, self.specs, self.origin) | self._made_up()
         self.kept = matching(self.mapping.keep, self.target_specs, self.scope or self.root)
         self.candidates = Names.of(
             n for n, spec in self.specs.items() if n not in self.ignored and spec.role != "constant"
@@ -88,7 +90,7 @@ class Builder:
 
     def _named(self, rule: Rule) -> set[str]:
         """The source tensors that a rule of a mapping that runs backwards speaks of."""
-        side = cells.Side(self.specs, self.source.facts, self.mapping.source.scope)
+        side = cells.Side(self.specs, self.source.facts, self.origin)
         ref = rule.source if isinstance(rule, CellRule) else rule.target_cell if isinstance(rule, InitRule) else None
         if ref is not None:
             try:
@@ -96,7 +98,7 @@ class Builder:
             except LayoutError:
                 return set()
         patterns = rule.targets if isinstance(rule, InitRule) else rule.froms if isinstance(rule, TensorRule) else ()
-        joined = [p.joined(self.mapping.source.scope) for p in patterns]
+        joined = [p.joined(self.origin) for p in patterns]
         return {n for n in self.specs if any(p.match(n) is not None for p in joined)}
 
     def build(self) -> Plan:
@@ -140,7 +142,7 @@ class Builder:
 
     def cell(self, rule: CellRule) -> Outcome:
         """A whole cell."""
-        mine = cells.Side(self.specs, self.source.facts, self.mapping.source.scope)
+        mine = cells.Side(self.specs, self.source.facts, self.origin)
         other = None
         if self.target is not None:
             other = cells.Side(self.target_specs, self.target.facts, self.scope, self.root)
@@ -243,7 +245,7 @@ class Builder:
 
     def matches(self, rule: TensorRule) -> Iterator[tuple[list[str], dict[str, str]]]:
         """The source names of every match, with what its patterns bind."""
-        patterns = [p.joined(self.mapping.source.scope) for p in rule.froms]
+        patterns = [p.joined(self.origin) for p in rule.froms]
         first = patterns[0]
         if first.is_literal:
             found: Iterable[tuple[str, dict[str, str]]] = [(first.format({}), {})]
@@ -324,6 +326,11 @@ class Builder:
 
     def claim(self, rule: Rule, name: str, expr: Expr, *, initialized: bool = False) -> None:
         """Give a target tensor its value; what does not fit is a problem."""
+        unread = next((n for n in expr.leaves() if self.specs[n].unread), None)
+        if unread is not None:
+            what = f"tensor {unread!r} of {self.source.path} cannot be read: {self.specs[unread].unread}"
+            self.problems.append(Problem(rule.where, what, "leave it behind: list it under ignore:"))
+            return
         if self.target is None:
             spec = TensorSpec.of(expr.dtype, expr.shape) if expr.dtype.kind != "O" else self._strings(expr)
         elif name in self.target_specs:
@@ -364,7 +371,7 @@ class Builder:
     def _nothing(self, rule: TensorRule | InitRule) -> Problem:
         if isinstance(rule, TensorRule):
             pattern, names, where = rule.froms[0], self.specs, self.source.path
-            scope = self.mapping.source.scope
+            scope = self.origin
         else:
             pattern = rule.targets[0] if rule.targets else Pattern("", rule.where)
             names, where, scope = self.target_specs, self.target_name, self.scope
@@ -377,7 +384,7 @@ class Builder:
         return Problem(rule.where, f"{text!r} matches no tensor of {where}", hint or "optional: true if it need not")
 
     def _all_kept(self, rule: TensorRule) -> Problem:
-        text = str(rule.froms[0].joined(self.mapping.source.scope))
+        text = str(rule.froms[0].joined(self.origin))
         what = f"everything that {text!r} matches would go to target tensors that keep: lists"
         return Problem(rule.where, what, "take them out of one of the two")
 

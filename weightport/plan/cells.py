@@ -111,7 +111,7 @@ def layout_of(ref: CellRef, own: Mapping[str, Layout]) -> Layout:
 
 def scoped(prefix: str, scope: str) -> str:
     """A scope under the side's own."""
-    return "/".join(s for s in (prefix, scope) if s)
+    return "/".join(s for s in (prefix.removesuffix("."), scope) if s)
 
 
 def found_cell(ref: CellRef, side: Side, own: Mapping[str, Layout], skip: frozenset[str] = frozenset()) -> Cell:

@@ -12,7 +12,8 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from weightport.mapping.patterns import Glob, Pattern
+from weightport.mapping.patterns import Glob, Pattern, begins
+from weightport.scopes import separator_of
 
 # Stand for captures in a pattern's text: captures without ** stay within one part of a name.
 _NARROW, _WIDE = "\0", "\1"
@@ -141,10 +142,15 @@ def _literal_parts(text: str) -> Iterator[tuple[int, str]]:
 
 def matching(globs: Sequence[Glob], names: Iterable[str], scope: str) -> frozenset[str]:
     """The names that a glob matches, in full or below the side's scope."""
-    prefix = f"{scope}/" if scope else ""
+    prefix = begins(scope)
     found = set()
     for name in names:
         below = name[len(prefix) :] if prefix and name.startswith(prefix) else None
         if any(g.matches(name) or (below is not None and g.matches(below)) for g in globs):
             found.add(name)
     return frozenset(found)
+
+
+def ended(scope: str, names: Iterable[str]) -> str:
+    """A side's scope, with a dot at its end where the model's names have dots between their parts, and no slashes."""
+    return f"{scope}." if scope and not scope.endswith(".") and separator_of(names) == "." else scope
