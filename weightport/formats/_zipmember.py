@@ -19,6 +19,8 @@ from weightport.formats._io import CHUNK, ByteFile
 
 LOCAL = b"PK\x03\x04"
 _MAX_RATIO = 1032  # what deflate can reach
+# The end record of a zip archive, without its comment.
+_END = 22
 
 
 class Stored:
@@ -144,6 +146,34 @@ def _compare(path: str, tensor: str, found: int, stored: int, offset: int) -> No
         raise FormatError(
             path, f"corrupt: the member's CRC is {found:08x}, {stored:08x} is stored", tensor=tensor, offset=offset
         )
+
+
+def directory(file: ByteFile) -> tuple[list[zipfile.ZipInfo], bytes]:
+    """The members that the archive's directory lists, and its comment.
+
+    Raises:
+        FormatError: no archive, or a truncated or corrupt one.
+    """
+    try:
+        with zipfile.ZipFile(file.path) as archive:
+            infos, comment = archive.infolist(), archive.comment
+    except FormatError:
+        raise
+    except Exception as error:  # zipfile leaks struct.error, ValueError, NotImplementedError ... on bad input
+        what = "truncated or corrupt" if file.size >= 4 and file.read(0, 4) == LOCAL else "is no archive"
+        raise FormatError(file.path, f"{what}: {error}", offset=file.size) from None
+    stated = _stated(file, len(comment))
+    if stated not in (len(infos), 0xFFFF):
+        # A damaged entry can swallow the next ones without a word: to zipfile they are its comment.
+        what = f"the archive's directory has {len(infos)} members, its end says {stated}"
+        raise FormatError(file.path, what, offset=file.size)
+    return infos, comment
+
+
+def _stated(file: ByteFile, comment: int) -> int:
+    """How many members the record at the archive's end says there are (0xFFFF: more than that record can say)."""
+    end = file.read(file.size - comment - _END, _END)
+    return int.from_bytes(end[10:12], "little") if end[:4] == b"PK\x05\x06" else 0xFFFF
 
 
 def member_of(file: ByteFile, info: zipfile.ZipInfo, name: str) -> Stored | Deflated:

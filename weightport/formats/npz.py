@@ -30,15 +30,13 @@ import numpy as np
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _strided, _tiles
 from weightport.formats._io import CHUNK, ByteFile, atomic_file
-from weightport.formats._zipmember import LOCAL, Deflated, Stored, member_of
+from weightport.formats._zipmember import LOCAL, Deflated, Stored, directory, member_of
 from weightport.tensors import Array, Budget, Index, TensorSpec, Tiles, dtype_named
 
 _MAGIC = b"\x93NUMPY"
 _EMPTY = b"PK\x05\x06"
 _SUFFIX = ".npy"
 _COMMENT = "weightport dtype="
-# The end record of a zip archive, without its comment.
-_END = 22
 _MAX_HEADER = 1 << 16  # of one array; numpy itself stops at 10,000 unless it trusts the file
 _ENTRY = re.compile(
     r"""\s*['"](\w+)['"]\s*:\s*(['"][^'"]*['"]|True|False|\([\d,L\s]*\)|\[.*\])\s*(,|(?=\}))""", re.DOTALL
@@ -89,21 +87,7 @@ class NpzSource:
             raise
 
     def _open_archive(self) -> None:
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                infos, comment = archive.infolist(), archive.comment
-        except FormatError:
-            raise
-        except Exception as error:  # zipfile leaks struct.error, ValueError, NotImplementedError ... on bad input
-            what = (
-                "truncated or corrupt" if self._file.size >= 4 and self._file.read(0, 4) == LOCAL else "is no archive"
-            )
-            raise FormatError(self.path, f"{what}: {error}", offset=self._file.size) from None
-        stated = _stated(self._file, len(comment))
-        if stated not in (len(infos), 0xFFFF):
-            # A damaged entry can swallow the next ones without a word: to zipfile they are its comment.
-            what = f"the archive's directory has {len(infos)} members, its end says {stated}"
-            raise FormatError(self.path, what, offset=self._file.size)
+        infos, comment = directory(self._file)
         self._budget.check("tensors", len(infos), self.path)
         self.metadata = _metadata(comment)
         for info in infos:
@@ -283,12 +267,6 @@ class NpzSource:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _stated(file: ByteFile, comment: int) -> int:
-    """How many members the record at the archive's end says there are (0xFFFF: more than that record can say)."""
-    end = file.read(file.size - comment - _END, _END)
-    return int.from_bytes(end[10:12], "little") if end[:4] == b"PK\x05\x06" else 0xFFFF
 
 
 def _metadata(comment: bytes) -> dict[str, str]:
