@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "scopes": _may("tensors", "layouts"),
     "mapping": _may("tensors", "layouts", "initializers"),
     "plan": _may("tensors", "ranges", "values", "scopes", "layouts", "mapping", "initializers"),
+    "inputs": _may("tensors", "mapping", "formats.files"),
     "execute": _may("tensors", "ranges", "values", "plan", "formats.detect"),
     "targets": _may("tensors", "formats"),
     "causes": _may("tensors", "layouts"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from weightport.errors import Error, FormatError, MappingError, Problem, RefusedError
+from weightport.errors import Error, MappingError
 from weightport.tensors import Array, Budget, Index, Source, TensorSpec
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from weightport.scopes import Scope
 
     AnyMapping = str | os.PathLike[str] | Mapping[str, Any] | Rules
-
-VERSION_KEY, SOURCE_KEY, MAPPING_KEY = "weightport.version", "weightport.source", "weightport.mapping_sha256"
+    Named = Mapping[str, str | os.PathLike[str] | Source] | None
 
 
 class OpenSource:
@@ -133,7 +132,7 @@ def load_mapping(mapping: AnyMapping) -> Rules:
     return load(mapping)
 
 
-def _rules_for(mapping: AnyMapping, source: Any, target: Any) -> Rules:
+def _rules_for(mapping: AnyMapping, source: Any, target: Any, sources: Named) -> Rules:
     """The mapping; what is wrong with it is said together with what its valid rules get wrong about the models."""
     try:
         return load_mapping(mapping)
@@ -141,7 +140,7 @@ def _rules_for(mapping: AnyMapping, source: Any, target: Any) -> Rules:
         if error.partial is None or not error.partial.rules:
             raise
         try:
-            found = plan(source, target, error.partial).problems
+            found = plan(source, target, error.partial, sources=sources).problems
         except Error:
             raise error from None
         raise MappingError(error.joined(found)) from None
@@ -162,7 +161,43 @@ def _opened(source: Any) -> Iterator[Source]:
         raise Error(f"a source is a path or what weightport.open returns, not {type(source).__name__}")
 
 
-def plan(source: Any, target: Any, mapping: AnyMapping) -> Plan:
+def gather(source: Any, rules: Rules, sources: Named = None) -> tuple[Source, list[Source]]:
+    """What the mapping reads, as one source; and what was opened for that, which has to be closed."""
+    from weightport.inputs import gathered, named_paths
+
+    own: list[Source] = []
+
+    def opened(given: Any) -> Source:
+        if isinstance(given, str | os.PathLike):
+            own.append(open(given))
+            return own[-1]
+        if not isinstance(given, Source):
+            raise Error(f"a source is a path or what weightport.open returns, not {type(given).__name__}")
+        return given
+
+    try:
+        main = opened(source)
+        return gathered(main, rules, {n: opened(s) for n, s in named_paths(rules, sources or {}).items()}), own
+    except BaseException:
+        _close(own)
+        raise
+
+
+def _close(sources: Sequence[Source]) -> None:
+    for source in sources:
+        source.close()
+
+
+@contextmanager
+def _reading(source: Any, rules: Rules, sources: Named) -> Iterator[Source]:
+    found, own = gather(source, rules, sources)
+    try:
+        yield found
+    finally:
+        _close(own)
+
+
+def plan(source: Any, target: Any, mapping: AnyMapping, *, sources: Named = None) -> Plan:
     """What a mapping does to a source and a target. Pure: headers only, nothing is written; ``str(plan)`` is the dry
     run.
 
@@ -170,6 +205,7 @@ def plan(source: Any, target: Any, mapping: AnyMapping) -> Plan:
         source: a path or an open source.
         target: a path, an open source, a live model (see :func:`transfer`), or None: exactly what the mapping produces.
         mapping: a path, a dict or a loaded mapping.
+        sources: name -> path or open source, of the further sources that the mapping names.
 
     Returns:
         The plan, with its problems in ``plan.problems``; ``plan.check()`` raises them.
@@ -181,7 +217,7 @@ def plan(source: Any, target: Any, mapping: AnyMapping) -> Plan:
     from weightport.plan import plan as make
 
     rules = load_mapping(mapping)
-    with _opened(source) as opened:
+    with _reading(source, rules, sources) as opened:
         if target is None:
             return make(opened, None, rules)
         if isinstance(target, str | os.PathLike):
@@ -202,6 +238,7 @@ def transfer(
     *,
     out: str | os.PathLike[str] | None = None,
     format: str | None = None,
+    sources: Named = None,
     expect_sha256: str | None = None,
     progress: Progress | None = None,
     on_plan: Callable[[Plan], None] | None = None,
@@ -220,6 +257,7 @@ def transfer(
             that ends in ``.ckpt``. It holds the target's tensors, kept values included; without a target, what the
             mapping produces.
         format: the format of ``out``, where its suffix does not say.
+        sources: name -> path or open source, of the further sources that the mapping names.
         expect_sha256: refuse any other source (:func:`weightport.formats.files.digest`).
         progress: called with the number of bytes as they are written.
         on_plan: called with the plan before anything is written or assigned, also with one that has problems.
@@ -239,25 +277,26 @@ def transfer(
     from weightport import __version__
     from weightport.plan import plan as make
 
-    rules = _rules_for(mapping, source, target)
+    rules = _rules_for(mapping, source, target, sources)
     told = on_plan or (lambda _: None)
     file = target is None or isinstance(target, str | os.PathLike | OpenSource)
     if out is None and file and not dry_run:
         raise Error("to write a file, say where: out='model.npz'")
     if out is None and not file:
-        return _into_model(source, target, rules, expect_sha256, told, dry_run, options)
+        return _into_model(source, target, rules, sources, expect_sha256, told, dry_run, options)
     if options:
         raise Error(f"{', '.join(options)}: for live models only")
     if not file:
         raise Error(f"with out=, the target is a file, not {type(target).__name__}")
     from weightport.execute import Unchanged, write_file
     from weightport.formats.detect import writer_for
+    from weightport.inputs import expected, files, provenance, refuse_inputs
 
     with ExitStack() as stack:
-        opened = stack.enter_context(_opened(source))
+        opened = stack.enter_context(_reading(source, rules, sources))
         kept = stack.enter_context(_opened(target)) if target is not None else None
-        watch = Unchanged(file for side in (opened, kept) if side is not None for file in files(side.path))
-        expected(opened.path, expect_sha256, rules)
+        watch = Unchanged(file for side in (opened, kept) if side is not None for file in files(side))
+        expected(opened, expect_sha256, rules)
         planned = make(opened, kept, rules, target_name=kept.path if kept is not None else "")
         told(planned)
         planned.check()
@@ -265,15 +304,14 @@ def transfer(
             return Result(planned)
         like = os.fspath(target) if isinstance(target, str | os.PathLike) else kept.path if kept is not None else None
         path, write = writer_for(os.fspath(out), format=format, like=like)
-        read = [opened.path, kept.path if kept is not None else "", rules.path, *_vocabularies(rules)]
-        _refuse_inputs(path, [name for name in read if name])
+        refuse_inputs(path, opened, kept, rules)
         if not dry_run:
-            metadata = _provenance(opened, rules, __version__)
+            metadata = provenance(opened, rules, __version__)
             write_file(planned, opened, kept, path, write, metadata=metadata, progress=progress, watch=watch)
         return Result(planned, path=None if dry_run else path)
 
 
-def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False) -> Verification:
+def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False, sources: Named = None) -> Verification:
     """Whether a written model holds what the mapping makes of the source, and each moved cell is the same function.
 
     Args:
@@ -281,6 +319,7 @@ def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False) ->
         out: a path or an open source: what was written.
         mapping: a path, a dict or a loaded mapping.
         live: run the frameworks' own cells, too, where they are installed.
+        sources: name -> path or open source, of the further sources that the mapping names.
 
     Returns:
         The largest difference of every tensor and every cell; ``equal`` says whether all of them agree.
@@ -288,12 +327,14 @@ def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False) ->
     Raises:
         MappingError: the mapping is wrong.
         PlanError: it does not fit the two files.
-        FormatError: a file is truncated or corrupt.
+        FormatError: a file is truncated or corrupt, or the source is not the one that the mapping is for.
     """
+    from weightport.inputs import expected
     from weightport.proof import verify as prove
 
     rules = load_mapping(mapping)
-    with _opened(source) as opened, _opened(out) as written:
+    with _reading(source, rules, sources) as opened, _opened(out) as written:
+        expected(opened, None, rules)
         return prove(opened, written, rules, live=live)
 
 
@@ -301,25 +342,24 @@ def _into_model(
     source: Any,
     target: Any,
     rules: Rules,
+    sources: Named,
     expect_sha256: str | None,
     told: Callable[[Plan], None],
     dry_run: bool,
     options: Mapping[str, Any],
 ) -> Result:
     from weightport.execute import Unchanged, live_values
+    from weightport.inputs import expected, files
     from weightport.plan import plan as make
     from weightport.targets.registry import is_graph, live_target
 
     live = live_target(target, **options)
-    own = isinstance(source, str | os.PathLike)
-    opened: Any = open(source) if own else source
-    if not isinstance(opened, Source):
-        raise Error(f"a source is a path or what weightport.open returns, not {type(source).__name__}")
     # A graph reads when its initializers run: the source is closed with the graph that holds them.
     stays = is_graph(target) and not dry_run
+    opened, own = gather(source, rules, sources)
     try:
-        watch = Unchanged(files(opened.path), replaced=stays)
-        expected(opened.path, expect_sha256, rules)
+        watch = Unchanged(files(opened), replaced=stays)
+        expected(opened, expect_sha256, rules)
         planned = make(opened, live, rules, target_name=f"the {live.kind} model")
         told(planned)
         planned.check()
@@ -330,56 +370,5 @@ def _into_model(
         stays = False
         raise
     finally:
-        if own and not stays:
-            opened.close()
-
-
-def expected(path: str, expect_sha256: str | None, rules: Rules) -> None:
-    """Refuse a source that is not the file the mapping, or the caller, is pinned to."""
-    wanted = [
-        (w.lower(), who) for w, who in ((expect_sha256, "asked for"), (rules.source.sha256, "the mapping is for")) if w
-    ]
-    if not wanted:
-        return
-    from weightport.formats.files import digest
-
-    found = digest(path)
-    for want, who in wanted:
-        if found != want:
-            raise FormatError(
-                path, f"its SHA-256 is {found}; {who} {want}", hint="this is another file, or a damaged one"
-            )
-
-
-def files(path: str) -> list[str]:
-    """The files of an open source; none of one that lies in no file."""
-    from weightport.formats.files import files_of
-
-    try:
-        return files_of(path)
-    except FormatError:
-        return []
-
-
-def _vocabularies(rules: Rules) -> Iterator[str]:
-    for rule in rules.rules:
-        vocab = rule.ops.vocab if hasattr(rule, "ops") else None
-        if vocab is not None:
-            yield from (vocab.source, vocab.target)
-
-
-def _refuse_inputs(path: str, inputs: Sequence[str]) -> None:
-    """A destination that is one of the files that are read."""
-    written = {path, f"{path}.index"}
-    for given in inputs:
-        for file in files(given):
-            if any(os.path.exists(w) and os.path.samefile(w, file) for w in written):
-                raise RefusedError(Problem(path, f"is {given} itself, which is only read", "write to another path"))
-
-
-def _provenance(source: Source, rules: Rules, version: str) -> dict[str, str]:
-    return {
-        VERSION_KEY: version,
-        SOURCE_KEY: os.path.basename(source.path.rstrip("/")),
-        MAPPING_KEY: rules.digest,
-    }
+        if not stays:
+            _close(own)

@@ -10,26 +10,25 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from weightport.errors import Error
 from weightport.tensors import Source, TensorSpec, Value
 
 _LOG = logging.getLogger("weightport")
 
 if TYPE_CHECKING:
-    from weightport.api import AnyMapping
+    from weightport.api import AnyMapping, Named
 
 
 class Getter:
     """A ``custom_getter``. See :func:`getter`."""
 
     def __init__(self, source: Source, mapping: Any, large_constants: str) -> None:
-        from weightport.api import expected, files
         from weightport.execute import Reader, Unchanged, value_of
+        from weightport.inputs import expected, files
         from weightport.plan import Lookup
         from weightport.targets.tf_getter import make_getter
 
-        watch = Unchanged(files(source.path), replaced=True)
-        expected(source.path, None, mapping)
+        watch = Unchanged(files(source), replaced=True)
+        expected(source, None, mapping)
         self._lookup = Lookup(source, mapping)
         reader = Reader(source, watch)
 
@@ -64,7 +63,13 @@ class Getter:
         self._lookup.check()
 
 
-def getter(source: str | os.PathLike[str] | Source, mapping: AnyMapping, *, large_constants: str = "refuse") -> Getter:
+def getter(
+    source: str | os.PathLike[str] | Source,
+    mapping: AnyMapping,
+    *,
+    large_constants: str = "refuse",
+    sources: Named = None,
+) -> Getter:
     """A ``custom_getter`` for ``tf.compat.v1.variable_scope``: variables get pretrained values as they are created.
 
     ``as: initial`` makes the variable's initializer yield the pretrained value; ``as: constant`` makes a ``Const`` in
@@ -76,6 +81,7 @@ def getter(source: str | os.PathLike[str] | Source, mapping: AnyMapping, *, larg
         mapping: a path, a dict or a loaded mapping; target names are the variables' full names without ``:0``.
         large_constants: constants beyond protobuf's 2 GiB are refused (``"refuse"``), or held outside the graph as
             variables that are not trainable (``"variable"``).
+        sources: name -> path or open source, of the further sources that the mapping names.
 
     Raises:
         MappingError: the mapping is wrong.
@@ -86,12 +92,10 @@ def getter(source: str | os.PathLike[str] | Source, mapping: AnyMapping, *, larg
     from weightport import api
 
     rules = api.load_mapping(mapping)
-    opened: Any = api.open(source) if isinstance(source, str | os.PathLike) else source
-    if not isinstance(opened, Source):
-        raise Error(f"a source is a path or what weightport.open returns, not {type(source).__name__}")
+    opened, own = api.gather(source, rules, sources)
     try:
         return Getter(opened, rules, large_constants)
     except BaseException:
-        if opened is not source:
-            opened.close()
+        for inner in own:
+            inner.close()
         raise

@@ -194,7 +194,7 @@ rules:
 def test_ten_mistakes_and_one_are_eleven_messages() -> None:
     assert closest("lstm.kears", builtin()).startswith("closest: 'lstm.keras'")
     assert problems(ELEVEN, "maps/asr.yaml") == [
-        "maps/asr.yaml:2: unknown key 'sorce'; closest: 'source'",
+        "maps/asr.yaml:2: unknown key 'sorce'; closest: 'source', 'sources'",
         "maps/asr.yaml:3 target.scope: expected a scope such as encoder/lstm: no / at either end, no braces, "
         "found '/encoder'; closest: 'encoder'",
         f"maps/asr.yaml:5 rules[0].from.layout: no layout 'lstm.kears'; {closest('lstm.kears', builtin())}",

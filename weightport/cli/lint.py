@@ -10,21 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightport.cli.output import Session, common, counted
+from weightport.cli.output import Session, common, counted, split_named
 from weightport.errors import Error, MappingError, Problem
 
 if TYPE_CHECKING:
     from weightport.api import OpenSource
+    from weightport.lint import Findings
+    from weightport.mapping import Mapping as Rules
 
 
 @click.command(short_help="Check mapping files, also against models.")
 @click.argument("mapping", nargs=-1, required=True)
-@click.option("--source", metavar="S", help="Check the mappings against this source too.")
+@click.option(
+    "--source", "sources", multiple=True, metavar="S",
+    help="Check the mappings against this source too; NAME=PATH is a further one that they name under sources:.",
+)  # fmt: skip
 @click.option("--target", metavar="T", help="Check the mappings against this target too.")
 @common
 @click.pass_context
 def lint(
-    ctx: click.Context, session: Session, mapping: tuple[str, ...], source: str | None, target: str | None
+    ctx: click.Context, session: Session, mapping: tuple[str, ...], sources: tuple[str, ...], target: str | None
 ) -> None:
     """Check MAPPING files: every problem, with its line and the nearest name.
 
@@ -37,8 +42,6 @@ def lint(
         weightport lint mappings/*.yaml
         weightport lint mapping.yaml --source model.ckpt-1000 --target new_model.h5
     """
-    from weightport.lint import Findings
-
     found: list[tuple[str, Findings]] = []
     problems: list[Problem] = []
     with ExitStack() as stack:
@@ -52,7 +55,11 @@ def lint(
                 problems.extend(error.problems)
                 return None
 
-        check = _Check(opened(source), opened(target))
+        named = {name: path for name, path in map(split_named, sources) if name}
+        plain = [path for name, path in map(split_named, sources) if not name]
+        if len(plain) > 1:
+            raise click.UsageError(f"--source: {plain[0]} and {plain[1]}: one of them needs its name, NAME=PATH")
+        check = _Check(opened(plain[0] if plain else None), opened(target), named)
         found.extend((path, check(path)) for path in mapping)
     problems.extend(p for _, findings in found for p in findings.problems)
     session.problems(problems)
@@ -70,26 +77,44 @@ def lint(
 class _Check:
     """Loads and checks one mapping after the other; the source's digest is made once, if it is asked for."""
 
-    def __init__(self, source: OpenSource | None, target: OpenSource | None) -> None:
-        self._source, self._target = source, target
+    def __init__(self, source: OpenSource | None, target: OpenSource | None, named: dict[str, str]) -> None:
+        self._source, self._target, self._named = source, target, named
         self._digest: str | None = None
 
     def __call__(self, path: str) -> Any:
         from weightport.api import load_mapping
-        from weightport.lint import Findings, lint
+        from weightport.lint import Findings
 
         try:
             rules = load_mapping(path)
         except MappingError as error:
             if error.partial is None or self._source is None:
                 return Findings(error.problems)
-            return Findings(error.joined(lint(error.partial, self._source, self._target).problems))
+            return Findings(error.joined(self._against(error.partial).problems))
+        return self._against(rules)
+
+    def _against(self, rules: Rules) -> Findings:
+        """What a mapping comes to against the models at hand."""
+        from weightport.api import gather
+        from weightport.lint import Findings, lint
+
         if self._source is not None and rules.source.sha256 and self._digest is None:
             from weightport.formats.files import digest
 
             self._digest = digest(self._source.path)
         name = self._target.path if self._target is not None else ""
-        return lint(rules, self._source, self._target, target_name=name, source_sha256=self._digest)
+        if self._source is None:
+            return lint(rules, None, self._target, target_name=name)
+        known = {source.name for source in rules.sources}
+        try:
+            source, own = gather(self._source, rules, {n: path for n, path in self._named.items() if n in known})
+        except Error as error:
+            return Findings(error.problems)
+        try:
+            return lint(rules, source, self._target, target_name=name, source_sha256=self._digest)
+        finally:
+            for inner in own:
+                inner.close()
 
 
 def _said(findings: Any) -> str:

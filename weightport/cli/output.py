@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -177,6 +178,30 @@ json_option: Callable[[F], F] = click.option(
 def common(command: F) -> F:
     """The options that every command has, and its session as the first argument."""
     return json_option(debug_option(click.pass_obj(command)))  # type: ignore[return-value]
+
+
+def split_named(text: str) -> tuple[str, str]:
+    """``NAME=PATH`` as its parts; the name is empty where there is none."""
+    name, equals, path = text.partition("=")
+    return (name, path) if equals and re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) else ("", text)
+
+
+def _named(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for value in values:
+        name, path = split_named(value)
+        if not name or not path:
+            raise click.BadParameter(f"{value!r} is not NAME=PATH", ctx, param)
+        if name in found:
+            raise click.BadParameter(f"{name!r} is given twice", ctx, param)
+        found[name] = path
+    return found
+
+
+named_sources: Callable[[F], F] = click.option(
+    "--source", "sources", multiple=True, metavar="NAME=PATH", callback=_named,
+    help="Where a further source is, that the mapping names under sources:. May be repeated.",
+)  # fmt: skip
 
 
 # Progress ------------------------------------------------------------------------------------------------------------

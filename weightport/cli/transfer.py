@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightport.cli.output import Progress, Session, common, counted
+from weightport.cli.output import Progress, Session, common, counted, named_sources
 
 if TYPE_CHECKING:
     from weightport.plan import Plan
@@ -42,6 +42,7 @@ def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     "--format", metavar="F", callback=_format,
     help="OUT's format, where its name does not say: npz, safetensors, keras-h5 or tf-checkpoint.",
 )  # fmt: skip
+@named_sources
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
 @click.option("--reverse", is_flag=True, help="Run the mapping backwards: SOURCE is what it was made for.")
 @click.option(
@@ -60,6 +61,7 @@ def transfer(
     mapping: str,
     out: str | None,
     format: str | None,
+    sources: dict[str, str],
     dry_run: bool,
     reverse: bool,
     threads: int,
@@ -105,7 +107,7 @@ def transfer(
                 # The problems go to stderr, as those of an error do.
                 session.lines(lines(replace(plan, problems=())))
 
-        options: dict[str, Any] = {"out": out, "format": format, "expect_sha256": expect_sha256}
+        options: dict[str, Any] = {"out": out, "format": format, "sources": sources, "expect_sha256": expect_sha256}
         result = move(
             source,
             target,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from weightport.cli.output import Session, common
+from weightport.cli.output import Session, common, named_sources
 
 FAILED = 1
 
@@ -16,10 +16,13 @@ FAILED = 1
 @click.argument("source")
 @click.argument("out")
 @click.option("-m", "--mapping", required=True, metavar="FILE", help="The mapping that OUT was made with.")
+@named_sources
 @click.option("--reverse", is_flag=True, help="OUT was made by the mapping backwards.")
 @click.option("--live", is_flag=True, help="Run the frameworks' own cells, too, where they are installed.")
 @common
-def verify(session: Session, source: str, out: str, mapping: str, reverse: bool, live: bool) -> None:
+def verify(
+    session: Session, source: str, out: str, mapping: str, sources: dict[str, str], reverse: bool, live: bool
+) -> None:
     """Prove that OUT holds what the mapping makes of SOURCE.
 
     Every moved tensor is computed once more from SOURCE and compared. Every moved RNN cell runs beside the one it came
@@ -36,7 +39,7 @@ def verify(session: Session, source: str, out: str, mapping: str, reverse: bool,
 
     session.document = {"equal": False, "tensors": [], "cells": []}
     rules = load_mapping(mapping)
-    proof = prove(source, out, rules.reversed() if reverse else rules, live=live)
+    proof = prove(source, out, rules.reversed() if reverse else rules, live=live, sources=sources)
     if session.json:
         session.emit(proof.as_json())
     else:

@@ -7,13 +7,12 @@ captures that are not bound, operations, initializers, files. Limit: no model is
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from weightport.errors import LayoutError, MappingError, Problem, closest
 from weightport.initializers import check_arguments
 from weightport.layouts.table import Layout, builtin, find_layout, parse_layout
-from weightport.mapping import operations
+from weightport.mapping import operations, places
 from weightport.mapping.document import Document, Trail
 from weightport.mapping.patterns import Glob, Pattern, shown
 from weightport.mapping.rules import (
@@ -25,7 +24,6 @@ from weightport.mapping.rules import (
     Mapping,
     Ops,
     Rule,
-    Side,
     TensorRule,
     Vocab,
 )
@@ -65,18 +63,18 @@ class _Builder:
         rules = self.data.get("rules")
         built = [self._rule(k, rule) for k, rule in enumerate(rules if isinstance(rules, list) else ())]
         ignore, keep = self._globs("ignore"), self._globs("keep")
-        sha256 = self._text("source", "sha256")
         mapping = Mapping(
             path=self.document.path,
             version=VERSION,
             description=self._text("description"),
-            source=Side(self._text("source", "scope"), sha256.lower() or None),
-            target=Side(self._text("target", "scope")),
+            source=places.side(self.document, self.shape, "source"),
+            target=places.side(self.document, self.shape, "target"),
             layouts=self.layouts,
             rules=tuple(rule for rule in built if rule is not None),
             ignore=ignore,
             keep=keep,
             document=self.data,
+            sources=places.named_sources(self.document, self.shape),
         )
         if self.document.problems:
             error = self.document.stop()
@@ -332,20 +330,12 @@ class _Builder:
         return Vocab(source, target, value.get("axis", 0), missing, value["from"], value["to"])
 
     def _file(self, trail: Trail, text: str) -> str:
-        """The file's absolute path: beneath the mapping's folder, whatever links say."""
-        folder = Path(self.document.folder)
-        hint = "a mapping names files in its own folder, by relative paths"
+        """The file's absolute path, or nothing, which has been noted."""
         try:
-            root = folder.resolve()
-            path = (root / text).resolve()
-            if Path(text).is_absolute() or ".." in Path(text).parts or not path.is_relative_to(root):
-                self._fail(trail, f"{shown(text)} is outside the mapping's folder", hint)
-            elif not path.is_file():
-                self._fail(trail, f"no file {shown(text)}", f"looked for in {folder}")
-        except (OSError, ValueError, RuntimeError) as error:  # a null character, a name too long, links in a circle
-            self._fail(trail, f"{shown(text)} is no path: {getattr(error, 'strerror', None) or error}")
+            return places.file_beneath(self.document.folder, text)
+        except operations.Wrong as error:
+            self._fail(trail, *error.args)
             return ""
-        return str(path)
 
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {

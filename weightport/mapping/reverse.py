@@ -24,6 +24,13 @@ _LOSSY = {
 def reverse(mapping: Mapping) -> Mapping:
     """See :meth:`weightport.mapping.rules.Mapping.reversed`."""
     problems: list[Problem] = []
+    path = mapping.path or "mapping"
+    if mapping.sources:
+        what = "the weights of several sources cannot go back by one mapping"
+        problems.append(Problem(f"{path} backwards", what, "write a mapping for each source"))
+    if mapping.source.average or mapping.target.average:
+        what = "prefer: whether a value goes back to the variable or to its moving average is not said"
+        problems.append(Problem(f"{path} backwards", what, "leave prefer out of the mapping that goes back"))
     for rule in mapping.rules:
         if isinstance(rule, TensorRule):
             problems.extend(_stuck(rule))

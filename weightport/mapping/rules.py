@@ -27,10 +27,31 @@ class Side:
     Attributes:
         scope: without a slash at either end.
         sha256: the one file that the mapping is for (64 lower-case hexadecimal digits), or None; source only.
+        average: the name, below a variable's own, of the moving average that is read in its place; ``""`` if the
+            variables themselves are; source only.
     """
 
     scope: str = ""
     sha256: str | None = None
+    average: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedSource:
+    """One of ``sources:``: a further model, whose tensors stand below the scope ``name``.
+
+    Attributes:
+        where: what messages about it begin with.
+        path: where it is unless the caller says otherwise (as the mapping file's own path is given: absolute, or from
+            the current folder), or None: the caller has to say.
+        sha256, average: as of :class:`Side`.
+    """
+
+    name: str
+    where: str
+    path: str | None = None
+    sha256: str | None = None
+    average: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +246,7 @@ class Mapping:
     Attributes:
         path: the file as it was named, or ``""`` if the mapping came as a dict.
         version: of the language.
+        sources: models beside the one that is meant by ``source``.
         layouts: the mapping's own layouts, by name.
         ignore: source tensors left behind on purpose.
         keep: target tensors that keep their own value on purpose.
@@ -241,6 +263,7 @@ class Mapping:
     ignore: tuple[Glob, ...]
     keep: tuple[Glob, ...]
     document: dict[str, Any]
+    sources: tuple[NamedSource, ...] = ()
 
     def reversed(self) -> Mapping:
         """The mapping backwards: from its target to its source. Backwards twice is the mapping itself.

@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapt
 
 #: The pattern of a scope: no slash at either end, no empty part, no braces (a scope is no name pattern).
 SCOPE = r"^([^/{}]+(/[^/{}]+)*)?$"
+#: A source's name: it is told from a path on the command line, and is a scope.
+SOURCE_NAME = r"^[A-Za-z][A-Za-z0-9_-]*$"
 SHA256 = r"^[0-9a-fA-F]{64}$"
 AXIS_LIMIT = 64
 
@@ -56,13 +58,35 @@ class Shape(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
+class AverageShape(Shape):
+    """Moving averages under a name of their own."""
+
+    ema: Scope = Field(min_length=1, description="The average's name, below its variable's.", examples=["my_average"])
+
+
+Digest: TypeAlias = Annotated[str, Field(pattern=SHA256)] | None
+Prefer: TypeAlias = Annotated[
+    Annotated[Literal["ema"], Tag(TEXT)] | Annotated[AverageShape, Tag(TABLE)],
+    _by_kind("ema, or {ema: NAME} with the name of the moving averages"),
+]
+_DIGEST = "The SHA-256 of the one file that this mapping is for."
+_PREFER = "Read moving averages (`NAME/ExponentialMovingAverage`) in the place of the variables that have one."
+
+
 class SourceShape(Shape):
     """What the source's names have in common, and which file it is."""
 
     scope: Scope = Field("", description="Stands before every source name of this mapping; '' is the root.")
-    sha256: Annotated[str, Field(pattern=SHA256)] | None = Field(
-        None, description="The SHA-256 of the one file that this mapping is for."
-    )
+    sha256: Digest = Field(None, description=_DIGEST)
+    prefer: Prefer = _key(_PREFER, "ema", {"ema": "my_average"})
+
+
+class NamedSourceShape(Shape):
+    """A further model to take weights from. Its tensors stand below the scope of its name."""
+
+    path: Name = _key("A model in the mapping's folder, unless the caller names another.", "vectors.npz")
+    sha256: Digest = Field(None, description=_DIGEST)
+    prefer: Prefer = _key(_PREFER, "ema", {"ema": "my_average"})
 
 
 class TargetShape(Shape):
@@ -237,6 +261,12 @@ class MappingShape(Shape):
     weightport: int = Field(ge=1, le=1, description="The version of the language.")
     description: str = Field("", description="For people.")
     source: SourceShape = Field(default_factory=SourceShape, description="The model that the weights come from.")
+    sources: Annotated[
+        dict[str, NamedSourceShape],
+        Field(min_length=1, json_schema_extra={"propertyNames": {"pattern": SOURCE_NAME}}),
+    ] = _key(
+        "Further models to take weights from, by name; their tensors are NAME/...", {"vectors": {"path": "vectors.npz"}}
+    )
     target: TargetShape = Field(default_factory=TargetShape, description="The model that they go to.")
     layouts: dict[str, LayoutShape] = _key("Layouts of the mapping's own, named KIND.FLAVOUR.")
     rules: list[RuleShape] = Field(min_length=1, description="The first rule that claims a target wins.")

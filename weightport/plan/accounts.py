@@ -8,10 +8,11 @@ training state keeps its values without being told to.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from weightport.errors import Problem
 from weightport.mapping.rules import Rule
-from weightport.plan.model import IGNORED, KEPT, MOVED, UNCLAIMED, UNCOVERED, Item
+from weightport.plan.model import IGNORED, KEPT, MOVED, UNCLAIMED, UNCOVERED, Item, Outcome
 from weightport.tensors import TensorSpec
 from weightport.values import Expr
 
@@ -79,6 +80,35 @@ def target(
     hint = "move or initialize: it by a rule, or list it under keep:"
     problems = [Problem(name, f"target {_named(n, specs[n])} gets no value", hint) for n in left[:LISTED]]
     return found, problems + _more(left, "target tensors get no value", name)
+
+
+def averaged(source: Mapping[str, str], averages: Mapping[str, str], raw: Collection[str]) -> dict[str, str]:
+    """The dispositions with moving averages that were read in the place of variables.
+
+    Args:
+        averages: variable -> average. What became of the variable became of the average.
+        raw: those of the variables that are in the file beside their averages; they were left behind.
+    """
+    found: dict[str, str] = {}
+    for name, said in source.items():
+        if name in averages:
+            found[averages[name]] = said
+        if name in raw or name not in averages:
+            found[name] = IGNORED if name in averages else said
+    return found
+
+
+def read_from(outcome: Outcome, averages: Mapping[str, str]) -> Outcome:
+    """A rule's outcome that names the averages which were read, and says what had none."""
+    if not outcome.sources or outcome.disposition != MOVED:
+        return outcome
+    plain = [name for name in outcome.sources if name not in averages]
+    count = len(outcome.sources) - len(plain)
+    some = ", ".join(map(repr, plain[:3])) + (", ..." if len(plain) > 3 else "")
+    note = f"{count:,} of {len(outcome.sources):,} read from their moving averages"
+    note += f"; there is none of {some}" if plain else ""
+    sources = tuple(averages.get(name, name) for name in outcome.sources)
+    return replace(outcome, sources=sources, notes=(*outcome.notes, note))
 
 
 def listed(problems: Sequence[Problem], where: str) -> list[Problem]:

@@ -107,8 +107,12 @@ class Builder:
         for rule in self.mapping.rules:
             self.outcomes.append(self.rule(rule))
         source, target = self.account()
+        averages: Mapping[str, str] = getattr(self.source, "averages", {})
+        if averages:
+            source = accounts.averaged(source, averages, self.source.raw)  # type: ignore[attr-defined]
+            self.outcomes = [accounts.read_from(outcome, averages) for outcome in self.outcomes]
         return Plan(
-            source_name=self.source.path,
+            source_name=getattr(self.source, "title", self.source.path),
             target_name=self.target_name if self.target is not None else "",
             items={n: self.items[n] for n in self._order()},
             outcomes=tuple(self.outcomes),

@@ -1,0 +1,261 @@
+"""What a mapping reads: its source, the sources that it names beside it, moving averages in the place of variables.
+
+Promise: one source with one set of names: a further source's tensors stand below its name, and a variable that has a
+moving average is read from that where the mapping prefers it. Nothing is copied; headers only until something is read.
+Limit: two tensors that would have one name are an error, since the rules could not tell them apart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from weightport.errors import FormatError, PlanError, Problem, RefusedError, closest
+from weightport.mapping.rules import Mapping as Rules
+from weightport.mapping.rules import NamedSource, TensorRule
+from weightport.tensors import Array, Index, Source, TensorSpec
+
+VERSION_KEY, SOURCE_KEY, MAPPING_KEY = "weightport.version", "weightport.source", "weightport.mapping_sha256"
+
+
+def named_paths(rules: Rules, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Name -> path or open source, of every source that the mapping names.
+
+    Args:
+        given: what the caller says; it wins over the paths that the mapping states.
+
+    Raises:
+        PlanError: one has no path, or a name that the mapping does not know is given.
+    """
+    known = {named.name: named for named in rules.sources}
+    problems = []
+    for name in given:
+        if name not in known:
+            hint = closest(name, known) or (f"it names {', '.join(known)}" if known else "it has no sources:")
+            problems.append(Problem(rules.path or "mapping", f"no source is named {name!r}", hint))
+    found = {}
+    for name, named in known.items():
+        found[name] = given.get(name, named.path)
+        if found[name] is None:
+            what = "it is not said where this source is"
+            problems.append(Problem(named.where, what, f"--source {name}=PATH, or sources={{{name!r}: PATH}}"))
+    if problems:
+        raise PlanError(problems)
+    return found
+
+
+def gathered(main: Source, rules: Rules, named: Mapping[str, Source]) -> Source:
+    """What the rules read: the sources as one, with averages where they are preferred.
+
+    Args:
+        main: the source.
+        named: the mapping's further sources, by name, all of them.
+
+    Raises:
+        PlanError: averages are preferred of a source that has none; two tensors would have one name.
+    """
+    problems: list[Problem] = []
+    first = _preferring(main, rules.source.average, f"{rules.path or 'mapping'} source.prefer", problems)
+    others = {n.name: _preferring(named[n.name], n.average, f"{n.where}.prefer", problems) for n in rules.sources}
+    for named_source in rules.sources:
+        problems.extend(_clash(first, named_source))
+    if problems:
+        raise PlanError(problems)
+    return Gathered(first, others) if others else first
+
+
+def _preferring(source: Source, average: str, where: str, problems: list[Problem]) -> Source:
+    if not average:
+        return source
+    averaged = Averaged(source, average)
+    if not averaged.averages:
+        problems.append(Problem(where, f"{source.path} has no moving average NAME/{average}"))
+    return averaged
+
+
+def _clash(main: Source, named: NamedSource) -> list[Problem]:
+    below = next((n for n in main.specs() if n == named.name or n.startswith(f"{named.name}/")), None)
+    if below is None:
+        return []
+    what = f"{main.path} has tensors under that name itself, such as {below!r}"
+    return [Problem(named.where, what, "give this source another name")]
+
+
+def paths(source: Source) -> list[str]:
+    """Where a source, or what :func:`gathered` made of several, lies."""
+    others: Mapping[str, Source] = getattr(source, "others", {})
+    return [source.path, *(other.path for other in others.values())]
+
+
+def files(source: Source | str) -> list[str]:
+    """The files of an open source, or of the model at a path; none of one that lies in no file."""
+    from weightport.formats.files import files_of
+
+    found = []
+    for path in [source] if isinstance(source, str) else paths(source):
+        with contextlib.suppress(FormatError):
+            found += files_of(path)
+    return found
+
+
+def expected(source: Source, expect_sha256: str | None, rules: Rules) -> None:
+    """Refuse a source that is not the file the mapping, or the caller, is pinned to.
+
+    Args:
+        source: what :func:`gathered` gave.
+        expect_sha256: the caller's word on the first source.
+    """
+    found: dict[str, str] = {}
+    wanted = [(source.path, expect_sha256, "asked for"), (source.path, rules.source.sha256, "the mapping is for")]
+    others: Mapping[str, Source] = getattr(source, "others", {})
+    wanted += [(others[n.name].path, n.sha256, "the mapping is for") for n in rules.sources]
+    for path, want, who in wanted:
+        if not want:
+            continue
+        from weightport.formats.files import digest
+
+        found[path] = found.get(path) or digest(path)
+        if found[path] != want.lower():
+            raise FormatError(
+                path,
+                f"its SHA-256 is {found[path]}; {who} {want.lower()}",
+                hint="this is another file, or a damaged one",
+            )
+
+
+def refuse_inputs(path: str, source: Source, kept: Source | None, rules: Rules) -> None:
+    """Refuse a destination that is one of the files that are read.
+
+    Args:
+        path: the destination.
+        source: what :func:`gathered` gave.
+        kept: the target file, if there is one.
+    """
+    vocabularies = [rule.ops.vocab for rule in rules.rules if isinstance(rule, TensorRule) and rule.ops.vocab]
+    read = [*paths(source), kept.path if kept is not None else "", rules.path]
+    read += [name for vocab in vocabularies for name in (vocab.source, vocab.target)]
+    written = {path, f"{path}.index"}
+    for given in filter(None, read):
+        for file in files(given):
+            if any(os.path.exists(w) and os.path.samefile(w, file) for w in written):
+                raise RefusedError(Problem(path, f"is {given} itself, which is only read", "write to another path"))
+
+
+def provenance(source: Source, rules: Rules, version: str) -> dict[str, str]:
+    """What a destination says of where its values came from, in formats that have room for it."""
+    others: Mapping[str, Source] = getattr(source, "others", {})
+    return {
+        VERSION_KEY: version,
+        SOURCE_KEY: _base(source),
+        **{f"{SOURCE_KEY}.{name}": _base(other) for name, other in others.items()},
+        MAPPING_KEY: rules.digest,
+    }
+
+
+def _base(source: Source) -> str:
+    return os.path.basename(source.path.rstrip("/"))
+
+
+class Averaged:
+    """A source in which variables are read from their moving averages.
+
+    A checkpoint of ``tf.train.ExponentialMovingAverage`` holds ``NAME/ExponentialMovingAverage`` beside ``NAME``, or
+    alone. Source: tensorflow/python/training/moving_averages.py (``ExponentialMovingAverage.average_name``).
+
+    Attributes:
+        averages: variable -> the average that is read in its place.
+        raw: those of the variables that the file holds too.
+    """
+
+    def __init__(self, inner: Source, average: str) -> None:
+        self.inner = inner
+        self.format, self.path = inner.format, inner.path
+        end = f"/{average}"
+        specs = inner.specs()
+        self.averages: dict[str, str] = {}
+        self.raw: set[str] = set()
+        self._specs: dict[str, TensorSpec] = {}
+        for name, spec in specs.items():
+            of = name.removesuffix(end)
+            if of == name or not of or spec.role == "constant":
+                self._specs.setdefault(name, spec)
+                continue
+            raw = specs.get(of)
+            if raw is not None and (raw.dtype, raw.shape) != (spec.dtype, spec.shape):
+                self._specs[name] = spec  # whatever it is, it is no average of that variable
+                continue
+            self.averages[of] = name
+            self._specs[of] = raw or spec
+            if raw is not None:
+                self.raw.add(of)
+
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The variables, each once."""
+        return self._specs
+
+    def read(self, name: str, index: Index = None) -> Array:
+        """The variable's average, or the variable where it has none."""
+        return self.inner.read(self.averages.get(name, name), index)
+
+    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
+        """What is recorded of the cell: a graph knows its variables, not their averages."""
+        return self.inner.facts(names)
+
+    def close(self) -> None:
+        """Release the files."""
+        self.inner.close()
+
+
+class Gathered:
+    """Several sources as one: the first under the root, each other under its name.
+
+    Attributes:
+        others: name -> source.
+        averages, raw: of all of them; see :class:`Averaged`.
+    """
+
+    format = "several"
+
+    def __init__(self, main: Source, others: Mapping[str, Source]) -> None:
+        self.main, self.others = main, dict(others)
+        self.path = main.path
+        self.averages: dict[str, str] = dict(getattr(main, "averages", {}))
+        self.raw: set[str] = set(getattr(main, "raw", ()))
+        self._specs = dict(main.specs())
+        for name, source in self.others.items():
+            self._specs.update((f"{name}/{tensor}", spec) for tensor, spec in source.specs().items())
+            own: Mapping[str, str] = getattr(source, "averages", {})
+            self.averages.update((f"{name}/{raw}", f"{name}/{average}") for raw, average in own.items())
+            self.raw.update(f"{name}/{raw}" for raw in getattr(source, "raw", ()))
+
+    @property
+    def title(self) -> str:
+        """What a plan calls them."""
+        return ", ".join([self.path, *(f"{name}: {source.path}" for name, source in self.others.items())])
+
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Of all of them."""
+        return self._specs
+
+    def read(self, name: str, index: Index = None) -> Array:
+        """The tensor, from the source that has it."""
+        source, own = self._home(name)
+        return source.read(own, index)
+
+    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
+        """What the source of these tensors records of their cell."""
+        homes = [self._home(name) for name in names]
+        if not homes or any(source is not homes[0][0] for source, _ in homes):
+            return {}
+        return homes[0][0].facts([own for _, own in homes])
+
+    def _home(self, name: str) -> tuple[Source, str]:
+        first, _, rest = name.partition("/")
+        return (self.others[first], rest) if first in self.others else (self.main, name)
+
+    def close(self) -> None:
+        """Release the files."""
+        for source in (self.main, *self.others.values()):
+            source.close()
