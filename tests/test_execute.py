@@ -231,8 +231,8 @@ def test_a_value_is_nobody_elses_memory() -> None:
 def written(made: Any, source: Any, kept: Any = None, **more: Any) -> dict[str, Array]:
     found: dict[str, Array] = {}
 
-    def write(path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Any = None) -> None:
-        del path, metadata
+    def write(path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, **told: Any) -> None:
+        del path, told
         for name, spec in specs.items():
             parts = list(tiles(name))
             found[name] = parts[0] if not spec.shape else np.concatenate(parts)
@@ -262,6 +262,22 @@ def test_a_plan_with_problems_is_not_carried_out() -> None:
     source = Stub({"a": A, "z": A})
     with pytest.raises(wp.PlanError, match="'z'"):
         written(planned(source, None, [{"from": "a", "to": "b"}]), source)
+
+
+def test_a_writer_is_told_what_becomes_constant_and_what_keeps_its_value() -> None:
+    seen: dict[str, Any] = {}
+
+    def write(path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, **told: Any) -> None:
+        del tiles
+        seen.update(told, path=path, specs=list(specs))
+
+    source = Stub({"a": A})
+    kept = Stub({"b": A, "c": A, "k": A})
+    made = planned(source, kept, [{"from": "a", "to": "b", "as": "constant"}, {"from": "a", "to": "c"}], keep=["k"])
+    write_file(made, source, kept, "out", write, metadata={"by": "me"})
+    assert seen == {
+        "path": "out", "specs": ["b", "c", "k"], "metadata": {"by": "me"}, "constants": {"b"}, "kept": {"k"},
+    }  # fmt: skip
 
 
 def test_constants_of_a_target_are_not_written() -> None:

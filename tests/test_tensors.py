@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from weightport.errors import BudgetExceeded, Error, FormatError
-from weightport.tensors import Budget, TensorSpec, checked_nbytes, dtype_named
+from weightport.tensors import Budget, TensorSpec, bytes_of, checked_nbytes, dtype_named
 
 
 def test_dtypes_of_numpy_and_ml_dtypes_by_name() -> None:
@@ -46,3 +46,25 @@ def test_a_budget_counts_what_was_spent() -> None:
     budget.spend("header_bytes", 4, "f")
     with pytest.raises(BudgetExceeded, match="header bytes: 11 asked for, at most 10 allowed"):
         budget.spend("header_bytes", 1, "f")
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [
+        ("2GB", 2 * 10**9), ("500 MB", 500 * 10**6), ("1.5kb", 1500), ("1KiB", 1024), ("2 GiB", 2 << 30),
+        ("3T", 3 * 10**12), ("4096", 4096), (" 7 B ", 7), (12, 12),
+    ],
+)  # fmt: skip
+def test_sizes_of_people(text: str | int, amount: int) -> None:
+    assert bytes_of(text) == amount
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1", "2 PB", "1iB", "1e9", "0x10", "2GBs", "1,5GB", -3])
+def test_what_is_no_size(text: str | int) -> None:
+    with pytest.raises(Error, match=rf"^{text!r} is no size: expected a number of bytes such as 2GB, 500MB or 1GiB$"):
+        bytes_of(text)
+
+
+def test_a_size_of_nothing() -> None:
+    with pytest.raises(Error, match=r"^'0.1B' is less than one byte$"):
+        bytes_of("0.1B")

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from weightport.errors import Error, MappingError
-from weightport.tensors import Array, Budget, Index, Source, TensorSpec
+from weightport.tensors import Array, Budget, Index, Source, TensorSpec, bytes_of
 
 if TYPE_CHECKING:
     from weightport.execute import Progress
@@ -239,6 +239,7 @@ def transfer(
     out: str | os.PathLike[str] | None = None,
     format: str | None = None,
     sources: Named = None,
+    shard_size: str | int | None = None,
     expect_sha256: str | None = None,
     progress: Progress | None = None,
     on_plan: Callable[[Plan], None] | None = None,
@@ -258,6 +259,8 @@ def transfer(
             mapping produces.
         format: the format of ``out``, where its suffix does not say.
         sources: name -> path or open source, of the further sources that the mapping names.
+        shard_size: for formats of several files: bytes of values in one of them, a number or ``"2GB"``. A larger tensor
+            has a file of its own.
         expect_sha256: refuse any other source (:func:`weightport.formats.files.digest`).
         progress: called with the number of bytes as they are written.
         on_plan: called with the plan before anything is written or assigned, also with one that has problems.
@@ -282,6 +285,8 @@ def transfer(
     file = target is None or isinstance(target, str | os.PathLike | OpenSource)
     if out is None and file and not dry_run:
         raise Error("to write a file, say where: out='model.npz'")
+    if shard_size is not None and out is None:
+        raise Error("shard_size is for a file that is written: say where, out='model.ckpt'")
     if out is None and not file:
         return _into_model(source, target, rules, sources, expect_sha256, told, dry_run, options)
     if options:
@@ -303,7 +308,8 @@ def transfer(
         if out is None:
             return Result(planned)
         like = os.fspath(target) if isinstance(target, str | os.PathLike) else kept.path if kept is not None else None
-        path, write = writer_for(os.fspath(out), format=format, like=like)
+        shards = None if shard_size is None else bytes_of(shard_size)
+        path, write = writer_for(os.fspath(out), format=format, like=like, shard_size=shards)
         refuse_inputs(path, opened, kept, rules)
         if not dry_run:
             metadata = provenance(opened, rules, __version__)

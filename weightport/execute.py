@@ -172,7 +172,8 @@ def write_file(
             if progress is not None:
                 progress(part.nbytes)
 
-    write(path, specs, tiles, metadata=metadata)
+    constants = {name for name in specs if name in plan.items and plan.items[name].constant}
+    write(path, specs, tiles, metadata=metadata, constants=constants, kept=specs.keys() - plan.items.keys())
 
 
 class Unchanged:

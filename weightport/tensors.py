@@ -7,7 +7,7 @@ Limit: no I/O happens here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -100,9 +100,25 @@ class FileWriter(Protocol):
     """Writes one complete model file, atomically: the destination is the old file or the complete new one."""
 
     def __call__(
-        self, path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
+        self,
+        path: str,
+        specs: Mapping[str, TensorSpec],
+        tiles: Tiles,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        constants: Collection[str] = (),
+        kept: Collection[str] = (),
     ) -> None:
-        """Write the tensors of ``specs`` in its order, with the values that ``tiles`` yields."""
+        """Write the tensors of ``specs`` in its order, with the values that ``tiles`` yields.
+
+        Args:
+            path: the destination.
+            specs: name -> dtype and shape.
+            tiles: yields the values of a tensor, each time it is called.
+            metadata: provenance, for formats that have room for it.
+            constants: those of ``specs`` that are to be frozen (``as: constant``), for formats that tell them apart.
+            kept: those of ``specs`` that keep the value of the TARGET file: whoever edits that file may leave them.
+        """
         ...
 
 
@@ -232,3 +248,21 @@ def size(nbytes: int) -> str:
             return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:.1f} TB"
+
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kKMGT]?)(i?)[bB]?")
+
+
+def bytes_of(text: str | int) -> int:
+    """The number of bytes that a size is: ``2GB``, ``500 MB``, ``1.5GiB``, ``4096``.
+
+    Raises:
+        Error: it is no size, or less than one byte.
+    """
+    match = _SIZE.fullmatch(str(text).strip())
+    if match is None or (match[3] and not match[2]):
+        raise Error(f"{text!r} is no size: expected a number of bytes such as 2GB, 500MB or 1GiB")
+    amount = int(float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2].replace("K", "k") or " "))
+    if amount < 1:
+        raise Error(f"{text!r} is less than one byte")
+    return amount

@@ -143,6 +143,18 @@ def test_the_text_is_the_plan_and_what_was_written(mapping: Path, tmp_path: Path
     ]
 
 
+def test_shards_of_a_size(mapping: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.ckpt"
+    weightport("transfer", SOURCE, "-m", mapping, "-o", out, "--shard-size", "10kB")
+    shards = [n for n in left(tmp_path) if ".data-" in n]
+    assert len(shards) == 3
+    assert wp.verify(SOURCE, out, mapping).equal
+    ran = weightport("transfer", SOURCE, "-m", mapping, "-o", tmp_path / "o.h5", "--shard-size", "10kB", code=1)
+    assert "keras-h5 is not written in shards; known: " in ran.told[0]
+    ran = weightport("transfer", SOURCE, "-m", mapping, "-o", out, "--shard-size", "much", code=2)
+    assert "Invalid value for '--shard-size': 'much' is no size: expected a number of bytes such as 2GB" in ran.err
+
+
 # --- the dry run ------------------------------------------------------------------------------------------------------
 
 

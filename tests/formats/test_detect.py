@@ -166,15 +166,16 @@ def test_pickles_are_not_run(tmp_path: Path) -> None:
 
 
 def test_writers(tmp_path: Path) -> None:
-    from weightport.formats import keras_h5_write, npz, safetensors_file, tf_bundle_write
-
-    assert detect.writer_for("a/b.NPZ") == ("a/b.NPZ", npz.write)
-    assert detect.writer_for("b.safetensors", format="npz") == ("b.safetensors", npz.write)
-    assert detect.writer_for("tf-checkpoint:d/model") == ("d/model", tf_bundle_write.write)
-    assert detect.writer_for("model.ckpt") == ("model.ckpt", tf_bundle_write.write)
-    assert detect.writer_for("m", format="safetensors") == ("m", safetensors_file.write)
-    assert detect.writer_for("m.h5", like=str(tmp_path / "no.npz")) == ("m.h5", keras_h5_write.write)
-    assert detect.writer_for("m.ckpt", like=str(tmp_path / "no.npz")) == ("m.ckpt", tf_bundle_write.write)
+    assert detect.writer_for("a/b.NPZ") == ("a/b.NPZ", detect.Writer("npz"))
+    assert detect.writer_for("b.safetensors", format="npz") == ("b.safetensors", detect.Writer("npz"))
+    assert detect.writer_for("tf-checkpoint:d/model") == ("d/model", detect.Writer("tf_bundle_write"))
+    assert detect.writer_for("model.ckpt") == ("model.ckpt", detect.Writer("tf_bundle_write"))
+    assert detect.writer_for("m", format="safetensors") == ("m", detect.Writer("safetensors_file"))
+    assert detect.writer_for("m.h5", like=str(tmp_path / "no.npz")) == ("m.h5", detect.Writer("keras_h5_write"))
+    assert detect.writer_for("m.ckpt", like=str(tmp_path / "no.npz")) == ("m.ckpt", detect.Writer("tf_bundle_write"))
+    assert detect.writer_for("m.ckpt", shard_size=5) == ("m.ckpt", detect.Writer("tf_bundle_write", {"shard_size": 5}))
+    with pytest.raises(Error, match=r"^m.npz: npz is not written in shards; known: .*tf-checkpoint"):
+        detect.writer_for("m.npz", shard_size=5)
     with pytest.raises(Error) as caught:
         detect.writer_for("model.pt")
     assert str(caught.value) == (

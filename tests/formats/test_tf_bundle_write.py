@@ -20,7 +20,13 @@ from weightport.formats._tensorproto import NUMBERS
 from weightport.tensors import TensorSpec, dtype_named
 
 
-def save(path: str, tensors: dict[str, np.ndarray], rows: int = 2, like: str | None = None) -> None:
+def save(
+    path: str,
+    tensors: dict[str, np.ndarray],
+    rows: int = 2,
+    like: str | None = None,
+    shard_size: int | None = None,
+) -> None:
     """Written in tiles of some rows."""
 
     def tiles(name: str) -> Iterator[np.ndarray]:
@@ -32,7 +38,7 @@ def save(path: str, tensors: dict[str, np.ndarray], rows: int = 2, like: str | N
                 yield value[at : at + rows]
 
     specs = {n: TensorSpec.of(a.dtype, a.shape) for n, a in tensors.items()}
-    tf_bundle_write.write(path, specs, tiles, metadata={"made by": "a test"}, like=like)
+    tf_bundle_write.write(path, specs, tiles, metadata={"made by": "a test"}, like=like, shard_size=shard_size)
 
 
 def everything() -> dict[str, np.ndarray]:
@@ -205,6 +211,54 @@ def test_a_target_without_objects_makes_no_difference(tmp_path: Path) -> None:
         assert list(source.specs()) == ["y"]
 
 
+def test_shards(tmp_path: Path) -> None:
+    """Tensors in their order, none of them cut; TensorFlow reads them from wherever they lie."""
+    tf = need("tensorflow")
+    path = str(tmp_path / "c")
+    values: dict[str, np.ndarray] = {f"v{n}": np.arange(n, dtype=np.float32) for n in range(1, 6)}
+    values |= {"large": np.ones((5, 5)), "text": np.array([b"ab", b"c"], object), "empty": np.zeros((0, 3))}
+    sizes = []
+    for first, count in ((0, 5), (0, 6), (0, 5)):  # new, overwritten, overwritten again
+        save(path, values, shard_size=24)
+        shards = sorted(n for n in os.listdir(tmp_path) if ".data-" in n)
+        total = int(shards[0][-5:])
+        sizes.append([(tmp_path / n).stat().st_size for n in shards])
+        assert len(shards) == 5
+        assert total >= count
+        assert shards[first] == f"c.data-{total - 5:05d}-of-{total:05d}"
+        reader = tf.train.load_checkpoint(path)
+        assert reader.get_variable_to_shape_map() == {n: list(v.shape) for n, v in values.items()}
+        with tf_bundle.open_source(path) as source:
+            for name, value in values.items():
+                same(source.read(name), value)
+                assert np.asarray(reader.get_tensor(name)).reshape(-1).tolist() == value.reshape(-1).tolist()
+    assert sizes == [[24, 16, 20, 200, 9]] * 3
+    assert len(os.listdir(tmp_path)) == 6
+    save(path, values)
+    assert len(os.listdir(tmp_path)) == 2
+
+
+def test_shards_of_objects(tmp_path: Path) -> None:
+    tf, keras = need("tensorflow"), need("tf_keras")
+    model, other = tiny(keras), tiny(keras)
+    theirs, ours = str(tmp_path / "theirs"), str(tmp_path / "ours")
+    tf.train.Checkpoint(model=model).write(theirs)
+    with tf_bundle.open_source(theirs) as source:
+        weights = {n: source.read(n) + 1 for n, spec in source.specs().items() if spec.role == "weight"}
+    save(ours, weights, like=theirs, shard_size=100)
+    assert sum(".data-" in n for n in os.listdir(tmp_path)) == 1 + 5  # theirs; and ours: two small ones share a shard
+    tf.train.Checkpoint(model=other).read(ours).assert_consumed()
+    for mine, his in zip(other.get_weights(), model.get_weights(), strict=True):
+        same(mine, his + 1)
+
+
+def test_too_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tf_bundle_write, "_MOST_SHARDS", 2)
+    with pytest.raises(Error, match=r"^more than 2 data shards: a checkpoint cannot have more; choose larger ones$"):
+        save(str(tmp_path / "c"), {n: np.zeros(2) for n in "abc"}, shard_size=1)
+    assert os.listdir(tmp_path) == []
+
+
 def test_copy_of_a_fixture(tmp_path: Path) -> None:
     source = tf_bundle.open_source(fixture("d_checkpoints/dtypes").path("checkpoint_v2"))
     path = str(tmp_path / "c.index")  # the suffix is taken off
@@ -346,23 +400,28 @@ def dying(plain):
     return call
 for name in ("replace", "fsync", "unlink", "chmod"):
     setattr(os, name, dying(getattr(os, name)))
-tf_bundle_write.write(path, {"v": TensorSpec.of("float32", (3,))}, lambda name: iter([np.full(3, 2, np.float32)]))
+specs = {n: TensorSpec.of("float32", (3,)) for n in "vw"}
+tf_bundle_write.write(path, specs, lambda name: iter([np.full(3, 2, np.float32)]), shard_size=int(sys.argv[3]))
 os._exit(7)
 """
 
 
-def test_killed_at_every_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shard_size", [100, 12])
+def test_killed_at_every_step(tmp_path: Path, shard_size: int) -> None:
     path = str(tmp_path / "c")
     (tmp_path / ".c.bundle-x.tmp").write_text("another's")
     codes: list[int] = []
     while 7 not in codes:
-        save(path, {"v": np.full(3, 1, np.float32)})
+        save(path, {n: np.full(3, 1, np.float32) for n in "vw"}, shard_size=shard_size)
         done: Any = subprocess.run(
-            [sys.executable, "-c", KILLED, path, str(len(codes) + 1)], cwd=Path(__file__).parents[2], check=False
+            [sys.executable, "-c", KILLED, path, str(len(codes) + 1), str(shard_size)],
+            cwd=Path(__file__).parents[2],
+            check=False,
         )
         codes.append(done.returncode)
         with tf_bundle.open_source(path) as source:
             value = source.read("v")
+            assert source.read("w").tolist() == value.tolist()
         assert value.tolist() in ([1, 1, 1], [2, 2, 2])
     assert codes[:-1] == [9] * (len(codes) - 1)
     assert len(codes) > 6

@@ -27,6 +27,16 @@ def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     return value
 
 
+def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    from weightport.errors import Error
+    from weightport.tensors import bytes_of
+
+    try:
+        return None if value is None else bytes_of(value)
+    except Error as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
 def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value is not None and (len(value) != 64 or set(value.lower()) - set("0123456789abcdef")):
         raise click.BadParameter("expected 64 hexadecimal digits, as sha256sum prints them", ctx, param)
@@ -43,6 +53,10 @@ def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     help="OUT's format, where its name does not say: npz, safetensors, keras-h5 or tf-checkpoint.",
 )  # fmt: skip
 @named_sources
+@click.option(
+    "--shard-size", metavar="SIZE", callback=_size,
+    help="Write OUT in several files of at most this size (2GB), where its format has that: tf-checkpoint.",
+)  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
 @click.option("--reverse", is_flag=True, help="Run the mapping backwards: SOURCE is what it was made for.")
 @click.option(
@@ -62,6 +76,7 @@ def transfer(
     out: str | None,
     format: str | None,
     sources: dict[str, str],
+    shard_size: int | None,
     dry_run: bool,
     reverse: bool,
     threads: int,
@@ -108,6 +123,7 @@ def transfer(
                 session.lines(lines(replace(plan, problems=())))
 
         options: dict[str, Any] = {"out": out, "format": format, "sources": sources, "expect_sha256": expect_sha256}
+        options["shard_size"] = shard_size
         result = move(
             source,
             target,

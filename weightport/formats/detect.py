@@ -11,8 +11,9 @@ import importlib
 import os
 import re
 import zipfile
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from weightport.errors import Error, FormatError, closest
 from weightport.formats import _table, tf_paths
@@ -44,6 +45,8 @@ WRITERS = {
 }
 #: Formats that are written with the structure of a TARGET -> module that reads that.
 _LIKE = {"keras-h5": "keras_h5", "tf-checkpoint": "tf_bundle"}
+#: Formats that are written in several files of bounded size where that is asked for.
+_SHARDED = ("tf-checkpoint",)
 #: suffix -> what an output of that name is.
 SUFFIXES = {
     ".npz": "npz",
@@ -205,16 +208,19 @@ def _looks_zip(path: str) -> tuple[str, str]:
 # -- writers -------------------------------------------------------------------------------------------------------
 
 
-def writer_for(out: str, *, format: str | None = None, like: str | None = None) -> tuple[str, FileWriter]:
+def writer_for(
+    out: str, *, format: str | None = None, like: str | None = None, shard_size: int | None = None
+) -> tuple[str, FileWriter]:
     """The path to write to and the function that writes it.
 
     Args:
         out: ``FORMAT:PATH``, or a path whose suffix says the format.
         format: a format that wins over both.
         like: a TARGET file: an ``.h5`` is written with its structure, a TensorFlow checkpoint with its object graph.
+        shard_size: bytes of values in one file, for formats of several.
 
     Raises:
-        Error: no such format, or none that the path implies.
+        Error: no such format, none that the path implies, or one that is not written in shards.
     """
     named, path = _split_out(out)
     chosen = format or named or SUFFIXES.get(os.path.splitext(path)[1].lower())
@@ -230,12 +236,16 @@ def writer_for(out: str, *, format: str | None = None, like: str | None = None) 
         raise Error(
             f"{out}: the suffix says no format to write; known: {', '.join(SUFFIXES)}, or --format with one of {known}"
         )
-    write: FileWriter = _module(WRITERS[chosen]).write
+    told: dict[str, Any] = {}
+    if shard_size is not None:
+        if chosen not in _SHARDED:
+            raise Error(f"{out}: {chosen} is not written in shards; known: {', '.join(_SHARDED)}")
+        told["shard_size"] = shard_size
     if chosen in _LIKE and like is not None:
         _, like_path = split_format(like)
         if _module(_LIKE[chosen]).sniff(like_path):
-            return path, _LikeWriter(WRITERS[chosen], like_path)
-    return path, write
+            told["like"] = like_path
+    return path, Writer(WRITERS[chosen], told)
 
 
 def _split_out(out: str) -> tuple[str | None, str]:
@@ -251,14 +261,22 @@ def _split_out(out: str) -> tuple[str | None, str]:
     return match[1], match[2]
 
 
-class _LikeWriter:
-    """A :class:`~weightport.tensors.FileWriter` of files with the structure of another."""
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A :class:`~weightport.tensors.FileWriter`: the ``write`` of a module, and what this module is told besides."""
 
-    def __init__(self, module: str, like: str) -> None:
-        self._module, self._like = module, like
+    module: str
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(
-        self, path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
+        self,
+        path: str,
+        specs: Mapping[str, TensorSpec],
+        tiles: Tiles,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        constants: Collection[str] = (),  # noqa: ARG002
+        kept: Collection[str] = (),  # noqa: ARG002
     ) -> None:
         """Write the file; see the ``write`` of the module."""
-        _module(self._module).write(path, specs, tiles, metadata=metadata, like=self._like)
+        _module(self.module).write(path, specs, tiles, metadata=metadata, **self.told)

@@ -1,11 +1,13 @@
-"""TensorFlow's V2 checkpoints, written without TensorFlow: one data shard and the index, as TF 1 and 2 read them.
+"""TensorFlow's V2 checkpoints, written without TensorFlow: data shards and the index, as TF 1 and 2 read them.
 
 Promise: tensors stream through, a tile at a time; the index is renamed into place last, so that a checkpoint of that
-prefix is the old one or the complete new one at any moment. To overwrite one, the data is given a shard name that the
+prefix is the old one or the complete new one at any moment. To overwrite one, the data is given shard names that the
 old one does not use (``data-00001-of-00002``, of which TensorFlow never opens the other), then the index is swapped,
-then the old shards are removed. Limit: nothing but index and data is written: no ``checkpoint`` state file (which
-would change what is the latest checkpoint of a folder), no ``.meta``; ``metadata`` has no place in this format. An
-index that is a symbolic link is replaced, not written through: its data could not follow.
+then the old shards are removed. There is one shard, or, where ``shard_size`` is given, as many as it takes: tensors in
+their order, none of them cut, so that one that is larger has a shard of its own. Limit: nothing but index and data is
+written: no ``checkpoint`` state file (which would change what is the latest checkpoint of a folder), no ``.meta``;
+``metadata`` has no place in this format. An index that is a symbolic link is replaced, not written through: its data
+could not follow.
 
 With an object-based checkpoint as ``like`` (``tf.train.Checkpoint``, Keras' weights in TensorFlow's format), the
 tensors get its keys again and its object graph goes with them, so that what restored that one restores this one. Its
@@ -21,7 +23,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 import crc32c
@@ -41,8 +43,10 @@ from weightport.tensors import Array, TensorSpec, Tiles
 _SPOOLED = 4 << 20
 _MARK, _SUFFIX = ".bundle-", ".weightport-tmp"
 
-#: dtype number, shape, offset, size, masked checksum
-_Entry = tuple[int, tuple[int, ...], int, int, int]
+#: dtype number, shape, shard, offset, size, masked checksum
+_Entry = tuple[int, tuple[int, ...], int, int, int, int]
+#: What a number of five digits can count.
+_MOST_SHARDS = 99_999
 
 
 def write(
@@ -52,6 +56,7 @@ def write(
     *,
     metadata: Mapping[str, str] | None = None,  # noqa: ARG001
     like: str | None = None,
+    shard_size: int | None = None,
 ) -> None:
     """Write a checkpoint.
 
@@ -62,6 +67,7 @@ def write(
         metadata: not stored.
         like: a V2 checkpoint. An object-based one gives its keys and its object graph, and its names must be those of
             ``specs``; any other makes no difference.
+        shard_size: bytes that a data shard should not pass.
 
     Raises:
         Error: a dtype or name that a checkpoint cannot hold, values that are not as their spec says, names that are not
@@ -69,27 +75,27 @@ def write(
     """
     prefix = path.removesuffix(".index")
     if like is None:
-        _write(prefix, specs, tiles)
+        _write(prefix, specs, tiles, shard_size)
         return
     with tf_bundle.open_source(like) as model:
-        _write(prefix, *(_keyed(prefix, specs, tiles, model) or (specs, tiles)))
+        _write(prefix, *(_keyed(prefix, specs, tiles, model) or (specs, tiles)), shard_size)
 
 
-def _write(prefix: str, specs: Mapping[str, TensorSpec], tiles: Tiles) -> None:
+def _write(prefix: str, specs: Mapping[str, TensorSpec], tiles: Tiles, shard_size: int | None) -> None:
     numbers = {name: _number(prefix, name, spec) for name, spec in specs.items()}
     folder = os.path.dirname(prefix) or "."
     if not os.path.isdir(folder):
         raise Error(f"{prefix}: cannot be written: no folder {folder!r}")
     try:
-        with _temporary(prefix) as (data, data_path):
+        with _temporary(prefix) as (index, index_path), _Shards(index_path, shard_size) as shards:
             entries = {}
-            offset = 0
             for name, spec in specs.items():
+                data = shards.room_for(spec.nbytes)
+                at = len(shards.paths) - 1, data.tell()
                 size, crc = _write_tensor(data, prefix, name, spec, numbers[name], tiles)
-                entries[name.encode()] = (numbers[name], spec.shape, offset, size, crc)
-                offset += size
-            _sync(data)
-            _commit(prefix, folder, data_path, entries)
+                entries[name.encode()] = (numbers[name], spec.shape, *at, size, crc)
+            shards.close()
+            _commit(prefix, folder, index, index_path, shards.paths, entries)
     except OSError as error:
         raise Error(f"{prefix}: cannot be written: {error.strerror or error}") from None
 
@@ -130,7 +136,7 @@ def _keyed(
         return tiles(names[key]) if names[key] in specs else _tiles_of(model, names[key], theirs[names[key]])
 
     found = {key: specs.get(name, theirs[name]) for key, name in names.items()}
-    return {**found, GRAPH_KEY: TensorSpec(graph.dtype, (), 0)}, keyed
+    return {**found, GRAPH_KEY: TensorSpec(graph.dtype, (), len(graph.item()))}, keyed
 
 
 def _tiles_of(model: tf_bundle.BundleSource, name: str, spec: TensorSpec) -> Iterator[Array]:
@@ -221,51 +227,102 @@ def _checked(prefix: str, name: str, spec: TensorSpec, tiles: Tiles) -> Iterator
         raise Error(f"{prefix}: tensor {name!r}: {rows} rows of values for the shape {list(spec.shape)}")
 
 
-def _commit(prefix: str, folder: str, data_path: str, entries: Mapping[bytes, _Entry]) -> None:
-    """Give the data a name that is free, swap the index, remove what the old index used."""
-    with _temporary(prefix) as (index, index_path), _locked(folder):
-        shards = 1
+class _Shards:
+    """The data shards under temporary names beside the index, one of them open; what was not renamed is removed.
+
+    Their names begin with the index', whose lock says that somebody is still writing.
+    """
+
+    def __init__(self, index_path: str, most: int | None) -> None:
+        self._stem = index_path.removesuffix(_SUFFIX)
+        self._most = most
+        self._open: BinaryIO | None = None
+        self.paths: list[str] = []
+
+    def room_for(self, size: int) -> BinaryIO:
+        """The shard to write the next tensor of that many bytes to."""
+        if self._open is None or (
+            self._most is not None and self._open.tell() and self._open.tell() + size > self._most
+        ):
+            self.close()
+            if len(self.paths) == _MOST_SHARDS:
+                raise Error(
+                    f"more than {_MOST_SHARDS:,} data shards: a checkpoint cannot have more; choose larger ones"
+                )
+            self.paths.append(f"{self._stem}.{len(self.paths):05d}{_SUFFIX}")
+            self._open = open(self.paths[-1], "xb")  # noqa: SIM115
+        return self._open
+
+    def close(self) -> None:
+        """Make the open shard durable."""
+        if self._open is not None:
+            _sync(self._open)
+            self._open.close()
+            self._open = None
+
+    def __enter__(self) -> _Shards:
+        self.room_for(0)  # a checkpoint without tensors has a shard, too
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open is not None:
+            self._open.close()
+        for path in self.paths:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _commit(
+    prefix: str, folder: str, index: BinaryIO, index_path: str, data: Sequence[str], entries: Mapping[bytes, _Entry]
+) -> None:
+    """Give the data names that are free, swap the index, remove what the old index used."""
+    with _locked(folder):
+        count = len(data)
         if os.path.lexists(prefix + ".index"):
-            while os.path.lexists(_shard(prefix, shards)):
-                shards += 1
-        _write_index(index, entries, shards)
+            while any(os.path.lexists(_shard(prefix, count - len(data) + n, count)) for n in range(len(data))):
+                count += 1
+        first = count - len(data)
+        _write_index(index, entries, count, first)
         _sync(index)
         with contextlib.suppress(FileNotFoundError):
             os.chmod(index_path, stat.S_IMODE(os.stat(prefix + ".index").st_mode))
-        shard = _shard(prefix, shards)
-        os.replace(data_path, shard)
+        shards = [_shard(prefix, first + n, count) for n in range(len(data))]
         try:
+            for temporary, shard in zip(data, shards, strict=True):
+                os.replace(temporary, shard)
             fsync_folder(folder)
             os.replace(index_path, prefix + ".index")
         except OSError:
-            if shards > 1:
-                os.unlink(shard)
+            for shard in shards:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(shard)
             raise
         fsync_folder(folder)
         _remove_stale(prefix, folder)
         pattern = re.compile(re.escape(os.path.basename(prefix)) + r"\.data-\d{5}-of-\d{5}")
+        used = set(map(os.path.basename, shards))
         for name in os.listdir(folder):
-            if pattern.fullmatch(name) and name != os.path.basename(shard):
+            if pattern.fullmatch(name) and name not in used:
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, name))
 
 
-def _shard(prefix: str, count: int) -> str:
-    return f"{prefix}.data-{count - 1:05d}-of-{count:05d}"
+def _shard(prefix: str, number: int, count: int) -> str:
+    return f"{prefix}.data-{number:05d}-of-{count:05d}"
 
 
-def _write_index(index: BinaryIO, entries: Mapping[bytes, _Entry], shards: int) -> None:
+def _write_index(index: BinaryIO, entries: Mapping[bytes, _Entry], shards: int, first: int) -> None:
     table = TableWriter(index)
     # BundleHeaderProto: num_shards, little endian (0, so absent), version {producer: 1}.
     table.add(b"", _varint_field(1, shards) + _bytes_field(3, _varint_field(1, VERSION)))
     for key in sorted(entries):
-        number, shape, offset, size, crc = entries[key]
+        number, shape, shard, offset, size, crc = entries[key]
         dims = b"".join(_bytes_field(2, _varint_field(1, dim)) for dim in shape)
         table.add(
             key,
             _varint_field(1, number)
             + _bytes_field(2, dims)
-            + _varint_field(3, shards - 1)
+            + _varint_field(3, first + shard)
             + _varint_field(4, offset)
             + _varint_field(5, size)
             + (b"\x35" + crc.to_bytes(4, "little") if crc else b""),
@@ -305,20 +362,27 @@ def _sync(handle: BinaryIO) -> None:
 
 
 def _remove_stale(prefix: str, folder: str) -> None:
-    """Remove what writers of this checkpoint left that were killed: their temporary files are locked by nobody.
+    """Remove what writers of this checkpoint left that were killed: their temporary index is locked by nobody.
 
-    Called with the folder locked, so that no file is met between its creation and its lock.
+    Called with the folder locked, so that no index is met between its creation and its lock.
     """
-    pattern = re.compile(rf"\.{re.escape(os.path.basename(prefix))}{re.escape(_MARK)}\w+{re.escape(_SUFFIX)}")
-    for name in filter(pattern.fullmatch, os.listdir(folder)):
-        path = os.path.join(folder, name)
+    mine = re.escape(os.path.basename(prefix)) + re.escape(_MARK)
+    pattern = re.compile(rf"(\.{mine}\w+)(\.\d{{5}})?{re.escape(_SUFFIX)}")
+    for match in filter(None, map(pattern.fullmatch, os.listdir(folder))):
         with contextlib.suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-            try:
-                if _try_lock(descriptor):
-                    os.unlink(path)
-            finally:
-                os.close(descriptor)
+            if not _is_locked(os.path.join(folder, match[1] + _SUFFIX)):
+                os.unlink(os.path.join(folder, match[0]))
+
+
+def _is_locked(path: str) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _try_lock(descriptor: int) -> bool:
