@@ -15,7 +15,7 @@ import pytest
 from tests.formats.test_tf_bundle import random_value, same
 from tests.support import fixture, need
 from weightport.errors import Error
-from weightport.formats import tf_bundle, tf_bundle_write
+from weightport.formats import _tf_bundle_files, tf_bundle, tf_bundle_write
 from weightport.formats._tensorproto import NUMBERS
 from weightport.tensors import TensorSpec, dtype_named
 
@@ -253,7 +253,7 @@ def test_shards_of_objects(tmp_path: Path) -> None:
 
 
 def test_too_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tf_bundle_write, "_MOST_SHARDS", 2)
+    monkeypatch.setattr(_tf_bundle_files, "MOST_SHARDS", 2)
     with pytest.raises(Error, match=r"^more than 2 data shards: a checkpoint cannot have more; choose larger ones$"):
         save(str(tmp_path / "c"), {n: np.zeros(2) for n in "abc"}, shard_size=1)
     assert os.listdir(tmp_path) == []

@@ -18,12 +18,9 @@ Source: tensorflow/core/util/tensor_bundle/tensor_bundle.cc (``BundleWriter``), 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import stat
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 import crc32c
@@ -31,9 +28,10 @@ import numpy as np
 
 from weightport.errors import Error, Problem, TensorNotFound, closest
 from weightport.formats import _strided, tf_bundle
-from weightport.formats._io import CHUNK, fsync_folder
+from weightport.formats._io import CHUNK
 from weightport.formats._table import TableWriter, mask, put_varint
 from weightport.formats._tensorproto import NUMBERS, STRING
+from weightport.formats._tf_bundle_files import Shards, commit, temporary
 from weightport.formats.tf_bundle import VERSION, string_lengths
 from weightport.formats.tf_objects import GRAPH_KEY
 from weightport.tensors import Array, TensorSpec, Tiles
@@ -41,12 +39,9 @@ from weightport.tensors import Array, TensorSpec, Tiles
 # Strings' bytes follow all of their lengths: up to this much waits in memory, more in a temporary file. Tensors that
 # are carried over from another checkpoint are read in tiles of that size.
 _SPOOLED = 4 << 20
-_MARK, _SUFFIX = ".bundle-", ".weightport-tmp"
 
 #: dtype number, shape, shard, offset, size, masked checksum
 _Entry = tuple[int, tuple[int, ...], int, int, int, int]
-#: What a number of five digits can count.
-_MOST_SHARDS = 99_999
 
 
 def write(
@@ -87,7 +82,7 @@ def _write(prefix: str, specs: Mapping[str, TensorSpec], tiles: Tiles, shard_siz
     if not os.path.isdir(folder):
         raise Error(f"{prefix}: cannot be written: no folder {folder!r}")
     try:
-        with _temporary(prefix) as (index, index_path), _Shards(index_path, shard_size) as shards:
+        with temporary(prefix) as (index, index_path), Shards(index_path, shard_size) as shards:
             entries = {}
             for name, spec in specs.items():
                 data = shards.room_for(spec.nbytes)
@@ -95,7 +90,7 @@ def _write(prefix: str, specs: Mapping[str, TensorSpec], tiles: Tiles, shard_siz
                 size, crc = _write_tensor(data, prefix, name, spec, numbers[name], tiles)
                 entries[name.encode()] = (numbers[name], spec.shape, *at, size, crc)
             shards.close()
-            _commit(prefix, folder, index, index_path, shards.paths, entries)
+            commit(prefix, index, index_path, shards.paths, lambda *at: _write_index(entries, *at))
     except OSError as error:
         raise Error(f"{prefix}: cannot be written: {error.strerror or error}") from None
 
@@ -227,91 +222,7 @@ def _checked(prefix: str, name: str, spec: TensorSpec, tiles: Tiles) -> Iterator
         raise Error(f"{prefix}: tensor {name!r}: {rows} rows of values for the shape {list(spec.shape)}")
 
 
-class _Shards:
-    """The data shards under temporary names beside the index, one of them open; what was not renamed is removed.
-
-    Their names begin with the index', whose lock says that somebody is still writing.
-    """
-
-    def __init__(self, index_path: str, most: int | None) -> None:
-        self._stem = index_path.removesuffix(_SUFFIX)
-        self._most = most
-        self._open: BinaryIO | None = None
-        self.paths: list[str] = []
-
-    def room_for(self, size: int) -> BinaryIO:
-        """The shard to write the next tensor of that many bytes to."""
-        if self._open is None or (
-            self._most is not None and self._open.tell() and self._open.tell() + size > self._most
-        ):
-            self.close()
-            if len(self.paths) == _MOST_SHARDS:
-                raise Error(
-                    f"more than {_MOST_SHARDS:,} data shards: a checkpoint cannot have more; choose larger ones"
-                )
-            self.paths.append(f"{self._stem}.{len(self.paths):05d}{_SUFFIX}")
-            self._open = open(self.paths[-1], "xb")  # noqa: SIM115
-        return self._open
-
-    def close(self) -> None:
-        """Make the open shard durable."""
-        if self._open is not None:
-            _sync(self._open)
-            self._open.close()
-            self._open = None
-
-    def __enter__(self) -> _Shards:
-        self.room_for(0)  # a checkpoint without tensors has a shard, too
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._open is not None:
-            self._open.close()
-        for path in self.paths:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-
-
-def _commit(
-    prefix: str, folder: str, index: BinaryIO, index_path: str, data: Sequence[str], entries: Mapping[bytes, _Entry]
-) -> None:
-    """Give the data names that are free, swap the index, remove what the old index used."""
-    with _locked(folder):
-        count = len(data)
-        if os.path.lexists(prefix + ".index"):
-            while any(os.path.lexists(_shard(prefix, count - len(data) + n, count)) for n in range(len(data))):
-                count += 1
-        first = count - len(data)
-        _write_index(index, entries, count, first)
-        _sync(index)
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(index_path, stat.S_IMODE(os.stat(prefix + ".index").st_mode))
-        shards = [_shard(prefix, first + n, count) for n in range(len(data))]
-        try:
-            for temporary, shard in zip(data, shards, strict=True):
-                os.replace(temporary, shard)
-            fsync_folder(folder)
-            os.replace(index_path, prefix + ".index")
-        except OSError:
-            for shard in shards:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(shard)
-            raise
-        fsync_folder(folder)
-        _remove_stale(prefix, folder)
-        pattern = re.compile(re.escape(os.path.basename(prefix)) + r"\.data-\d{5}-of-\d{5}")
-        used = set(map(os.path.basename, shards))
-        for name in os.listdir(folder):
-            if pattern.fullmatch(name) and name not in used:
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(folder, name))
-
-
-def _shard(prefix: str, number: int, count: int) -> str:
-    return f"{prefix}.data-{number:05d}-of-{count:05d}"
-
-
-def _write_index(index: BinaryIO, entries: Mapping[bytes, _Entry], shards: int, first: int) -> None:
+def _write_index(entries: Mapping[bytes, _Entry], index: BinaryIO, shards: int, first: int) -> None:
     table = TableWriter(index)
     # BundleHeaderProto: num_shards, little endian (0, so absent), version {producer: 1}.
     table.add(b"", _varint_field(1, shards) + _bytes_field(3, _varint_field(1, VERSION)))
@@ -336,74 +247,3 @@ def _varint_field(number: int, value: int) -> bytes:
 
 def _bytes_field(number: int, value: bytes) -> bytes:
     return bytes([number << 3 | 2]) + put_varint(len(value)) + value
-
-
-@contextlib.contextmanager
-def _temporary(prefix: str) -> Iterator[tuple[BinaryIO, str]]:
-    """A file beside the checkpoint, removed unless it was renamed. It is locked as long as this process writes it."""
-    folder, base = os.path.split(prefix)
-    with _locked(folder or "."):
-        descriptor, path = tempfile.mkstemp(prefix=f".{base}{_MARK}", suffix=_SUFFIX, dir=folder or ".")
-        _try_lock(descriptor)
-    try:
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(path, 0o666 & ~umask)
-        with os.fdopen(descriptor, "w+b") as handle:
-            yield handle, path
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-
-def _sync(handle: BinaryIO) -> None:
-    handle.flush()
-    os.fsync(handle.fileno())
-
-
-def _remove_stale(prefix: str, folder: str) -> None:
-    """Remove what writers of this checkpoint left that were killed: their temporary index is locked by nobody.
-
-    Called with the folder locked, so that no index is met between its creation and its lock.
-    """
-    mine = re.escape(os.path.basename(prefix)) + re.escape(_MARK)
-    pattern = re.compile(rf"(\.{mine}\w+)(\.\d{{5}})?{re.escape(_SUFFIX)}")
-    for match in filter(None, map(pattern.fullmatch, os.listdir(folder))):
-        with contextlib.suppress(OSError):
-            if not _is_locked(os.path.join(folder, match[1] + _SUFFIX)):
-                os.unlink(os.path.join(folder, match[0]))
-
-
-def _is_locked(path: str) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    try:
-        return not _try_lock(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    """One writer at a time commits into a folder. Where locks are not supported, the last one wins."""
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
