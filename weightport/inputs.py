@@ -133,10 +133,12 @@ def refuse_inputs(path: str, source: Source, kept: Source | None, rules: Rules) 
         source: what :func:`gathered` gave.
         kept: the target file, if there is one.
     """
+    from weightport.formats.files import replaced
+
     vocabularies = [rule.ops.vocab for rule in rules.rules if isinstance(rule, TensorRule) and rule.ops.vocab]
     read = [*paths(source), kept.path if kept is not None else "", rules.path]
     read += [name for vocab in vocabularies for name in (vocab.source, vocab.target)]
-    written = {path, f"{path}.index"}
+    written = replaced(path)
     for given in filter(None, read):
         for file in files(given):
             if any(os.path.exists(w) and os.path.samefile(w, file) for w in written):

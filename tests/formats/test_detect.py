@@ -179,8 +179,9 @@ def test_writers(tmp_path: Path) -> None:
     with pytest.raises(Error) as caught:
         detect.writer_for("model.pt")
     assert str(caught.value) == (
-        "model.pt: the suffix says no format to write; known: .npz, .safetensors, .h5, .hdf5, .ckpt, "
-        "or --format with one of npz, safetensors, keras-h5, tf-checkpoint"
+        "model.pt: the suffix says no format to write; known: .npz, .safetensors, "
+        ".safetensors.index.json, .h5, .hdf5, .ckpt, or --format with one of npz, safetensors, safetensors-index, "
+        "keras-h5, tf-checkpoint"
     )
     with pytest.raises(Error, match=r"^a.npz: the format 'npy' cannot be written; known: npz, .*; closest: 'npz'$"):
         detect.writer_for("a.npz", format="npy")

@@ -34,9 +34,20 @@ def entry(dtype: object = "F32", shape: object = (2,), span: object = (0, 8)) ->
 def test_same_bytes_as_safetensors(tmp_path: Path) -> None:
     oracle = need("safetensors.numpy")
     arrays = of_every_dtype(NUMPY + EXTRA)
-    sf.write(str(tmp_path / "a"), specs_of(arrays), tiles_of(arrays), metadata={"k": 'v "é"'})
-    oracle.save_file(arrays, tmp_path / "b", metadata={"k": 'v "é"'})
+    sf.write(str(tmp_path / "a"), specs_of(arrays), tiles_of(arrays), metadata={"format": 'v "é"'})
+    oracle.save_file(arrays, tmp_path / "b", metadata={"format": 'v "é"'})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_metadata_is_what_transformers_takes(tmp_path: Path) -> None:
+    oracle = need("safetensors")
+    for told, expected in (({"k": "v"}, {"k": "v", "format": "pt"}), ({"format": "flax"}, {"format": "flax"})):
+        sf.write(str(tmp_path / "a"), {}, tiles_of({}), metadata=told)
+        with oracle.safe_open(tmp_path / "a", "np") as file:
+            assert file.metadata() == expected
+    sf.write(str(tmp_path / "a"), {}, tiles_of({}))
+    with oracle.safe_open(tmp_path / "a", "np") as file:
+        assert file.metadata() is None
 
 
 def test_reads_what_safetensors_writes(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 @named_sources
 @click.option(
     "--shard-size", metavar="SIZE", callback=_size,
-    help="Write OUT in several files of at most this size (2GB), where its format has that: tf-checkpoint.",
+    help="Write OUT in several files of at most this size (2GB), where its format has that: tf-checkpoint and "
+    "safetensors-index (OUT ends in .safetensors.index.json; there 5GB, unless said otherwise).",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
 @click.option("--reverse", is_flag=True, help="Run the mapping backwards: SOURCE is what it was made for.")

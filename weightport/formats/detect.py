@@ -34,23 +34,25 @@ READERS = {
     "hdf5": "keras_h5",
     "npz": "npz",
     "npy": "npz",
-    "safetensors": "safetensors_file",
+    "safetensors": "safetensors_index",
 }
 #: name -> module that writes it.
 WRITERS = {
     "npz": "npz",
     "safetensors": "safetensors_file",
+    "safetensors-index": "safetensors_index",
     "keras-h5": "keras_h5_write",
     "tf-checkpoint": "tf_bundle_write",
 }
 #: Formats that are written with the structure of a TARGET -> module that reads that.
 _LIKE = {"keras-h5": "keras_h5", "tf-checkpoint": "tf_bundle"}
 #: Formats that are written in several files of bounded size where that is asked for.
-_SHARDED = ("tf-checkpoint",)
+_SHARDED = ("tf-checkpoint", "safetensors-index")
 #: suffix -> what an output of that name is.
 SUFFIXES = {
     ".npz": "npz",
     ".safetensors": "safetensors",
+    ".safetensors.index.json": "safetensors-index",
     ".h5": "keras-h5",
     ".hdf5": "keras-h5",
     ".ckpt": "tf-checkpoint",
@@ -58,6 +60,8 @@ SUFFIXES = {
 # By content: files with a magic number, and after the tables of checkpoints those that only have a structure.
 _BY_MAGIC = ("keras-h5", "npz", "safetensors")
 _BY_STRUCTURE = ("tf-saved-model", "tf-meta", "tf-frozen")
+# Folders that are no TensorFlow checkpoint and no SavedModel.
+_BY_FOLDER = ("safetensors",)
 _CHECKPOINTS = {"v2": "tf-checkpoint", "v1": "tf-checkpoint-v1", "v1-sharded": "tf-checkpoint-v1"}
 _FORMAT = re.compile(r"([A-Za-z][A-Za-z0-9_-]+):(?!//)(.+)", re.DOTALL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -119,6 +123,10 @@ def detect(path: str) -> str:
                 if _sniffs(name, path):
                     return name
             raise unknown(path)
+    elif os.path.isdir(path):
+        for name in _BY_FOLDER:
+            if _sniffs(name, path):
+                return name
     kind = tf_paths.resolve(path).kind
     return _CHECKPOINTS.get(kind, "tf-saved-model")
 
@@ -223,7 +231,7 @@ def writer_for(
         Error: no such format, none that the path implies, or one that is not written in shards.
     """
     named, path = _split_out(out)
-    chosen = format or named or SUFFIXES.get(os.path.splitext(path)[1].lower())
+    chosen = format or named or _by_suffix(path)
     if chosen == "hdf5":
         chosen = "keras-h5"
     if chosen not in WRITERS:
@@ -246,6 +254,13 @@ def writer_for(
         if _module(_LIKE[chosen]).sniff(like_path):
             told["like"] = like_path
     return path, Writer(WRITERS[chosen], told)
+
+
+def _by_suffix(path: str) -> str | None:
+    """The format that a path's name ends in; the longest of the suffixes that fit counts."""
+    name = os.path.basename(path).lower()
+    fits = [suffix for suffix in SUFFIXES if name.endswith(suffix) and name != suffix]
+    return SUFFIXES[max(fits, key=len)] if fits else None
 
 
 def _split_out(out: str) -> tuple[str | None, str]:

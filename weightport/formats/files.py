@@ -11,7 +11,7 @@ import glob
 import hashlib
 import os
 
-from weightport.formats import tf_paths
+from weightport.formats import safetensors_index, tf_paths
 from weightport.formats._io import ByteFile
 from weightport.formats.detect import split_format
 
@@ -23,6 +23,8 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
         FormatError: there is no such file or checkpoint.
     """
     _, text = split_format(os.fspath(path))
+    if safetensors_index.is_sharded(text):
+        return safetensors_index.files_of(text)
     if os.path.isfile(text) and not text.endswith(".index") and os.path.basename(text) != tf_paths.STATE:
         return [text]
     resolved = tf_paths.resolve(text)
@@ -32,6 +34,14 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
     if resolved.kind == "v2":
         return sorted([*resolved.paths, *glob.glob(glob.escape(resolved.prefix) + ".data-*-of-*")])
     return sorted(resolved.paths)
+
+
+def replaced(path: str) -> set[str]:
+    """What writing to a path replaces or removes, there or not: a sharded model goes with its shards."""
+    found = {path, f"{path}.index"}
+    if os.path.isfile(path) and safetensors_index.is_sharded(path):
+        found.update(safetensors_index.files_of(path))
+    return found
 
 
 def digest(path: str | os.PathLike[str]) -> str:

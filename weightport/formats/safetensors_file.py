@@ -2,8 +2,8 @@
 
 Promise: the header is checked whole before any value is read (duplicate keys, sizes, overlaps, holes), then values are
 read by position, whole or in part; writing streams, and gives the very bytes that safetensors' own ``save_file`` gives
-for the same tensors. Limit: the format has no checksum, so a flipped bit in a value cannot be seen; no dtypes packed
-below a byte (F4, F6), no strings; sharded models are several such files.
+for the same tensors and metadata. Limit: the format has no checksum, so a flipped bit in a value cannot be seen; no
+dtypes packed below a byte (F4, F6), no strings. Models in several files: :mod:`~weightport.formats.safetensors_index`.
 
 Source: https://github.com/huggingface/safetensors, README ("Format") and safetensors/src/tensor.rs (``Metadata``,
 ``prepare``, ``Dtype``).
@@ -210,12 +210,16 @@ def write(
 ) -> None:
     """Write a ``.safetensors`` file. Its order is the format's canonical one, not that of ``specs``.
 
+    ``metadata`` gets ``format: pt`` beside it unless it says another: transformers takes no file that has metadata
+    without it (``src/transformers/modeling_utils.py``, ``load_state_dict``).
+
     Raises:
         Error: a dtype or name that the format cannot hold, or values that are not as their spec says.
     """
     codes = {name: _code(path, name, spec) for name, spec in specs.items()}
     order = sorted(specs, key=lambda name: (-_RANKS[codes[name]], name))
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    said = {"format": "pt", **metadata} if metadata else {}
+    header: dict[str, Any] = {"__metadata__": dict(sorted(said.items()))} if said else {}
     at = 0
     for name in order:
         spec = specs[name]

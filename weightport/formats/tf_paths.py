@@ -78,6 +78,12 @@ def resolve(path: str | os.PathLike[str]) -> Resolved:
     return found
 
 
+def is_told(folder: str) -> bool:
+    """Whether a folder has what says which checkpoint, or which SavedModel, it means."""
+    names = (STATE, "saved_model.pb", "saved_model.pbtxt")
+    return os.path.isfile(folder + ".index") or any(os.path.isfile(os.path.join(folder, name)) for name in names)
+
+
 def _exact(text: str) -> Resolved | None:
     """The checkpoint that a path names itself: a file of it, or its prefix."""
     folder, base = os.path.split(text)
