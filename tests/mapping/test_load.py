@@ -25,6 +25,7 @@ from weightport.mapping import (
     parse_mapping,
 )
 from weightport.mapping.patterns import shown
+from weightport.mapping.rules import Columns
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -430,6 +431,20 @@ def test_vocabularies_lie_beneath_the_mappings_folder(tmp_path: Path) -> None:
     assert vocab_problems(folder, "{from: old.txt, to: old.txt, missing: men}")[0].startswith(
         ".missing: unknown initializer 'men'"
     )
+    table = "{from: {file: in.txt, word: 1, row: 0, header: true}, to: old.txt}"
+    rule = parse_mapping(f"weightport: 1\nrules: [{{from: a, to: b, vocab: {table}}}]", str(folder / "m.yaml")).rules[0]
+    assert isinstance(rule, TensorRule)
+    assert rule.ops.vocab is not None
+    assert rule.ops.vocab.source_columns == Columns(1, 0, True)
+    assert vocab_problems(folder, "{from: {file: in.txt, word: 1, row: 1}, to: old.txt}") == [
+        ".from.row: column 1 has the words"
+    ]
+    assert vocab_problems(folder, "{from: {file: new.txt}, to: old.txt}") == [
+        f".from.file: no file 'new.txt'; looked for in {folder}"
+    ]
+    assert vocab_problems(folder, "{from: [a], to: old.txt}") == [
+        ".from: expected a file of words, or {file: ..., word: COLUMN, row: COLUMN}, found a list"
+    ]
     assert vocab_problems(folder, "{form: old.txt, to: old.txt}") == [": unknown key 'form'; closest: 'from'"]
 
 

@@ -9,17 +9,18 @@ from hypothesis import strategies as st
 
 from weightport.errors import MappingError
 from weightport.mapping import read_vocab, vocab
+from weightport.mapping.rules import Columns
 
 
-def read(tmp_path: Path, content: bytes | str, name: str = "v.txt") -> dict[str, int]:
+def read(tmp_path: Path, content: bytes | str, name: str = "v.txt", columns: Columns | None = None) -> dict[str, int]:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return read_vocab(path)
+    return read_vocab(path, columns)
 
 
-def refused(tmp_path: Path, content: bytes | str, name: str = "v.txt") -> str:
+def refused(tmp_path: Path, content: bytes | str, name: str = "v.txt", columns: Columns | None = None) -> str:
     with pytest.raises(MappingError) as caught:
-        read(tmp_path, content, name)
+        read(tmp_path, content, name, columns)
     return str(caught.value).removeprefix(str(tmp_path / name))
 
 
@@ -42,6 +43,46 @@ def test_one_word_a_line(tmp_path: Path, content: str, words: list[str]) -> None
 def test_json(tmp_path: Path) -> None:
     assert read(tmp_path, '["a", "", "é"]', "v.json") == {"a": 0, "": 1, "é": 2}
     assert read(tmp_path, '{"b": 1, "a": 0, "z": 7}', "v.JSON") == {"b": 1, "a": 0, "z": 7}
+
+
+def test_columns(tmp_path: Path) -> None:
+    pieces = "<unk>\t0\n\u2581the\t-3.2\n\u2581\t-4\n"  # as sentencepiece writes its vocabulary
+    assert read(tmp_path, pieces, "v.tsv") == {"<unk>": 0, "\u2581the": 1, "\u2581": 2}
+    assert read(tmp_path, "a\nb\r\n", "v.TSV") == {"a": 0, "b": 1}
+    assert read(tmp_path, "a\t0\nb\t1\n", "v.tsv") == {"a": 0, "b": 1}
+    table = "word\tid\nb\t1\na\t0\n"
+    assert read(tmp_path, table, "v.tsv", Columns(row=1, header=True)) == {"b": 1, "a": 0}
+    assert read(tmp_path, table, "v.tsv", Columns(header=True)) == {"b": 0, "a": 1}
+    assert read(tmp_path, table, "v.tsv", Columns(header=False)) == {"word": 0, "b": 1, "a": 2}
+    assert read(tmp_path, "7\tx\t9\n", "v.txt", Columns(word=1, row=0)) == {"x": 7}
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "message"),
+    [
+        (
+            "b\t1\na\t0\n",
+            None,
+            ": column 1 numbers the rows in another order than that of the lines; "
+            "say which: {file: ..., word: 0, row: 1}, or {file: ..., word: 0} for the order of the lines",
+        ),
+        (
+            "word\tcount\nthe\t17\n",
+            None,
+            ":1: the first line may be a header: 'count' stands above numbers; "
+            "say so in the mapping: {file: ..., header: true}, or header: false",
+        ),
+        ("a\t1\nb\n", Columns(row=1), ":2: 1 column, expected at least 2"),
+        ("a\t1\nb\tx\n", Columns(row=1, header=False), ": the word 'b' has no row number: 'x'"),
+        ("a\t1\nb\t1\n", Columns(row=1), ": row 1 has two words, 'a' and 'b'"),
+        ("a\t1\na\t2\n", Columns(row=1), ":2: the word 'a' stands twice"),
+        ("w\na\na\n", Columns(header=True), ":3: the word 'a' stands twice, first in line 2"),
+        ("w\n", Columns(header=True), ": no words"),
+        ("w\tr\n", Columns(row=1, header=True), ": no words"),
+    ],
+)
+def test_columns_that_are_wrong(tmp_path: Path, content: str, columns: Columns | None, message: str) -> None:
+    assert refused(tmp_path, content, "v.tsv", columns) == message
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from weightport.mapping.rules import (
     OPERATIONS,
     CellRef,
     CellRule,
+    Columns,
     Initializer,
     InitRule,
     Mapping,
@@ -323,11 +324,21 @@ class _Builder:
         return Ops(**given)
 
     def _vocab(self, trail: Trail, value: dict[str, Any]) -> Vocab:
-        source, target = (self._file((*trail, key), value[key]) for key in ("from", "to"))
+        source, target = (self._words((*trail, key), value[key]) for key in ("from", "to"))
         missing = value.get("missing")
         if missing is not None and missing != "mean":
             missing = self._initializer((*trail, "missing"), missing)
-        return Vocab(source, target, value.get("axis", 0), missing, value["from"], value["to"])
+        (old, old_text, old_columns), (new, new_text, new_columns) = source, target
+        return Vocab(old, new, value.get("axis", 0), missing, old_text, new_text, old_columns, new_columns)
+
+    def _words(self, trail: Trail, value: str | dict[str, Any]) -> tuple[str, str, Columns | None]:
+        """A file of words, as the mapping spells it, and what its columns are."""
+        if isinstance(value, str):
+            return self._file(trail, value), value, None
+        columns = Columns(value.get("word", 0), value.get("row"), value.get("header"))
+        if columns.word == columns.row:
+            self._fail((*trail, "row"), f"column {columns.row} has the words")
+        return self._file((*trail, "file"), value["file"]), value["file"], columns
 
     def _file(self, trail: Trail, text: str) -> str:
         """The file's absolute path, or nothing, which has been noted."""

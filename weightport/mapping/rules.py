@@ -78,6 +78,21 @@ class Rearrange:
 
 
 @dataclass(frozen=True, slots=True)
+class Columns:
+    """What the tab-separated columns of a vocabulary file are, counted from 0.
+
+    Attributes:
+        word: the words.
+        row: their rows, or None: the first line has row 0.
+        header: whether the first line names the columns; None: it does not, unless it looks as if, which is an error.
+    """
+
+    word: int = 0
+    row: int | None = None
+    header: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Vocab:
     """Rows moved by word: row ``to[word]`` of the result is row ``from[word]`` of the source.
 
@@ -87,6 +102,7 @@ class Vocab:
         missing: what a word that only the target has gets: an initializer, ``"mean"`` (of all source rows), or None,
             which makes such a word an error.
         source_text, target_text: the files as the mapping spells them.
+        source_columns, target_columns: of files with columns, where the mapping says what they are.
     """
 
     source: str
@@ -95,6 +111,8 @@ class Vocab:
     missing: Initializer | str | None = None
     source_text: str = ""
     target_text: str = ""
+    source_columns: Columns | None = None
+    target_columns: Columns | None = None
 
 
 @dataclass(frozen=True, slots=True)

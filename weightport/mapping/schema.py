@@ -132,11 +132,26 @@ class RearrangeShape(Shape):
     pattern: Name = Field(description="As in einops.", examples=["(h d) in -> in h d"])
 
 
+class WordsShape(Shape):
+    """A file of tab-separated columns, counted from 0."""
+
+    file: Name = Field(description="A file in the mapping's folder.", examples=["words.tsv"])
+    word: Count = Field(0, description="The column of the words.")
+    row: Count = _key("The column of the words' rows. Left out: the first line has row 0.", 1)
+    header: bool = _key("Whether the first line names the columns.", True)
+
+
+Words: TypeAlias = Annotated[
+    Annotated[Name, Tag(TEXT)] | Annotated[WordsShape, Tag(TABLE)],
+    _by_kind("a file of words, or {file: ..., word: COLUMN, row: COLUMN}"),
+]
+
+
 class VocabShape(Shape):
     """Rows moved by word."""
 
-    from_: Name = Field(alias="from", description="The source's words, a file in the mapping's folder.")
-    to: Name = Field(description="The target's words, a file in the mapping's folder.")
+    from_: Words = Field(alias="from", description="The source's words, a file in the mapping's folder.")
+    to: Words = Field(description="The target's words, a file in the mapping's folder.")
     axis: Axis = Field(0, description="The axis that runs over words.")
     missing: Initialize = _key(
         "What words get that only the target has: an initializer, or mean. Left out: such a word is an error.",

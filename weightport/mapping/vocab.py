@@ -1,27 +1,36 @@
-"""Vocabulary files: one word a line, or JSON as a list of words or as ``{word: row}``.
+"""Vocabulary files: one word a line, tab-separated columns, or JSON as a list of words or as ``{word: row}``.
 
 Promise: each word has one row and each row one word, or the file is an error that names the line; the file's size and
-the number of words are bounded. Limit: UTF-8 only. A line is what stands before a line feed (and a carriage return
-before it), spaces included; an empty line is the empty word (the padding of some vocabularies).
+the number of words are bounded; where a table of columns can be read in two ways, the mapping has to say which.
+Limit: UTF-8 only. A line is what stands before a line feed (and a carriage return before it), spaces included; an empty
+line is the empty word (the padding of some vocabularies). Columns are not quoted: a word holds no tab.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from weightport.errors import MappingError, Problem
 from weightport.mapping.patterns import shown
+from weightport.mapping.rules import Columns
 
 MAX_BYTES = 1 << 28
 MAX_WORDS = 10_000_000
+_NUMBER = re.compile(r"[0-9]{1,15}", re.ASCII)
 
 
-def read_vocab(path: str | os.PathLike[str]) -> dict[str, int]:
-    """Word -> row, in the order of the file. The file is JSON if its name ends with ``.json``.
+def read_vocab(path: str | os.PathLike[str], columns: Columns | None = None) -> dict[str, int]:
+    """Word -> row, in the order of the file.
+
+    Args:
+        path: JSON if it ends with ``.json``; columns if it ends with ``.tsv``; else one word a line.
+        columns: which columns are what, whatever the name ends with.
 
     Raises:
         MappingError: the file cannot be read, is too large, is not of that form, or has a word or a row twice.
@@ -40,6 +49,8 @@ def read_vocab(path: str | os.PathLike[str]) -> dict[str, int]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         _fail(name, f"not UTF-8: byte {raw[error.start]:#04x} at {error.start}")
+    if columns is not None or name.lower().endswith(".tsv"):
+        return _from_columns(name, text, columns)
     return _from_json(name, text) if name.lower().endswith(".json") else _from_lines(name, text)
 
 
@@ -47,19 +58,82 @@ def _fail(name: str, what: str, hint: str = "") -> NoReturn:
     raise MappingError(Problem(name, what, hint))
 
 
-def _from_lines(name: str, text: str) -> dict[str, int]:
+def _lines(name: str, text: str) -> list[str]:
     lines = text.split("\n")  # splitlines() also breaks at characters that are words of their own
     if not lines[-1]:
         lines.pop()
     if len(lines) > MAX_WORDS:
         _fail(name, f"more than {MAX_WORDS:,} words")
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _from_lines(name: str, text: str) -> dict[str, int]:
+    return _numbered(name, _lines(name, text), 1)
+
+
+def _numbered(name: str, words: Sequence[str], first: int) -> dict[str, int]:
+    """Words in the order of their rows, which stand in the lines from the ``first`` on."""
     rows: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        word = line.removesuffix("\r")
+    for row, word in enumerate(words):
         if word in rows:
-            _fail(f"{name}:{number}", f"the word {shown(word)} stands twice, first in line {rows[word] + 1}")
-        rows[word] = number - 1
+            _fail(f"{name}:{row + first}", f"the word {shown(word)} stands twice, first in line {rows[word] + first}")
+        rows[word] = row
     return rows or _fail(name, "no words")
+
+
+def _from_columns(name: str, text: str, columns: Columns | None) -> dict[str, int]:
+    given = columns or Columns()
+    table = [line.split("\t") for line in _lines(name, text)]
+    first = 1
+    if given.header or (given.header is None and _is_header(name, table)):
+        table, first = table[1:], 2
+    for number, cells in enumerate(table, first):
+        if len(cells) <= max(given.word, given.row or 0):
+            wanted = max(given.word, given.row or 0) + 1
+            _fail(f"{name}:{number}", f"{len(cells)} column{'s' if len(cells) > 1 else ''}, expected at least {wanted}")
+    if columns is None and (column := _other_order(table)):
+        hint = f"say which: {{file: ..., word: 0, row: {column}}}, or {{file: ..., word: 0}} for the order of the lines"
+        _fail(name, f"column {column} numbers the rows in another order than that of the lines", hint)
+    if given.row is None:
+        return _numbered(name, [cells[given.word] for cells in table], first)
+    rows: dict[str, Any] = {}
+    for number, cells in enumerate(table, first):
+        word, row = cells[given.word], cells[given.row]
+        if word in rows:
+            _fail(f"{name}:{number}", f"the word {shown(word)} stands twice")
+        rows[word] = int(row) if _NUMBER.fullmatch(row) else row
+    return _checked(name, rows) if rows else _fail(name, "no words")
+
+
+def _is_header(name: str, table: list[list[str]]) -> bool:
+    """False, unless the first line may be one, which only the mapping can tell."""
+    if len(table) < 2 or len(table[0]) < 2:
+        return False
+    for column in range(1, len(table[0])):
+        rest = [cells[column] for cells in table[1:] if len(cells) > column]
+        if len(rest) == len(table) - 1 and all(map(_is_number, rest)) and not _is_number(table[0][column]):
+            what = f"the first line may be a header: {shown(table[0][column])} stands above numbers"
+            _fail(f"{name}:1", what, "say so in the mapping: {file: ..., header: true}, or header: false")
+    return False
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _other_order(table: list[list[str]]) -> int:
+    """A column that holds the number of each row from 0 on, in another order than the lines; 0 if there is none."""
+    for column in range(1, min(map(len, table), default=0)):
+        texts = [cells[column] for cells in table]
+        if all(map(_NUMBER.fullmatch, texts)):
+            numbers = [int(text) for text in texts]
+            if numbers != sorted(numbers) and sorted(numbers) == list(range(len(numbers))):
+                return column
+    return 0
 
 
 def _from_json(name: str, text: str) -> dict[str, int]:

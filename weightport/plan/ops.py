@@ -149,7 +149,8 @@ def rearrange(expr: Expr, recipe: Rearrange) -> Expr:
 
 def _vocab(expr: Expr, vocab: Vocab, name: str, notes: list[str]) -> Expr:
     axis = _axis(vocab.axis, len(expr.shape), "vocab")
-    old, new = read_vocab(vocab.source), read_vocab(vocab.target)
+    old = read_vocab(vocab.source, vocab.source_columns)
+    new = read_vocab(vocab.target, vocab.target_columns)
     size = expr.shape[axis]
     highest = max(old.values(), default=-1)
     if highest >= size:
