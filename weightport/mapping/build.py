@@ -139,6 +139,8 @@ class _Builder:
         )
         if fills:
             self._no_operations(trail, rule, "a rule with initialize")
+            if "slots" in rule:
+                self._fail((*trail, "slots"), "a rule with initialize has no slots", "what is new has none")
             if isinstance(target, tuple):
                 self._no_arithmetic(target, "nothing is bound that could be computed with")
             if initializer is None or target is None or moves:
@@ -155,7 +157,7 @@ class _Builder:
             if not isinstance(source, CellRef) or not isinstance(target, CellRef):
                 return None
             self._same_cell(trail, source, target)
-            return CellRule(*common, source, target)
+            return CellRule(*common, source, target, slots=rule.get("slots") is True)
         ops = self._operations(trail, rule)
         sources = source if isinstance(source, tuple) else None
         targets = target if isinstance(target, tuple) else None
@@ -163,7 +165,9 @@ class _Builder:
         if sources is not None:
             self._no_arithmetic(sources, "bind the number itself here, and compute in to")
             self._bound("from[0]" if isinstance(rule["from"], list) else "from", sources, targets or ())
-        return TensorRule(*common, sources, targets, ops) if sources and targets else None
+        if not sources or not targets:
+            return None
+        return TensorRule(*common, sources, targets, ops, slots=rule.get("slots") is True)
 
     def _names_or_cell(self, trail: Trail, value: Any) -> tuple[Pattern, ...] | CellRef | None:
         """What ``from`` or ``to`` is; None if it is missing or wrong, which has been noted."""

@@ -208,10 +208,15 @@ class _Common:
 
 @dataclass(frozen=True, slots=True)
 class CellRule(_Common):
-    """Moves a whole cell from one layout to another."""
+    """Moves a whole cell from one layout to another.
+
+    Attributes:
+        slots: optimizer slots go where their variables go.
+    """
 
     source: CellRef
     target: CellRef
+    slots: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,12 +227,14 @@ class TensorRule(_Common):
         sources: several are joined by ``ops.concat``. The first pattern binds; the others use only names that it binds.
         targets: several take the parts of ``ops.split``. They use only names that ``sources[0]`` binds.
         backwards: from the targets to the sources, the operations undone in the opposite order.
+        slots: optimizer slots go where their variables go.
     """
 
     sources: tuple[Pattern, ...]
     targets: tuple[Pattern, ...]
     ops: Ops = field(default_factory=Ops)
     backwards: bool = False
+    slots: bool = False
 
     @property
     def froms(self) -> tuple[Pattern, ...]:

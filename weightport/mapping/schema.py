@@ -202,6 +202,7 @@ class RuleShape(Shape):
         "initial", alias="as", description="constant: the targets are frozen; initial: they go on training."
     )
     optional: bool = Field(False, description="Matching nothing is no error.")
+    slots: bool = Field(False, description="Optimizer slots go where their variables go.")
     initialize: Initialize = _key(
         "Fill targets that the source does not cover.", "zeros", {"glorot_uniform": {"seed": 7}}
     )

@@ -13,7 +13,7 @@ from dataclasses import replace
 from weightport.errors import Problem
 from weightport.mapping.rules import Rule
 from weightport.plan.model import IGNORED, KEPT, MOVED, UNCLAIMED, UNCOVERED, Item, Outcome
-from weightport.tensors import TensorSpec
+from weightport.tensors import Source, TensorSpec
 from weightport.values import Expr
 
 #: Problems of one kind that are spelled out; the rest is counted.
@@ -82,23 +82,29 @@ def target(
     return found, problems + _more(left, "target tensors get no value", name)
 
 
-def averaged(source: Mapping[str, str], averages: Mapping[str, str], raw: Collection[str]) -> dict[str, str]:
-    """The dispositions with moving averages that were read in the place of variables.
+def averaged(source: dict[str, str], outcomes: list[Outcome], read: Source) -> tuple[dict[str, str], list[Outcome]]:
+    """The accounts with moving averages that were read in the place of variables.
+
+    What became of the variable became of the average; the variable itself, where it is there too, was left behind.
 
     Args:
-        averages: variable -> average. What became of the variable became of the average.
-        raw: those of the variables that are in the file beside their averages; they were left behind.
+        read: has attributes ``averages`` (variable -> average) and ``raw`` (the variables that are there too), or no
+            averages.
     """
+    averages: Mapping[str, str] = getattr(read, "averages", {})
+    if not averages:
+        return source, outcomes
+    raw: Collection[str] = getattr(read, "raw", ())
     found: dict[str, str] = {}
     for name, said in source.items():
         if name in averages:
             found[averages[name]] = said
         if name in raw or name not in averages:
             found[name] = IGNORED if name in averages else said
-    return found
+    return found, [_read_from(outcome, averages) for outcome in outcomes]
 
 
-def read_from(outcome: Outcome, averages: Mapping[str, str]) -> Outcome:
+def _read_from(outcome: Outcome, averages: Mapping[str, str]) -> Outcome:
     """A rule's outcome that names the averages which were read, and says what had none."""
     if not outcome.sources or outcome.disposition != MOVED:
         return outcome

@@ -15,7 +15,7 @@ from weightport.initializers import ARGUMENTS
 from weightport.mapping.patterns import Pattern
 from weightport.mapping.rules import CellRef, CellRule, InitRule, Rule, TensorRule
 from weightport.mapping.rules import Mapping as Rules
-from weightport.plan import accounts, cells, ops
+from weightport.plan import accounts, cells, ops, slots
 from weightport.plan.fit import unfit
 from weightport.plan.initial import Gates, initialized
 from weightport.plan.model import INITIALIZED, MOVED, REFUSED, ROUNDED, UNUSED, Item, Outcome, Plan, TargetView
@@ -107,10 +107,7 @@ class Builder:
         for rule in self.mapping.rules:
             self.outcomes.append(self.rule(rule))
         source, target = self.account()
-        averages: Mapping[str, str] = getattr(self.source, "averages", {})
-        if averages:
-            source = accounts.averaged(source, averages, self.source.raw)  # type: ignore[attr-defined]
-            self.outcomes = [accounts.read_from(outcome, averages) for outcome in self.outcomes]
+        source, self.outcomes = accounts.averaged(source, self.outcomes, self.source)
         return Plan(
             source_name=getattr(self.source, "title", self.source.path),
             target_name=self.target_name if self.target is not None else "",
@@ -138,6 +135,8 @@ class Builder:
             outcome = self._unused(rule) if rule.backwards else self.initialize(rule)
         else:
             outcome = self.tensors(rule)
+        if not isinstance(rule, InitRule) and rule.slots:
+            outcome = slots.carry(self, rule, outcome)
         if len(self.problems) > self.start:
             self.refused.update(outcome.sources, outcome.targets)
             outcome = replace(outcome, disposition=REFUSED, exact=False)
@@ -224,17 +223,8 @@ class Builder:
                 return self._unused(rule)
             self.problems.append(self._all_kept(rule) if skipped else self._nothing(rule))
         classed = ROUNDED if rounded else ops.classed(rule.ops)
-        return Outcome(
-            rule.name,
-            rule.where,
-            MOVED,
-            tuple(sources),
-            tuple(targets),
-            rule.constant,
-            not rounded,
-            classed,
-            tuple(notes),
-        )
+        told = (tuple(sources), tuple(targets), rule.constant, not rounded, classed, tuple(notes))
+        return Outcome(rule.name, rule.where, MOVED, *told)
 
     def _missing(self, rule: TensorRule, names: Sequence[str]) -> None:
         for pattern, name in zip(rule.froms, names, strict=True):
