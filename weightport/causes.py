@@ -5,13 +5,15 @@ Promise: a cause is named only where it explains the weights exactly. Limit: one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from weightport.layouts.rare import Parameters
-from weightport.layouts.reference import ReferenceCell
+from weightport.layouts.reference import KINDS, Key, ReferenceCell
 from weightport.tensors import Array
+
+_NAMES = {"wx": "input weights", "wt": "recurrent weights"}
 
 
 def likely_cause(source: ReferenceCell, target: ReferenceCell, others: Sequence[Parameters]) -> str:
@@ -37,22 +39,38 @@ def _bias(parameters: Parameters, gate: str | None) -> Array | None:
 
 
 def _exchanged_units(source: ReferenceCell, _: ReferenceCell, others: Sequence[Parameters]) -> str:
-    keys = [k for k in source.parameters if k[0] == "wt"]
+    keys = [k for k in source.parameters if k[0] == "wt"] or _matrices(source)
     for other in others:
-        if all(_same(source.parameters[k], other.get(k)) for k in keys):
+        if keys and all(_same(source.parameters[k], other.get(k)) for k in keys):
             return "another layer or direction of the target holds these weights: two of them are exchanged"
     return ""
 
 
-def _gates(cell: ReferenceCell) -> list[str]:
-    return [gate for param, gate in cell.parameters if param == "wx" and gate is not None]
+def _matrices(cell: ReferenceCell) -> list[Key]:
+    return [key for key, array in cell.parameters.items() if array.ndim > 1]
+
+
+def _by_param(cell: ReferenceCell) -> Iterator[tuple[str, dict[str, Array]]]:
+    """The matrices of each parameter by gate, but for gates that follow from another one."""
+    for param in dict.fromkeys(param for param, gate in _matrices(cell) if gate is not None):
+        free: dict[str, Array] = {}
+        for (name, gate), array in cell.parameters.items():
+            if name == param and gate is not None and not any(np.array_equal(array, -a) for a in free.values()):
+                free[gate] = array
+        yield param, free
+
+
+def _of(what: str, gates: Sequence[str | None]) -> str:
+    named = [gate for gate in gates if gate is not None]
+    return f"the {what} of gate {', '.join(named)}" if named else f"the {what}"
 
 
 def _exchanged_gates(source: ReferenceCell, target: ReferenceCell, _: Sequence[Parameters]) -> str:
-    for param in ("wx", "wt"):
+    theirs = dict(_by_param(target))
+    for param, mine in _by_param(source):
         held = {}
-        for gate in _gates(source):
-            hits = [g for g in _gates(target) if _same(source.parameters[param, gate], target.parameters[param, g])]
+        for gate, array in mine.items():
+            hits = [g for g, other in theirs.get(param, {}).items() if _same(array, other)]
             if len(hits) != 1:
                 break
             held[gate] = hits[0]
@@ -64,44 +82,50 @@ def _exchanged_gates(source: ReferenceCell, target: ReferenceCell, _: Sequence[P
 
 
 def _transposed(source: ReferenceCell, target: ReferenceCell, _: Sequence[Parameters]) -> str:
-    for param, name in (("wt", "recurrent"), ("wx", "input")):
-        wrong = [
-            g
-            for g in _gates(source)
-            if not _same(source.parameters[param, g], target.parameters[param, g])
-            and _same(source.parameters[param, g].T, target.parameters[param, g])
-        ]
-        if wrong:
-            return f"the {name} weights of gate {', '.join(wrong)} are transposed (they are square, so the shapes fit)"
+    free = {(param, gate) for param, gates in _by_param(source) for gate in gates}
+    wrong: dict[str, list[str | None]] = {}
+    for key in (k for k in _matrices(source) if k[1] is None or k in free):
+        mine, its = source.parameters[key], target.parameters.get(key)
+        if not _same(mine, its) and _same(mine.swapaxes(-1, -2), its):
+            wrong.setdefault(key[0], []).append(key[1])
+    for param in ("wt", "wx", *wrong):
+        if param in wrong:
+            what = _of(_NAMES.get(param, f"weights {param}"), wrong[param])
+            return f"{what} are transposed (they are square, so the shapes fit)"
     return ""
 
 
 def _forget_bias(source: ReferenceCell, target: ReferenceCell, _: Sequence[Parameters]) -> str:
-    if source.kind != "lstm":
-        return ""
-    mine, its = (_bias(cell.parameters, "f") for cell in (source, target))
-    if mine is None or its is None:
-        return ""
-    gap = mine + source.behaviour.forget_bias.value - its - target.behaviour.forget_bias.value
-    if np.ptp(gap) < 1e-5 and abs(gap.mean()) > 1e-4:
-        verb = "is lost" if gap.mean() > 0 else "was added twice"
-        return f"a forget bias of {abs(gap.mean()):.4g} {verb}: the forget gate's bias is off by a constant"
+    for param, gate in KINDS[source.kind].forget:
+        mine, its = (
+            _bias(cell.parameters, gate) if param == "bi" else cell.parameters.get((param, gate))
+            for cell in (source, target)
+        )
+        if mine is None or its is None or mine.shape != its.shape:
+            continue
+        gap = mine + source.behaviour.forget_bias.value - its - target.behaviour.forget_bias.value
+        if np.ptp(gap) < 1e-5 and abs(gap.mean()) > 1e-4:
+            verb = "is lost" if gap.mean() > 0 else "was added twice"
+            whose = "the forget gate's bias" if gate == "f" else f"the bias of gate {gate}"
+            return f"a forget bias of {abs(gap.mean()):.4g} {verb}: {whose} is off by a constant"
     return ""
 
 
 def _negated(source: ReferenceCell, target: ReferenceCell, _: Sequence[Parameters]) -> str:
-    wrong = [g for g in _gates(source) if _same(-source.parameters["wx", g], target.parameters["wx", g])]
-    return (
-        f"the weights of gate {', '.join(wrong)} are negated (a gate that keeps instead of replaces?)" if wrong else ""
-    )
+    for param, mine in _by_param(source):
+        wrong = [g for g, array in mine.items() if _same(-array, target.parameters.get((param, g)))]
+        if wrong:
+            what = "weights" if param in _NAMES else f"weights {param}"
+            return f"{_of(what, wrong)} are negated (a gate that keeps instead of replaces?)"
+    return ""
 
 
 def _lost(source: ReferenceCell, target: ReferenceCell, _: Sequence[Parameters]) -> str:
-    for key, array in source.parameters.items():
-        other = target.parameters.get(key)
+    for (param, gate), array in source.parameters.items():
+        other = target.parameters.get((param, gate))
         if array.any() and other is not None and not other.any():
-            return f"{key[0]} of gate {key[1]} is zero in the target"
-    for gate in _gates(source):
-        if not _same(_bias(source.parameters, gate), _bias(target.parameters, gate)):
+            return f"{param} of gate {gate} is zero in the target" if gate else f"{param} is zero in the target"
+    for gate in dict.fromkeys(gate for param, gate in source.parameters if param in ("bi", "bt")):
+        if gate is not None and not _same(_bias(source.parameters, gate), _bias(target.parameters, gate)):
             return f"the bias of gate {gate} is another one"
     return ""

@@ -10,7 +10,7 @@ what the files record or the mapping says; where both are silent, the two sides 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,9 +21,8 @@ from weightport.errors import Problem
 from weightport.execute import Reader
 from weightport.layouts.activations import ACTIVATIONS
 from weightport.layouts.behaviour import Behaviour, Said
-from weightport.layouts.layout import KIND_GATES
 from weightport.layouts.rare import Parameters
-from weightport.layouts.reference import KINDS, ReferenceCell, parameters
+from weightport.layouts.reference import KINDS, ReferenceCell, parameters, why_not_run
 from weightport.layouts.units import Unit
 from weightport.live import LiveCell
 from weightport.mapping.rules import CellRule
@@ -216,9 +215,9 @@ def _cells(
     mine, its = (cells.Side(s.specs(), s.facts, at.scope) for s, at in ((source, rules.source), (out, rules.target)))
     skip = matching(rules.ignore, source.specs(), ended(rules.source.scope, source.specs()))
     pairs = cells.move(rule, mine, its, rules.layouts, skip).pairs
-    kind = pairs[0].source.layout.kind if pairs else ""
-    if kind not in KINDS:
-        notes.extend(f"{rule.name}: {pair.where}: {kind} cells are compared by their values only" for pair in pairs)
+    closed = {p.where: why for p in pairs if (why := why_not_run(p.source) or why_not_run(p.target))}
+    if closed:
+        notes.extend(f"{rule.name}: {where}: {why}" for where, why in closed.items())
         return
     loaded = [(_loaded(source, p.source, p.mine), _loaded(out, p.target, p.its)) for p in pairs]
     for number, pair in enumerate(pairs):
@@ -228,10 +227,11 @@ def _cells(
             notes.append(f"{rule.name}: {where}: the activation {unknown[0]} is not known here: values compared only")
             continue
         does = _agreed(pair.mine, pair.its)
+        kind = pair.source.layout.kind
         first = ReferenceCell(kind, loaded[number][0], does[0], pair.source.sizes)
         second = ReferenceCell(kind, loaded[number][1], does[1], pair.target.sizes)
         proof = compare(rule.name, where, first, second)
-        if not proof.equal and kind in KIND_GATES:
+        if not proof.equal:
             others = [b for k, (_, b) in enumerate(loaded) if k != number]
             proof = replace(proof, cause=likely_cause(first, second, others))
         yield proof
@@ -267,33 +267,32 @@ def _loaded(source: Source, unit: Unit, does: Behaviour) -> Parameters:
     return parameters(unit, source.specs(), fetch, float(does.forget_bias.value))
 
 
-def inputs(
-    sizes: Mapping[str, int], seed: int = 0, steps: int | None = None
-) -> Iterator[tuple[str, Array, Array, Array]]:
-    """What the cells are run on: kind, inputs ``[time, batch, input]``, initial output and cell state.
+def inputs(cell: ReferenceCell, seed: int = 0, steps: int | None = None) -> Iterator[tuple[str, Array, Array, Array]]:
+    """What a cell is run on: kind, inputs ``[time, batch, input]``, initial output and cell state.
 
     Args:
         steps: of the long sequence; by default, as many as large cells can afford.
     """
     rng = np.random.default_rng(seed)
-    wide, unit, hidden = sizes["input"], sizes["unit"], sizes["hidden"]
+    x, h, c = cell.shapes
 
-    def states(scale: float) -> tuple[Array, Array]:
-        return scale * rng.normal(size=(BATCH, hidden)), scale * rng.normal(size=(BATCH, unit))
+    def made(scale: float, steps: int, states: float) -> tuple[Array, Array, Array]:
+        sequence = KINDS[cell.kind].prepared(scale * rng.normal(size=(steps, BATCH, *x)))
+        return sequence, states * rng.normal(size=(BATCH, *h)), states * rng.normal(size=(BATCH, *c))
 
-    yield "random inputs", rng.normal(size=(STEPS, BATCH, wide)), *states(0.5)
-    yield "zeros", np.zeros((STEPS, BATCH, wide)), *states(0.0)
-    yield "saturating inputs", 30 * rng.normal(size=(STEPS, BATCH, wide)), *states(3.0)
-    yield "small inputs", 1e-3 * rng.normal(size=(STEPS, BATCH, wide)), *states(1e-3)
+    yield "random inputs", *made(1.0, STEPS, 0.5)
+    yield "zeros", *made(0.0, STEPS, 0.0)
+    yield "saturating inputs", *made(30.0, STEPS, 3.0)
+    yield "small inputs", *made(1e-3, STEPS, 1e-3)
     if steps is None:
-        steps = max(STEPS, min(LONG_STEPS, 20_000_000 // max(1, (wide + hidden) * unit)))
-    yield "a long sequence", rng.normal(size=(steps, BATCH, wide)), *states(1.0)
+        steps = max(STEPS, min(LONG_STEPS, 80_000_000 // max(1, cell.work)))
+    yield "a long sequence", *made(1.0, steps, 1.0)
 
 
 def compare(rule: str, where: str, first: ReferenceCell, second: ReferenceCell) -> CellProof:
     """Two cells side by side, step by step."""
     worst, at, kind, total = 0.0, None, "", 0
-    for name, x, h, c in inputs(first.sizes):
+    for name, x, h, c in inputs(first):
         start: int | None = None
         largest = 0.0
         for step, (a, b) in enumerate(zip(first.run(x, h, c), second.run(x, h, c), strict=True)):
@@ -310,7 +309,7 @@ def compare(rule: str, where: str, first: ReferenceCell, second: ReferenceCell) 
 def compare_live(rule: str, where: str, first: LiveCell, second: LiveCell, notes: list[str]) -> CellProof:
     """Two cells side by side, each in its own framework where that is installed."""
     worst, at, kind, total = 0.0, None, "", 0
-    for name, x, h, c in inputs(first.reference.sizes, steps=STEPS):
+    for name, x, h, c in inputs(first.reference, steps=STEPS):
         a, b = first.run(x, h, c), second.run(x, h, c)
         apart = [_distance(one, other) for one, other in zip(a, b, strict=True)]
         total += len(apart)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import weightport as wp
+from tests.layouts._recorded import apart
 from tests.layouts._steps import convert, random_arrays, specs
 from tests.support import Fixture, fixture, fixtures, need
 from weightport.errors import PlanError
@@ -23,8 +24,8 @@ from weightport.layouts.behaviour import behaviour
 from weightport.layouts.convert import BIJECTIVE, Conversion
 from weightport.layouts.layout import KIND_GATES
 from weightport.layouts.notation import base, parse_term
-from weightport.layouts.rare import STEPS
-from weightport.layouts.reference import KINDS, ReferenceCell, parameters
+from weightport.layouts.reference import KINDS, parameters, why_not_run
+from weightport.layouts.stacks import Cell
 from weightport.layouts.units import Stored, Unit, full_name, match, packed_shape, spelled, stored_rows
 from weightport.ranges import slices_of
 from weightport.scopes import find_cells
@@ -182,41 +183,29 @@ def test_every_table_has_a_fixture() -> None:
     assert {layout.name for layout in RARE} - set(KERAS) <= names
 
 
-def runnable() -> list[Fixture]:
-    found = []
-    for model in FIXTURES:
-        with wp.open(model.path("checkpoint_v2")) as source:
-            cells = source.cells()
-            if len(cells) == 1 and len(cells[0].units) == 1 and cells[0].layout.kind in KINDS:
-                found.append(model)
-    return found
+def cells_of(model: Fixture) -> list[Cell]:
+    with wp.open(model.path("checkpoint_v2")) as source:
+        return source.cells()
+
+
+def units_of(model: Fixture) -> list[Unit]:
+    """The units of a model's one cell, or of an attention and the cell in it."""
+    return [unit for cell in cells_of(model) for unit in cell.units]
+
+
+#: A stack is run layer by layer elsewhere (tests/test_proof.py).
+RUN = [m for m in FIXTURES if not m.doc.get("num_layers")]
 
 
 def test_every_reference_step_is_checked() -> None:
-    kinds = set()
-    for model in runnable():
-        with wp.open(model.path("checkpoint_v2")) as source:
-            kinds.add(source.cells()[0].layout.kind)
-    assert set(STEPS) <= kinds
+    kinds = {unit.layout.kind for model in RUN for unit in units_of(model)}
+    assert set(KINDS) - set(KIND_GATES) <= kinds
+    assert {layout.kind for layout in RARE} <= set(KINDS)
 
 
-@pytest.mark.parametrize("model", runnable(), ids=str)
+@pytest.mark.parametrize("model", RUN, ids=str)
 def test_reference_steps_give_what_tensorflow_gave(model: Fixture) -> None:
-    expected = model.reference
-    with wp.open(model.path("checkpoint_v2")) as source:
-        (unit,) = source.cells()[0].units
-        does = behaviour(unit.layout, unit.form, {}, {})
-        read = parameters(unit, source.specs(), lambda name, ranges: source.read(name, slices_of(ranges)), 0.0)
-    cell = ReferenceCell(unit.layout.kind, read, does, unit.sizes)
-    for case in ("full", "init"):
-        first = {k: expected.get(f"init0_{k}") if case == "init" else None for k in ("c", "h", "state")}
-        only = first["state"]  # a cell with one state: its output, or what it keeps beside it
-        h, c = (first["h"], first["c"]) if only is None else (only, only)
-        ran = list(cell.run(expected["x"].swapaxes(0, 1), h, c))
-        outputs = np.stack([output for output, _ in ran], axis=1)
-        np.testing.assert_allclose(outputs, expected[f"{case}_outputs"], atol=2e-6)
-        final = expected.get(f"{case}_final_c", expected.get(f"{case}_final_state"))
-        np.testing.assert_allclose(ran[-1][1], final, atol=2e-6)
+    assert apart(model, units_of(model)) < 2e-6
 
 
 def rules(model: Fixture, scope: str | None) -> dict[str, Any]:
@@ -245,6 +234,9 @@ def test_a_model_moves_onto_itself(model: Fixture, suffix: str, tmp_path: Path) 
             inside = [(c.layout.name, c.input, c.per_unit("unit"), c.layers) for c in made.cells()]
         proof = wp.verify(model.path("checkpoint_v2"), out, mapping)
         assert proof.equal, proof
+        assert proof.notes == ()
+        assert len(proof.cells) == len(units_of(model))
+        assert all(cell.steps > 100 for cell in proof.cells)
         with wp.open(model.path("checkpoint_v2")) as source:
             assert inside == [(c.layout.name, c.input, c.per_unit("unit"), c.layers) for c in source.cells()]
         expected = {n if scope is None else f"{scope}/{n}": a for n, a in model.variables.items()}
@@ -320,29 +312,58 @@ def test_an_unrecorded_activation_of_keras_is_not_taken_to_be_sigmoid(tmp_path: 
     assert wp.plan(str(tmp_path / "conv.npz"), None, mapping).check()
 
 
+def verified(own: Mapping[str, Any], name: str, arrays: Mapping[str, Any], tmp_path: Path) -> Any:
+    """A cell of a mapping's own layout onto itself."""
+    path, out = str(tmp_path / "in.npz"), str(tmp_path / "out.npz")
+    np.savez(path, **arrays)
+    rule = {"from": {"layout": name, "scope": ""}, "to": {"layout": name, "scope": ""}}
+    mapping = {"weightport": 1, "layouts": {name: dict(own)}, "rules": [rule]}
+    wp.transfer(path, None, mapping, out=out)
+    return wp.verify(path, out, mapping)
+
+
 def test_verify_says_which_cells_it_cannot_run(tmp_path: Path) -> None:
-    (model,) = [m for m in FIXTURES if m.name == "b_cells/phased_lstm"]
-    out = str(tmp_path / "out.npz")
-    mapping = rules(model, None)
-    wp.transfer(model.path("checkpoint_v2"), None, mapping, out=out)
-    proof = wp.verify(model.path("checkpoint_v2"), out, mapping)
-    assert proof.equal
-    assert proof.cells == ()
-    assert [note.split(": ", 2)[-1] for note in proof.notes] == ["phased_lstm cells are compared by their values only"]
+    more = {**UGRNN, "parameters": {"s": ["unit"]}, "tensors": {**UGRNN["tensors"], "s": "s[unit]"}}
+    arrays = {"W": np.ones((8, 3)), "U": np.ones((8, 4)), "b": np.ones(8)}
+    less = {key: value for key, value in UGRNN.items() if key != "tensors"}
+    less["tensors"] = {"W": "wx[(gate unit) input]"}
+    other = {"gates": ["k"], "tensors": {"W": "wx{k}[input unit]"}}
+    lstm = {"parameters": {"s": ["unit"]}, "tensors": {"W": "wx[(gate unit) input]", "U": "wt[(gate unit) hidden]"}}
+    lstm["tensors"]["s"] = "s[unit]"
+    for name, own, has, why in (
+        ("ugrnn.mine", more, {**arrays, "s": np.ones(4)}, "what a ugrnn does with ugrnn.mine is not known here"),
+        ("ugrnn.mine", less, {"W": arrays["W"]}, "what a ugrnn does with ugrnn.mine is not known here"),
+        ("new.mine", other, {"W": arrays["W"]}, "new cells are compared by their values only"),
+        ("lstm.mine", lstm, {"W": np.ones((16, 3)), "U": np.ones((16, 4)), "s": np.ones(4)},
+         "what a lstm does with s is not known here"),
+    ):  # fmt: skip
+        proof = verified(own, name, has, tmp_path)
+        assert (proof.equal, proof.cells) == (True, ())
+        (note,) = proof.notes
+        assert note.startswith(f"rules[0]: . -> .: {why}")
 
 
-def test_a_wrong_value_is_caught_by_running_the_cell(tmp_path: Path) -> None:
-    (model,) = [m for m in FIXTURES if m.name == "b_cells/ugrnn"]
-    mapping = rules(model, None)
-    wrong = {n: a.copy() for n, a in model.variables.items()}
-    kernel = wrong["rnn/ugrnn_cell/kernel"]
-    wrong["rnn/ugrnn_cell/kernel"] = np.concatenate(np.split(kernel, 2, axis=1)[::-1], axis=1)  # g and c exchanged
-    out = str(tmp_path / "wrong.npz")
-    np.savez(out, **wrong)
-    proof = wp.verify(model.path("checkpoint_v2"), out, mapping)
-    assert not proof.equal
-    assert not proof.cells[0].equal
-    assert proof.cells[0].cause == ""
+def test_a_layout_of_a_mapping_is_run_where_it_stores_what_a_shipped_one_does(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"W": (8, 3), "U": (8, 4), "b": (8,)}
+    arrays = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    proof = verified(UGRNN, "ugrnn.mine", arrays, tmp_path)
+    assert (proof.equal, len(proof.cells), proof.notes) == (True, 1, ())
+    # Without a bias, too; and with an own parameter's axes in another order.
+    del arrays["b"]
+    bare = {**UGRNN, "tensors": {k: v for k, v in UGRNN["tensors"].items() if k != "b"}}
+    assert len(verified(bare, "ugrnn.mine", arrays, tmp_path).cells) == 1
+    turned = {
+        "gates": ["z", "u"],
+        "parameters": {"wz": ["unit", "unit'", "gate"]},
+        "tensors": {"W": "wx{z}[input unit]", "Z": "wz{u}[unit unit']", "U": "wt{u}[hidden unit]"},
+    }
+    layout = parse_layout("minimal.mine", turned, "mine")
+    mine = {"W": rng.normal(size=(3, 4)), "Z": rng.normal(size=(4, 4)), "U": rng.normal(size=(4, 4))}
+    (unit,) = match(layout, layout.forms[0], "", {n: a.shape for n, a in mine.items()})
+    assert why_not_run(unit) == ""
+    read = parameters(unit, specs(mine), lambda name, ranges: mine[name][slices_of(ranges)])
+    np.testing.assert_array_equal(read["wz", "u"], mine["Z"].T)
 
 
 # Between layouts of a kind -------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
-"""Reference steps in numpy of the rarer cells, by kind; :mod:`weightport.layouts.reference` runs them.
+"""Reference steps in numpy of the rarer cells, by kind; :mod:`weightport.layouts.reference` runs them. Those whose
+states have more axes than units are in :mod:`weightport.layouts.spread`.
 
-Promise: each gives what TensorFlow 1.15's cell gives. Limit: cells whose function depends on more than their weights
-(phased, by the time; attention, grid and time-frequency cells, by their windows; convolutions, by the image) have none.
+Promise: each gives what TensorFlow 1.15's cell gives, which the recorded outputs of that TensorFlow confirm
+(tests/layouts/test_rare_cells.py). Limit: what no file stores and no option of the mapping states is TensorFlow's
+default: a phased LSTM leaks 0.001. Its time is the first column of the input.
 
 Source: tensorflow/contrib/rnn/python/ops/rnn_cell.py (the call of each cell).
 """
@@ -9,6 +11,7 @@ Source: tensorflow/contrib/rnn/python/ops/rnn_cell.py (the call of each cell).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +23,35 @@ from weightport.tensors import Array
 Parameters = Mapping[tuple[str, str | None], Array]
 #: (parameters, behaviour, input, output before, state before) -> (output, state)
 Step = Callable[[Parameters, Behaviour, Array, Array, Array], tuple[Array, Array]]
+Sizes = Mapping[str, int]
+Shape = tuple[int, ...]
+#: PhasedLSTMCell's default.
+LEAK = 0.001
+
+
+def _plain(sizes: Sizes) -> tuple[Shape, Shape, Shape]:
+    return (sizes["input"],), (sizes["hidden"],), (sizes["unit"],)
+
+
+def _as_it_is(x: Array) -> Array:
+    return x
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """How a kind of cell is run.
+
+    Attributes:
+        step: one step.
+        forget: where what is added to its forget gates would stand if it were stored: parameter and gate.
+        shapes: of one input, output and state, without the batch, for a cell's sizes.
+        prepared: makes any numbers ``[time, batch, ...]`` an input that the cell can have.
+    """
+
+    step: Step
+    forget: tuple[tuple[str, str], ...] = ()
+    shapes: Callable[[Sizes], tuple[Shape, Shape, Shape]] = _plain
+    prepared: Callable[[Array], Array] = _as_it_is
 
 
 def _gate(p: Parameters, gate: str, x: Array, h: Array) -> Array:
@@ -99,22 +131,22 @@ def _cfn(p: Parameters, does: Behaviour, x: Array, h: Array, _: Array) -> tuple[
     return h, h
 
 
-def _lstm_like(
+def lstm_like(
     p: Parameters,
     does: Behaviour,
     gates: Mapping[str, Array],
     c: Array,
-    norm: Callable[[Array], Array],
-    wr: Array | None,
+    norm: Callable[[Array], Array] = _as_it_is,
+    wr: Array | None = None,
 ) -> tuple[Array, Array]:
     """What follows the gates in cells that differ from an LSTM in how these are computed."""
-    act = _act(does)
-    i = sigmoid(gates["i"] + p.get(("wp", "i"), 0.0) * c)
-    f = sigmoid(gates["f"] + does.forget_bias.value + p.get(("wp", "f"), 0.0) * c)
+    act, rec = _act(does), ACTIVATIONS[does.recurrent_activation.value or "sigmoid"]
+    i = rec(gates["i"] + p.get(("wp", "i"), 0.0) * c)
+    f = rec(gates["f"] + does.forget_bias.value + p.get(("wp", "f"), 0.0) * c)
     c = norm(f * c + i * act(gates["g"]))
     if does.cell_clip.value:
         c = np.clip(c, -does.cell_clip.value, does.cell_clip.value)
-    h = sigmoid(gates["o"] + p.get(("wp", "o"), 0.0) * c) * act(c)
+    h = rec(gates["o"] + p.get(("wp", "o"), 0.0) * c) * act(c)
     if wr is not None:
         h = h @ wr
         if does.proj_clip.value:
@@ -129,7 +161,7 @@ def _layer_norm(p: Parameters, does: Behaviour, x: Array, h: Array, c: Array) ->
         return result
 
     gates = {k: norm(_gate(p, k, x, h), p["gamma", k], p["beta", k]) for k in ("i", "g", "f", "o")}
-    return _lstm_like(
+    return lstm_like(
         p, does, gates, c, lambda v: norm(v, p["state_gamma", None], p["state_beta", None]), p.get(("wr", None))
     )
 
@@ -140,23 +172,70 @@ def _weight_norm(p: Parameters, does: Behaviour, x: Array, h: Array, c: Array) -
         return result
 
     gates = {
-        k: x @ norm(p["wx", k], p["gx", k]) + h @ norm(p["wt", k], p["gt", k]) + p["bi", k]
+        k: x @ norm(p["wx", k], p["gx", k]) + h @ norm(p["wt", k], p["gt", k]) + p.get(("bi", k), 0.0)
         for k in ("i", "g", "f", "o")
     }
     wr = norm(p["wr", None], p["gr", None]) if ("wr", None) in p else None
-    return _lstm_like(p, does, gates, c, lambda v: v, wr)
+    return lstm_like(p, does, gates, c, wr=wr)
 
 
-STEPS: Mapping[str, Step] = {
-    "ugrnn": _ugrnn,
-    "nas": _nas,
-    "intersection": _intersection,
-    "ind_rnn": _ind_rnn,
-    "indy_gru": _indy_gru,
-    "indy_lstm": _indy_lstm,
-    "sru": _sru,
-    "minimal": _minimal,
-    "cfn": _cfn,
-    "layer_norm_lstm": _layer_norm,
-    "weight_norm_lstm": _weight_norm,
+def _phased(p: Parameters, _: Behaviour, x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+    time, x = x[:, :1], x[:, 1:]
+
+    def gate(k: str, state: Array) -> Array:
+        return _gate(p, k, x, h) + (state @ p["wc", k] if ("wc", k) in p else 0.0)
+
+    new = sigmoid(gate("f", c)) * c + sigmoid(gate("i", c)) * np.tanh(_gate(p, "g", x, h))
+    out = sigmoid(gate("o", new)) * np.tanh(new)
+    ratio = np.mod(time - p["phase", None], p["period", None]) / p["period", None]
+    up = 2 * ratio / p["ratio_on", None]
+    k = np.where(ratio < p["ratio_on", None], 2 - up, LEAK * ratio)
+    k = np.where(ratio < 0.5 * p["ratio_on", None], up, k)
+    return k * out + (1 - k) * h, k * new + (1 - k) * c
+
+
+def _time_first(x: Array) -> Array:
+    """The first column increasing and positive, as time is."""
+    time = np.cumsum(np.abs(x[..., :1]) + 0.2, axis=0)
+    return np.concatenate([time, x[..., 1:]], axis=-1)
+
+
+def _groups(p: Parameters, does: Behaviour, x: Array, h: Array, c: Array) -> tuple[Array, Array]:
+    count = sum(param[0] == "x" and param[1:].isdigit() and gate == "i" for param, gate in p)
+    parts = [np.split(v, count, axis=1) for v in (x, h)]
+
+    def gate(k: str) -> Array:
+        of_groups = [parts[0][n] @ p[f"x{n}", k] + parts[1][n] @ p[f"h{n}", k] for n in range(count)]
+        total: Array = np.concatenate(of_groups, axis=1) + np.reshape(p.get(("bi", k), 0.0), -1)
+        return total
+
+    wr = p.get(("wr", None))  # [group, unit, group', hidden]
+    if wr is not None:
+        wr = wr.reshape(c.shape[1], -1)
+    return lstm_like(p, does, {k: gate(k) for k in "igfo"}, c, wr=wr)
+
+
+def _of_groups(sizes: Sizes) -> tuple[Shape, Shape, Shape]:
+    return (
+        (sizes["group"] * sizes["input"],), (sizes["group"] * sizes["hidden"],), (sizes["group"] * sizes["unit"],),
+    )  # fmt: skip
+
+
+F = ("bi", "f")
+KINDS: Mapping[str, Kind] = {
+    "ugrnn": Kind(_ugrnn, (("bi", "g"),)),
+    "nas": Kind(_nas),
+    "intersection": Kind(_intersection, (("bi", "gh"), ("bi", "gy"))),
+    "ind_rnn": Kind(_ind_rnn),
+    "indy_gru": Kind(_indy_gru),
+    "indy_lstm": Kind(_indy_lstm, (F,)),
+    "sru": Kind(_sru),
+    "minimal": Kind(_minimal),
+    "cfn": Kind(_cfn),
+    "layer_norm_lstm": Kind(_layer_norm, (("beta", "f"),)),
+    "weight_norm_lstm": Kind(_weight_norm, (F,)),
+    "phased_lstm": Kind(
+        _phased, shapes=lambda sizes: ((1 + sizes["input"],), *_plain(sizes)[1:]), prepared=_time_first
+    ),
+    "glstm": Kind(_groups, (F,), _of_groups),
 }
