@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Change one entry of a layout table at a time, and see that a test notices.
 
-    python scripts/mutate_tables.py
+    python scripts/mutate_tables.py [KIND | KIND.FLAVOUR ...]
 
-The entries: the order and the signs of the gates, the axes and the order of the terms of every packing, the gates that
-a term names, forget bias, reset mode, gates that follow from others. What no function can tell is not changed: which of
-two biases that are only ever summed is the first, and an order of gates that no packing goes by.
+Without names, all of them. The entries: the order and the signs of the gates, the axes and the order of the terms of
+every packing, the gates that a term names, forget bias, reset mode, gates that follow from others. What no function can
+tell is not changed: which of two biases that are only ever summed is the first, an order of gates that no packing goes
+by, the sign of a gate whose two halves are multiplied, and a tensor that its cell stores and does not use.
 
 Exit codes: 0 every changed table is caught; 1 one is not.
 """
@@ -16,7 +17,7 @@ import copy
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -27,7 +28,12 @@ import yaml
 from weightport.errors import LayoutError
 from weightport.layouts import Layout, parse_layout
 
-KINDS = ("lstm", "gru", "rnn")
+#: Kinds in which a gate has a second bias that is only ever summed with the first, or is the one that is used.
+SUMMED = ("lstm", "rnn")
+#: A gate whose halves, from the input and the output before, are multiplied: both with the other sign are the same.
+MULTIPLIED = {("nas", "gate ~a3")}
+#: A parameter that its cell does not use.
+UNUSED = "unused"
 _TERM = re.compile(r"(?P<head>\w+\s*(?:\{[^}]*\})?)\[(?P<axes>[^\]]*)\](?P<rest>.*)", re.DOTALL)
 _GROUPS = re.compile(r"\([^)]*\)|[^\s()]+")
 
@@ -49,17 +55,17 @@ class Mutant:
 
 
 def shipped() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The tables of the common cells, as data."""
+    """The tables, as data."""
     for entry in sorted((resources.files("weightport.layouts") / "tables").iterdir(), key=lambda e: e.name):
         if entry.name.endswith(".yaml"):
-            for name, table in yaml.safe_load(entry.read_text(encoding="utf-8")).items():
-                if name.split(".")[0] in KINDS:
-                    yield name, table
+            yield from yaml.safe_load(entry.read_text(encoding="utf-8")).items()
 
 
-def mutants() -> Iterator[Mutant]:
-    """Every changed table."""
+def mutants(names: Sequence[str] = ()) -> Iterator[Mutant]:
+    """Every changed table, or those of some layouts or kinds."""
     for name, table in shipped():
+        if names and not {name, name.split(".")[0]} & set(names):
+            continue
         for change, changed in changes(name.split(".")[0], table):
             try:
                 layout: Layout | None = parse_layout(name, changed, name)
@@ -76,7 +82,7 @@ def changes(kind: str, table: Mapping[str, Any]) -> Iterator[tuple[str, dict[str
 
     gates = table.get("gates")
     if gates is not None:
-        for which, new in gate_changes(gates):
+        for which, new in (change for change in gate_changes(gates) if (kind, change[0]) not in MULTIPLIED):
             if which.startswith("gate ") or isinstance(gates, dict) or by_order(table):
                 yield which, changed() | {"gates": new}
     if "derived" in table:
@@ -86,7 +92,7 @@ def changes(kind: str, table: Mapping[str, Any]) -> Iterator[tuple[str, dict[str
         )
     for place in [(), *(("variants", k) for k in range(len(table.get("variants") or ())))]:
         part = at(table, place)
-        if kind == "lstm" and ("forget_bias" in part or not place):
+        if (kind == "lstm" or "forget_gates" in table) and ("forget_bias" in part or not place):
             new = changed()
             at(new, place)["forget_bias"] = part.get("forget_bias", 0.0) + 1
             yield f"{place} forget_bias + 1", new
@@ -95,7 +101,9 @@ def changes(kind: str, table: Mapping[str, Any]) -> Iterator[tuple[str, dict[str
             at(new, place)["reset"] = "after" if part["reset"] == "before" else "before"
             yield f"{place} reset", new
         # A second bias that is never summed with the first: of a GRU that resets after the product.
-        apart = kind == "gru" and "bt" in str(part) and part.get("reset", table.get("reset")) != "before"
+        apart = kind not in SUMMED
+        if kind == "gru":
+            apart = "bt" in str(part) and part.get("reset", table.get("reset")) != "before"
         for template, packing in (part.get("tensors") or {}).items():
             for which, other in packing_changes(apart, packing):
                 new = changed()
@@ -158,6 +166,8 @@ def term_changes(apart: bool, term: str) -> Iterator[tuple[str, str]]:
     """One term with its axes or its gates in another order, or of another parameter."""
     found = _TERM.fullmatch(term)
     assert found is not None, term
+    if term.startswith(UNUSED):
+        return
     head, rest = found["head"], found["rest"]
     groups = [g.strip("()").split() if g.startswith("(") else [g] for g in _GROUPS.findall(found["axes"])]
 
@@ -183,13 +193,13 @@ def term_changes(apart: bool, term: str) -> Iterator[tuple[str, str]]:
         yield f"{term} as {other}", text(axes, other + head[len(param[0]) :])
 
 
-def main() -> int:
+def main(names: Sequence[str]) -> int:
     """Try every changed table."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     caught = importlib.import_module("tests.layouts.test_reference").caught
     tried = refused = 0
     survivors = []
-    for mutant in mutants():
+    for mutant in mutants(names):
         tried += 1
         if mutant.layout is None:
             refused += 1
@@ -205,4 +215,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

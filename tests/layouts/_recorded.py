@@ -6,7 +6,8 @@ script that made the fixtures has it (tests/data/fixtures/generate/make_b_rare_c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +23,9 @@ Arrays = dict[str, np.ndarray]
 BLOCKS = {"b_cells/grid_lstm": [(0, 4)], "b_cells/grid_lstm_shared_coupled": [(0, 2), (2, 6)]}
 
 
-def cell_of(unit: Unit, arrays: Arrays) -> ReferenceCell:
+def cell_of(unit: Unit, arrays: Arrays, stated: Mapping[str, Any] | None = None) -> ReferenceCell:
     """The reference cell of a unit, its tensors out of arrays."""
-    does = behaviour(unit.layout, unit.form, {}, {})
+    does = behaviour(unit.layout, unit.form, {}, stated or {})
     specs = {n: TensorSpec.of(a.dtype, a.shape) for n, a in arrays.items()}
     bias = float(does.forget_bias.value)
     read = parameters(unit, specs, lambda name, ranges: arrays[name][slices_of(ranges)], bias)
