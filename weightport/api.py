@@ -90,11 +90,15 @@ class Result:
         plan: what was carried out.
         target: the live model that got the values, or None for a file.
         path: the file that was written, or None for a live model.
+        frozen: which of a JAX model's values are constants: for a tree, a tree of bools of the same structure (True
+            also at leaves that are no arrays); for an nnx module, an nnx filter. None for all else, where the model
+            itself says it.
     """
 
     plan: Plan
     target: Any = None
     path: str | None = None
+    frozen: Any = None
 
     def as_json(self) -> dict[str, Any]:
         """The document that ``transfer --json`` prints."""
@@ -252,7 +256,8 @@ def transfer(
         source: a path or an open source. One that is given open has to stay open as long as a TensorFlow graph may run
             its initializers.
         target: a live model - a ``tf.Graph`` (``tf.compat.v1``), a Keras 3 or legacy Keras model or layer, a
-            ``tf.Module``, a list of ``tf.Variable`` - or, with ``out``, a file that describes the new model, or None.
+            ``tf.Module``, a list of ``tf.Variable``, an nnx module, a JAX tree of arrays (the new one is the result's
+            ``target``) - or, with ``out``, a file that describes the new model, or None.
         mapping: a path, a dict or a loaded mapping.
         out: the file to write: ``.npz``, ``.safetensors``, ``.h5``, a checkpoint prefix ``tf-checkpoint:PREFIX`` or one
             that ends in ``.ckpt``. It holds the target's tensors, kept values included; without a target, what the
@@ -322,7 +327,7 @@ def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False, so
 
     Args:
         source: a path or an open source: what the weights came from.
-        out: a path or an open source: what was written.
+        out: a path or an open source: what was written; or the JAX tree or nnx module that got the values.
         mapping: a path, a dict or a loaded mapping.
         live: run the frameworks' own cells, too, where they are installed.
         sources: name -> path or open source, of the further sources that the mapping names.
@@ -339,9 +344,24 @@ def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False, so
     from weightport.proof import verify as prove
 
     rules = load_mapping(mapping)
-    with _reading(source, rules, sources) as opened, _opened(out) as written:
+    with _reading(source, rules, sources) as opened, _written(out) as written:
         expected(opened, None, rules)
         return prove(opened, written, rules, live=live)
+
+
+@contextmanager
+def _written(out: Any) -> Iterator[Source]:
+    """What a transfer made: a file, or a live model that shows its values."""
+    if isinstance(out, str | os.PathLike | Source):
+        with _opened(out) as opened:
+            yield opened
+        return
+    from weightport.targets.registry import live_target
+
+    model: Any = live_target(out)
+    if not isinstance(model, Source):
+        raise Error(f"the {model.kind} model cannot be verified: write a file, and verify that")
+    yield model
 
 
 def _into_model(
@@ -371,7 +391,8 @@ def _into_model(
         planned.check()
         if dry_run:
             return Result(planned, target)
-        return Result(planned, live.assign(live_values(planned, opened, watch)))
+        assigned = live.assign(live_values(planned, opened, watch))
+        return Result(planned, assigned, frozen=getattr(live, "frozen", None))
     except BaseException:
         stays = False
         raise

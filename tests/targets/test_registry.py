@@ -13,15 +13,15 @@ from weightport.errors import Error
 from weightport.targets.registry import is_graph, live_target
 
 
-@pytest.mark.parametrize("obj", [None, 3, "path", {}, [], [1], object()])
+@pytest.mark.parametrize("obj", [None, 3, "path", {}, [], [1], {"a": ["b", {"c": None}]}, object()])
 def test_an_object_of_no_framework(obj: Any) -> None:
     assert not is_graph(obj)
     with pytest.raises(Error) as caught:
         live_target(obj)
     kind = f"{type(obj).__module__}.{type(obj).__name__}"
     assert str(caught.value) == (
-        f"{kind} is no model that takes weights: expected a tf.Graph, a Keras model or layer, a tf.Module or a list of "
-        "tf.Variable; a file is given as a path, with out="
+        f"{kind} is no model that takes weights: expected a tf.Graph, a Keras model or layer, a tf.Module, a list of "
+        "tf.Variable, an nnx module or a JAX tree of arrays; a file is given as a path, with out="
     )
 
 
@@ -31,7 +31,7 @@ def test_no_framework_is_imported_to_find_out() -> None:
         "from weightport.targets.registry import live_target\n"
         "try:\n    live_target(object())\n"
         "except Exception as error:\n    assert 'no model' in str(error), error\n"
-        "assert not {'tensorflow', 'keras', 'tf_keras', 'torch'} & set(sys.modules)"
+        "assert not {'tensorflow', 'keras', 'tf_keras', 'torch', 'jax', 'flax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
