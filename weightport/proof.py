@@ -212,7 +212,8 @@ def _apart(expected: Array, found: Array) -> float | None:
 def _cells(
     rule: CellRule, rules: Rules, source: Source, out: Source, notes: list[str], live: bool
 ) -> Iterator[CellProof]:
-    mine, its = (cells.Side(s.specs(), s.facts, at.scope) for s, at in ((source, rules.source), (out, rules.target)))
+    mine = cells.Side(source.specs(), source.facts, rules.source.scope)
+    its = cells.Side(out.specs(), out.facts, rules.target.scope, getattr(out, "root", ""))
     skip = matching(rules.ignore, source.specs(), ended(rules.source.scope, source.specs()))
     pairs = cells.move(rule, mine, its, rules.layouts, skip).pairs
     closed = {p.where: why for p in pairs if (why := why_not_run(p.source) or why_not_run(p.target))}

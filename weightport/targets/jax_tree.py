@@ -82,7 +82,10 @@ class JaxTreeTarget:
     def __init__(self, tree: Any) -> None:
         jax = arrays.import_jax("a tree of arrays as a target")
         self._where = f"JAX tree {type(tree).__name__}"
-        flat, self._structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)
+        try:
+            flat, self._structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_box)
+        except Exception as exc:  # keys that cannot be sorted, a class' own flatten
+            raise RefusedError(Problem(self._where, f"is no tree for JAX: {exc}")) from exc
         self._leaves: list[Any] = [leaf for _, leaf in flat]
         self._at: dict[str, int] = {}
         count: Counter[str] = Counter()
