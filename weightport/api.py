@@ -344,24 +344,13 @@ def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False, so
     from weightport.proof import verify as prove
 
     rules = load_mapping(mapping)
-    with _reading(source, rules, sources) as opened, _written(out) as written:
+    if not isinstance(out, str | os.PathLike | Source):
+        from weightport.targets.registry import live_source
+
+        out = live_source(out)
+    with _reading(source, rules, sources) as opened, _opened(out) as written:
         expected(opened, None, rules)
         return prove(opened, written, rules, live=live)
-
-
-@contextmanager
-def _written(out: Any) -> Iterator[Source]:
-    """What a transfer made: a file, or a live model that shows its values."""
-    if isinstance(out, str | os.PathLike | Source):
-        with _opened(out) as opened:
-            yield opened
-        return
-    from weightport.targets.registry import live_target
-
-    model: Any = live_target(out)
-    if not isinstance(model, Source):
-        raise Error(f"the {model.kind} model cannot be verified: write a file, and verify that")
-    yield model
 
 
 def _into_model(

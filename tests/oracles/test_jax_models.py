@@ -1,4 +1,4 @@
-"""Cells of TensorFlow, Keras and PyTorch into live models of Flax, Haiku and Equinox: the models give the same outputs."""
+"""Cells of TensorFlow, Keras and PyTorch into live models of Flax, Haiku and Equinox: the same outputs."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def test_traced_trees_are_refused() -> None:
     def step(params: Any) -> Any:
         return JaxTreeTarget(params).specs()
 
-    with pytest.raises(RefusedError, match="^JAX tree dict: leaf 'a': is traced; move weights outside of jit"):
+    with pytest.raises(RefusedError, match=r"^JAX tree dict: leaf 'a': is traced; move weights outside of jit"):
         jax.jit(step)({"a": jnp.ones(1)})
 
 
@@ -307,7 +307,7 @@ def test_frozen_dicts_and_registered_classes() -> None:
     assert found["a"].kernel.tolist() == [5, 6]
 
 
-def test_haikus_names(tmp_path: Path) -> None:
+def test_haikus_names() -> None:
     old = {"net/~/lstm/linear": {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3)}}
     assert list(JaxTreeTarget(old).specs()) == ["net/~/lstm/linear/b", "net/~/lstm/linear/w"]
 

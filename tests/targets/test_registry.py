@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import need
 from weightport.errors import Error
-from weightport.targets.registry import is_graph, live_target
+from weightport.targets.registry import is_graph, live_source, live_target
 
 
 @pytest.mark.parametrize("obj", [None, 3, "path", {}, [], [1], {"a": ["b", {"c": None}]}, object()])
@@ -75,3 +75,12 @@ def test_options_are_for_graphs() -> None:
     with pytest.raises(Error) as caught:
         live_target(module, session=None, large_constants="refuse")
     assert str(caught.value) == "session, large_constants: for TensorFlow graphs only, not for Module"
+
+
+def test_models_that_show_their_values() -> None:
+    tf = need("tensorflow")
+    jax = need("jax")
+    assert live_source({"a": jax.numpy.ones(2)}).read("a").tolist() == [1, 1]
+    with pytest.raises(Error) as caught:
+        live_source([tf.Variable(1.0, name="v")])
+    assert str(caught.value) == "the tf.Module model cannot be verified: write a file, and verify that"

@@ -11,7 +11,7 @@ from typing import Any
 
 from weightport.errors import Error
 from weightport.targets._variables import inherits
-from weightport.tensors import Target
+from weightport.tensors import Source, Target
 
 #: module -> class, in the order in which they are asked.
 _TARGETS = {
@@ -56,3 +56,15 @@ def live_target(obj: Any, **options: Any) -> Target:
         "model or layer, a tf.Module, a list of tf.Variable, an nnx module or a JAX tree of arrays; a file is given as "
         "a path, with out="
     )
+
+
+def live_source(obj: Any) -> Source:
+    """A live model that shows its values: for those whose target is a source, too.
+
+    Raises:
+        Error: no known kind of model, or one that does not.
+    """
+    model: Any = live_target(obj)
+    if not isinstance(model, Source):
+        raise Error(f"the {model.kind} model cannot be verified: write a file, and verify that")
+    return model
