@@ -1,0 +1,53 @@
+"""The benchmarks run, and what they compare is equal. How long anything takes is no test's business."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.benchmarks import Goal, Run, ratios, table
+from tests.support import need
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def bench(script: str, *arguments: str) -> str:
+    ran = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / script), *arguments], capture_output=True, encoding="utf-8", check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_ratios_are_those_within_a_round() -> None:
+    base, other = ([Run(s, 1_000_000) for s in seconds] for seconds in ((1.0, 2.0, 4.0), (2.0, 2.0, 2.0)))
+    assert ratios(other, base) == (1.0, 0.5, 2.0)
+    text = table("a job", {"cp": base, "ours": other}, "cp", {"ours": [Goal("cp", 1.5), Goal("ours", 0.5)]})
+    assert text.splitlines()[-1] == (
+        "| ours | 1.00 (0.50 to 2.00) | 2.000 | 1 MB "
+        "| at most 1.5x cp: 1.00, met; at most 0.5x ours: 1.00, **not met** |"
+    )
+
+
+def test_injection(tmp_path: Path) -> None:
+    for framework in ("tensorflow", "keras"):
+        need(framework)
+    out = bench("bench_inject.py", "--mb", "1", "--folder", str(tmp_path))
+    names = re.findall(r"^\| ([\w. ]+) \| \d", out, re.MULTILINE)
+    assert names == [
+        "Saver.restore", "init_from_checkpoint", "weightport", "an assign each", "load_weights", "weightport"
+    ]  # fmt: skip
+    growth = re.search(r"GraphDef: (\d+) bytes more for each variable", out)
+    assert growth is not None
+    assert int(growth[1]) <= 1000
+
+
+def test_a_contender_that_fails_stops_the_benchmark() -> None:
+    from scripts.benchmarks import Failed, run
+
+    with pytest.raises(Failed, match="it is wrong"):
+        run("raise SystemExit('it is wrong')")
