@@ -40,6 +40,8 @@ MAY_IMPORT = {
     "mapping": _may("tensors", "layouts", "initializers"),
     "plan": _may("tensors", "ranges", "values", "scopes", "layouts", "mapping", "initializers"),
     "inputs": _may("tensors", "mapping", "formats.files"),
+    "opening": _may("tensors", "scopes", "layouts", "mapping", "inputs", "formats.detect"),
+    "lockfile": _may("tensors", "mapping", "inputs", "formats.files", "formats._io"),
     "execute": _may("tensors", "ranges", "values", "plan", "formats.detect"),
     "targets": _may("tensors", "formats"),
     "causes": _may("tensors", "layouts"),

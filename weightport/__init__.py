@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 # The package of that name takes the name here when it is first imported: before the function does, not after.
 from weightport import plan as _plan  # noqa: F401
-from weightport.api import OpenSource, Result, load_mapping, open, plan, transfer, verify
+from weightport.api import Result, load_mapping, lock, plan, transfer, verify
 from weightport.errors import (
     BudgetExceeded,
     Error,
@@ -22,6 +22,7 @@ from weightport.errors import (
     RefusedError,
     TensorNotFound,
 )
+from weightport.opening import OpenSource, open
 from weightport.tensors import Budget, TensorSpec
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ __all__ = [
     "TensorNotFound",
     "TensorSpec",
     "load_mapping",
+    "lock",
     "open",
     "plan",
     "tensorflow",

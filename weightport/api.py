@@ -7,79 +7,23 @@ first variable assigned. Limit: a source is a local file.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from weightport.errors import Error, MappingError
-from weightport.tensors import Array, Budget, Index, Source, TensorSpec, bytes_of
+from weightport.opening import OpenSource, as_source, close, gather, reading
+from weightport.tensors import Source, bytes_of
 
 if TYPE_CHECKING:
     from weightport.execute import Progress
-    from weightport.layouts.stacks import Cell
     from weightport.mapping import Mapping as Rules
     from weightport.plan import Plan
     from weightport.proof import Verification
-    from weightport.scopes import Scope
 
     AnyMapping = str | os.PathLike[str] | Mapping[str, Any] | Rules
-    Named = Mapping[str, str | os.PathLike[str] | Source] | None
-
-
-class OpenSource:
-    """An open model file, as :func:`open` returns it: a :class:`weightport.tensors.Source` with a scope tree.
-
-    Attributes:
-        format: its format's name.
-        path: as it was given, without ``FORMAT:``.
-    """
-
-    def __init__(self, inner: Source) -> None:
-        self._inner = inner
-        self.format, self.path = inner.format, inner.path
-
-    def specs(self) -> Mapping[str, TensorSpec]:
-        """Name -> spec (dtype, shape, nbytes, role), in the file's order. No tensor bytes are read."""
-        return self._inner.specs()
-
-    def read(self, name: str, index: Index = None) -> Array:
-        """A tensor, or the part of it that ``index`` (slices of the leading axes) cuts out, as a numpy array.
-
-        Raises:
-            TensorNotFound: no such name; the message lists the closest.
-            FormatError: truncated or corrupt; checksums are verified where the format has them.
-        """
-        return self._inner.read(name, index)
-
-    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
-        """What the file records about the RNN cell of these tensors (:meth:`weightport.tensors.Source.facts`)."""
-        return self._inner.facts(names)
-
-    def tree(self) -> Scope:
-        """The scope tree; ``print`` draws it."""
-        from weightport.scopes import tree
-
-        return tree({n: s for n, s in self.specs().items() if s.role != "constant"})
-
-    def cells(self) -> list[Cell]:
-        """The RNN cells that are found in it by their tensors' names."""
-        from weightport.scopes import find_cells
-
-        return find_cells(self.specs())
-
-    def close(self) -> None:
-        """Release the file handles; reading afterwards is an error."""
-        self._inner.close()
-
-    def __enter__(self) -> OpenSource:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    from weightport.opening import Named
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,23 +52,6 @@ class Result:
         return str(self.plan)
 
 
-def open(path: str | os.PathLike[str], *, budget: Budget | None = None) -> OpenSource:  # noqa: A001
-    """Open a model file for reading: its header only.
-
-    Args:
-        path: a checkpoint prefix, its ``.index``, a folder that holds a checkpoint or a SavedModel, ``.pb``,
-            ``.pbtxt``, ``.meta``, ``.h5``, ``.npz``, ``.npy`` or ``.safetensors``. The format is told by the content;
-            ``FORMAT:PATH`` forces one.
-        budget: bounds on what the reader takes in, whatever the file claims.
-
-    Raises:
-        FormatError: missing, truncated, corrupt, or no model file that weightport reads.
-    """
-    from weightport.formats.detect import open_source
-
-    return OpenSource(open_source(path, budget=budget))
-
-
 def load_mapping(mapping: AnyMapping) -> Rules:
     """A mapping from a YAML file or a dict, validated.
 
@@ -150,57 +77,6 @@ def _rules_for(mapping: AnyMapping, source: Any, target: Any, sources: Named) ->
         raise MappingError(error.joined(found)) from None
 
 
-@contextmanager
-def _opened(source: Any) -> Iterator[Source]:
-    """A source that is open already stays open; a path is opened and closed again."""
-    if isinstance(source, str | os.PathLike):
-        inner = open(source)
-        try:
-            yield inner
-        finally:
-            inner.close()
-    elif isinstance(source, Source):
-        yield source
-    else:
-        raise Error(f"a source is a path or what weightport.open returns, not {type(source).__name__}")
-
-
-def gather(source: Any, rules: Rules, sources: Named = None) -> tuple[Source, list[Source]]:
-    """What the mapping reads, as one source; and what was opened for that, which has to be closed."""
-    from weightport.inputs import gathered, named_paths
-
-    own: list[Source] = []
-
-    def opened(given: Any) -> Source:
-        if isinstance(given, str | os.PathLike):
-            own.append(open(given))
-            return own[-1]
-        if not isinstance(given, Source):
-            raise Error(f"a source is a path or what weightport.open returns, not {type(given).__name__}")
-        return given
-
-    try:
-        main = opened(source)
-        return gathered(main, rules, {n: opened(s) for n, s in named_paths(rules, sources or {}).items()}), own
-    except BaseException:
-        _close(own)
-        raise
-
-
-def _close(sources: Sequence[Source]) -> None:
-    for source in sources:
-        source.close()
-
-
-@contextmanager
-def _reading(source: Any, rules: Rules, sources: Named) -> Iterator[Source]:
-    found, own = gather(source, rules, sources)
-    try:
-        yield found
-    finally:
-        _close(own)
-
-
 def plan(source: Any, target: Any, mapping: AnyMapping, *, sources: Named = None) -> Plan:
     """What a mapping does to a source and a target. Pure: headers only, nothing is written; ``str(plan)`` is the dry
     run.
@@ -221,11 +97,11 @@ def plan(source: Any, target: Any, mapping: AnyMapping, *, sources: Named = None
     from weightport.plan import plan as make
 
     rules = load_mapping(mapping)
-    with _reading(source, rules, sources) as opened:
+    with reading(source, rules, sources) as opened:
         if target is None:
             return make(opened, None, rules)
         if isinstance(target, str | os.PathLike):
-            with _opened(target) as file:
+            with as_source(target) as file:
                 return make(opened, file, rules, target_name=file.path)
         if isinstance(target, Source) and hasattr(target, "read"):
             return make(opened, target, rules, target_name=target.path)
@@ -245,6 +121,7 @@ def transfer(
     sources: Named = None,
     shard_size: str | int | None = None,
     expect_sha256: str | None = None,
+    locked: str | os.PathLike[str] | bool = False,
     progress: Progress | None = None,
     on_plan: Callable[[Plan], None] | None = None,
     dry_run: bool = False,
@@ -267,6 +144,8 @@ def transfer(
         shard_size: for formats of several files: bytes of values in one of them, a number or ``"2GB"``. A larger tensor
             has a file of its own.
         expect_sha256: refuse any other source (:func:`weightport.formats.files.digest`).
+        locked: refuse anything that is not as the lock file says (:func:`lock`): its path, or True for the one beside
+            the mapping file.
         progress: called with the number of bytes as they are written.
         on_plan: called with the plan before anything is written or assigned, also with one that has problems.
         dry_run: check everything, ``out`` too if it is given, and write or assign nothing.
@@ -293,7 +172,7 @@ def transfer(
     if shard_size is not None and out is None:
         raise Error("shard_size is for a file that is written: say where, out='model.ckpt'")
     if out is None and not file:
-        return _into_model(source, target, rules, sources, expect_sha256, told, dry_run, options)
+        return _into_model(source, target, rules, sources, expect_sha256, locked, told, dry_run, options)
     if options:
         raise Error(f"{', '.join(options)}: for live models only")
     if not file:
@@ -303,10 +182,11 @@ def transfer(
     from weightport.inputs import expected, files, provenance, refuse_inputs
 
     with ExitStack() as stack:
-        opened = stack.enter_context(_reading(source, rules, sources))
-        kept = stack.enter_context(_opened(target)) if target is not None else None
+        opened = stack.enter_context(reading(source, rules, sources))
+        kept = stack.enter_context(as_source(target)) if target is not None else None
         watch = Unchanged(file for side in (opened, kept) if side is not None for file in files(side))
         expected(opened, expect_sha256, rules)
+        _enforce(locked, opened, kept, rules)
         planned = make(opened, kept, rules, target_name=kept.path if kept is not None else "")
         told(planned)
         planned.check()
@@ -320,6 +200,60 @@ def transfer(
             metadata = provenance(opened, rules, __version__)
             write_file(planned, opened, kept, path, write, metadata=metadata, progress=progress, watch=watch)
         return Result(planned, path=None if dry_run else path)
+
+
+def lock(
+    source: Any,
+    mapping: AnyMapping,
+    *,
+    target: Any = None,
+    sources: Named = None,
+    path: str | os.PathLike[str] | None = None,
+) -> str:
+    """Write the lock file of a transfer: the digests of everything that decides about its result.
+
+    Args:
+        source: a path or an open source.
+        mapping: a path, a dict or a loaded mapping.
+        target: the file that describes the new model, if the transfer has one.
+        sources: name -> path or open source, of the further sources that the mapping names.
+        path: where to; by default beside the mapping file, ``asr.lock`` for ``asr.yaml``.
+
+    Returns:
+        The path of the lock file, for ``transfer(..., locked=...)``.
+
+    Raises:
+        MappingError: the mapping is wrong.
+        PlanError: it does not fit the source or the target: what cannot be carried out is not locked.
+        FormatError: a file cannot be read.
+    """
+    from weightport import __version__, lockfile
+    from weightport.inputs import expected
+    from weightport.plan import plan as make
+
+    rules = load_mapping(mapping)
+    if path is None and not rules.path:
+        raise Error("the mapping is no file: say where the lock is to be, path='model.lock'")
+    where = os.fspath(path) if path is not None else lockfile.default_path(rules.path)
+    with ExitStack() as stack:
+        opened = stack.enter_context(reading(source, rules, sources))
+        kept = stack.enter_context(as_source(target)) if target is not None else None
+        expected(opened, None, rules)
+        make(opened, kept, rules, target_name=kept.path if kept is not None else "").check()
+        lockfile.write(where, lockfile.described(opened, kept, rules, __version__))
+    return where
+
+
+def _enforce(locked: Any, source: Source, target: Source | None, rules: Rules) -> None:
+    """Refuse what is not as it was locked; ``locked`` is a path, True for the lock beside the mapping, or nothing."""
+    if not locked:
+        return
+    from weightport import __version__, lockfile
+
+    if locked is True and not rules.path:
+        raise Error("the mapping is no file: say where its lock is, locked='model.lock'")
+    path = lockfile.default_path(rules.path) if locked is True else os.fspath(locked)
+    lockfile.enforce(path, source, target, rules, __version__)
 
 
 def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False, sources: Named = None) -> Verification:
@@ -348,7 +282,7 @@ def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False, so
         from weightport.targets.registry import live_source
 
         out = live_source(out)
-    with _reading(source, rules, sources) as opened, _opened(out) as written:
+    with reading(source, rules, sources) as opened, as_source(out) as written:
         expected(opened, None, rules)
         return prove(opened, written, rules, live=live)
 
@@ -359,6 +293,7 @@ def _into_model(
     rules: Rules,
     sources: Named,
     expect_sha256: str | None,
+    locked: Any,
     told: Callable[[Plan], None],
     dry_run: bool,
     options: Mapping[str, Any],
@@ -375,6 +310,7 @@ def _into_model(
     try:
         watch = Unchanged(files(opened), replaced=stays)
         expected(opened, expect_sha256, rules)
+        _enforce(locked, opened, None, rules)
         planned = make(opened, live, rules, target_name=f"the {live.kind} model")
         told(planned)
         planned.check()
@@ -387,4 +323,4 @@ def _into_model(
         raise
     finally:
         if not stays:
-            _close(own)
+            close(own)

@@ -125,6 +125,16 @@ def expected(source: Source, expect_sha256: str | None, rules: Rules) -> None:
             )
 
 
+def vocabularies(rules: Rules) -> dict[str, str]:
+    """The files of words that the rules read: as the mapping spells them -> absolute path."""
+    found = {}
+    for rule in rules.rules:
+        vocab = rule.ops.vocab if isinstance(rule, TensorRule) else None
+        if vocab is not None:
+            found.update({vocab.source_text: vocab.source, vocab.target_text: vocab.target})
+    return found
+
+
 def refuse_inputs(path: str, source: Source, kept: Source | None, rules: Rules) -> None:
     """Refuse a destination that is one of the files that are read.
 
@@ -135,9 +145,7 @@ def refuse_inputs(path: str, source: Source, kept: Source | None, rules: Rules) 
     """
     from weightport.formats.files import replaced
 
-    vocabularies = [rule.ops.vocab for rule in rules.rules if isinstance(rule, TensorRule) and rule.ops.vocab]
-    read = [*paths(source), kept.path if kept is not None else "", rules.path]
-    read += [name for vocab in vocabularies for name in (vocab.source, vocab.target)]
+    read = [*paths(source), kept.path if kept is not None else "", rules.path, *vocabularies(rules).values()]
     written = replaced(path)
     for given in filter(None, read):
         for file in files(given):

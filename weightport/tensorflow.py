@@ -10,12 +10,14 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from weightport.opening import close, gather
 from weightport.tensors import Source, TensorSpec, Value
 
 _LOG = logging.getLogger("weightport")
 
 if TYPE_CHECKING:
-    from weightport.api import AnyMapping, Named
+    from weightport.api import AnyMapping
+    from weightport.opening import Named
 
 
 class Getter:
@@ -92,10 +94,9 @@ def getter(
     from weightport import api
 
     rules = api.load_mapping(mapping)
-    opened, own = api.gather(source, rules, sources)
+    opened, own = gather(source, rules, sources)
     try:
         return Getter(opened, rules, large_constants)
     except BaseException:
-        for inner in own:
-            inner.close()
+        close(own)
         raise

@@ -94,22 +94,24 @@ def test_an_error_is_a_line_and_with_debug_a_traceback(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_whatever_is_raised_is_told(raised: str, told: str) -> None:
-    head = f"import weightport as wp\nfrom weightport import api\ndef no(*a, **k): raise {raised}\napi.open = no"
+    head = (
+        f"import weightport as wp\nfrom weightport import opening\ndef no(*a, **k): raise {raised}\nopening.open = no"
+    )
     ran = process("inspect", "m.npz", "--json", code=1, head=head)
     assert ran.stderr == f"weightport: {told}\n"
     assert set(json.loads(ran.stdout)) == {"format", "tensors", "cells", "problems"}
 
 
 def test_an_interrupt() -> None:
-    head = "from weightport import api\ndef no(*a, **k): raise KeyboardInterrupt\napi.open = no"
+    head = "from weightport import opening\ndef no(*a, **k): raise KeyboardInterrupt\nopening.open = no"
     ran = process("inspect", "m.npz", code=130, head=head)
     assert (ran.stdout, ran.stderr) == ("", "weightport: interrupted\n")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_a_real_interrupt_while_it_works() -> None:
-    slow = "def slow(*a, **k):\n print('in', flush=True)\n time.sleep(60)\napi.open = slow"
-    code = f"import time\nfrom weightport import api\n{slow}\nfrom weightport.cli import main\nmain()"
+    slow = "def slow(*a, **k):\n print('in', flush=True)\n time.sleep(60)\nopening.open = slow"
+    code = f"import time\nfrom weightport import opening\n{slow}\nfrom weightport.cli import main\nmain()"
     with subprocess.Popen(
         [sys.executable, "-c", code, "inspect", "m"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:

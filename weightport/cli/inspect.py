@@ -45,8 +45,8 @@ def inspect(session: Session, model: str, scope: str | None, stats: bool, full: 
         weightport inspect frozen.pb --scope encoder --stats
         weightport inspect model.h5 --json | jq '.cells'
     """
-    from weightport.api import open as open_model
     from weightport.layouts.stacks import describe
+    from weightport.opening import open as open_model
     from weightport.scopes import find_cells
 
     session.document = {"format": "", "tensors": [], "cells": []}

@@ -14,9 +14,9 @@ from weightport.cli.output import Session, common, counted, split_named
 from weightport.errors import Error, MappingError, Problem
 
 if TYPE_CHECKING:
-    from weightport.api import OpenSource
     from weightport.lint import Findings
     from weightport.mapping import Mapping as Rules
+    from weightport.opening import OpenSource
 
 
 @click.command(short_help="Check mapping files, also against models.")
@@ -47,7 +47,7 @@ def lint(
     with ExitStack() as stack:
 
         def opened(path: str | None) -> OpenSource | None:
-            from weightport.api import open as open_model
+            from weightport.opening import open as open_model
 
             try:
                 return stack.enter_context(open_model(path)) if path is not None else None
@@ -95,8 +95,8 @@ class _Check:
 
     def _against(self, rules: Rules) -> Findings:
         """What a mapping comes to against the models at hand."""
-        from weightport.api import gather
         from weightport.lint import Findings, lint
+        from weightport.opening import close, gather
 
         if self._source is not None and rules.source.sha256 and self._digest is None:
             from weightport.formats.files import digest
@@ -113,8 +113,7 @@ class _Check:
         try:
             return lint(rules, source, self._target, target_name=name, source_sha256=self._digest)
         finally:
-            for inner in own:
-                inner.close()
+            close(own)
 
 
 def _said(findings: Any) -> str:

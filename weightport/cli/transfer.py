@@ -68,6 +68,10 @@ def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     "--expect-sha256", metavar="H", callback=_digest,
     help="Refuse a SOURCE with another digest (of one file: what sha256sum prints).",
 )  # fmt: skip
+@click.option("--locked", is_flag=True, help="Refuse anything that is not as the mapping's lock file says.")
+@click.option(
+    "--lock", metavar="LOCK", help="The lock file, if it is not the one beside the mapping; implies --locked."
+)
 @common
 def transfer(
     session: Session,
@@ -82,6 +86,8 @@ def transfer(
     reverse: bool,
     threads: int,
     expect_sha256: str | None,
+    locked: bool,
+    lock: str | None,
 ) -> None:
     """Move weights from SOURCE into a new file OUT, as the mapping says.
 
@@ -124,6 +130,7 @@ def transfer(
                 session.lines(lines(replace(plan, problems=())))
 
         options: dict[str, Any] = {"out": out, "format": format, "sources": sources, "expect_sha256": expect_sha256}
+        options["locked"] = lock or locked
         options["shard_size"] = shard_size
         result = move(
             source,

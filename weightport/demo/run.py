@@ -15,6 +15,7 @@ import numpy as np
 from weightport import api
 from weightport.demo import char_lstm, live
 from weightport.errors import Error, Problem
+from weightport.opening import open as open_model
 from weightport.tensors import Array
 
 MODEL, MAPPING, OUT = "char_lstm.ckpt", "mapping.yaml", "keras.npz"
@@ -85,7 +86,7 @@ class Demo:
 
     def live(self) -> tuple[Run, dict[str, Any]]:
         """What a live TensorFlow graph writes, whose variables were born with the weights; and what it is."""
-        with api.open(self.model) as source:
+        with open_model(self.model) as source:
             model = live.Live(source, self.mapping, self.units)
             try:
                 run = Run(*char_lstm.write(model.step(), self.units))
@@ -95,5 +96,5 @@ class Demo:
 
 
 def _weights(path: str) -> dict[str, Array]:
-    with api.open(path) as source:
+    with open_model(path) as source:
         return {name: source.read(name) for name in source.specs()}

@@ -1,0 +1,146 @@
+"""Opening what a transfer reads: one model file, or everything that a mapping names.
+
+Promise: headers only; what was opened here is closed here, what was given open stays open. Limit: local files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from weightport.errors import Error
+from weightport.tensors import Array, Budget, Index, Source, TensorSpec
+
+if TYPE_CHECKING:
+    from weightport.layouts.stacks import Cell
+    from weightport.mapping import Mapping as Rules
+    from weightport.scopes import Scope
+
+    Named = Mapping[str, str | os.PathLike[str] | Source] | None
+
+
+class OpenSource:
+    """An open model file, as :func:`open` returns it: a :class:`weightport.tensors.Source` with a scope tree.
+
+    Attributes:
+        format: its format's name.
+        path: as it was given, without ``FORMAT:``.
+    """
+
+    def __init__(self, inner: Source) -> None:
+        self._inner = inner
+        self.format, self.path = inner.format, inner.path
+
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Name -> spec (dtype, shape, nbytes, role), in the file's order. No tensor bytes are read."""
+        return self._inner.specs()
+
+    def read(self, name: str, index: Index = None) -> Array:
+        """A tensor, or the part of it that ``index`` (slices of the leading axes) cuts out, as a numpy array.
+
+        Raises:
+            TensorNotFound: no such name; the message lists the closest.
+            FormatError: truncated or corrupt; checksums are verified where the format has them.
+        """
+        return self._inner.read(name, index)
+
+    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
+        """What the file records about the RNN cell of these tensors (:meth:`weightport.tensors.Source.facts`)."""
+        return self._inner.facts(names)
+
+    def tree(self) -> Scope:
+        """The scope tree; ``print`` draws it."""
+        from weightport.scopes import tree
+
+        return tree({n: s for n, s in self.specs().items() if s.role != "constant"})
+
+    def cells(self) -> list[Cell]:
+        """The RNN cells that are found in it by their tensors' names."""
+        from weightport.scopes import find_cells
+
+        return find_cells(self.specs())
+
+    def close(self) -> None:
+        """Release the file handles; reading afterwards is an error."""
+        self._inner.close()
+
+    def __enter__(self) -> OpenSource:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def open(path: str | os.PathLike[str], *, budget: Budget | None = None) -> OpenSource:  # noqa: A001
+    """Open a model file for reading: its header only.
+
+    Args:
+        path: a checkpoint prefix, its ``.index``, a folder that holds a checkpoint or a SavedModel, ``.pb``,
+            ``.pbtxt``, ``.meta``, ``.h5``, ``.npz``, ``.npy`` or ``.safetensors``. The format is told by the content;
+            ``FORMAT:PATH`` forces one.
+        budget: bounds on what the reader takes in, whatever the file claims.
+
+    Raises:
+        FormatError: missing, truncated, corrupt, or no model file that weightport reads.
+    """
+    from weightport.formats.detect import open_source
+
+    return OpenSource(open_source(path, budget=budget))
+
+
+@contextmanager
+def as_source(source: Any) -> Iterator[Source]:
+    """A source that is open already stays open; a path is opened and closed again."""
+    if isinstance(source, str | os.PathLike):
+        inner = open(source)
+        try:
+            yield inner
+        finally:
+            inner.close()
+    elif isinstance(source, Source):
+        yield source
+    else:
+        raise Error(f"a source is a path or what weightport.open returns, not {type(source).__name__}")
+
+
+def gather(source: Any, rules: Rules, sources: Named = None) -> tuple[Source, list[Source]]:
+    """What the mapping reads, as one source; and what was opened for that, which has to be closed."""
+    from weightport.inputs import gathered, named_paths
+
+    own: list[Source] = []
+
+    def opened(given: Any) -> Source:
+        if isinstance(given, str | os.PathLike):
+            own.append(open(given))
+            return own[-1]
+        if not isinstance(given, Source):
+            raise Error(f"a source is a path or what weightport.open returns, not {type(given).__name__}")
+        return given
+
+    try:
+        main = opened(source)
+        return gathered(main, rules, {n: opened(s) for n, s in named_paths(rules, sources or {}).items()}), own
+    except BaseException:
+        close(own)
+        raise
+
+
+def close(sources: Sequence[Source]) -> None:
+    """Close them all."""
+    for source in sources:
+        source.close()
+
+
+@contextmanager
+def reading(source: Any, rules: Rules, sources: Named) -> Iterator[Source]:
+    """What the mapping reads, as one source; paths are opened and closed again."""
+    found, own = gather(source, rules, sources)
+    try:
+        yield found
+    finally:
+        close(own)
