@@ -90,7 +90,7 @@ def test_unknown_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         detect.open_source("safetensor:x")
     assert str(caught.value) == (
         "safetensor:x: unknown format 'safetensor'; known: tf-checkpoint, tf-checkpoint-v1, tf-frozen, tf-meta, "
-        "tf-saved-model, keras-h5, hdf5, npz, npy, safetensors; closest: 'safetensors'"
+        "tf-saved-model, keras-h5, hdf5, npz, npy, safetensors, flax-msgpack; closest: 'safetensors'"
     )
     monkeypatch.chdir(tmp_path)
     np.savez("odd:name", a=np.zeros(1))
@@ -180,8 +180,9 @@ def test_writers(tmp_path: Path) -> None:
         detect.writer_for("model.pt")
     assert str(caught.value) == (
         "model.pt: the suffix says no format to write; known: .npz, .safetensors, "
-        ".safetensors.index.json, .h5, .hdf5, .ckpt, or --format with one of npz, safetensors, safetensors-index, "
-        "keras-h5, tf-checkpoint"
+        ".safetensors.index.json, .h5, .hdf5, .ckpt, .msgpack, or --format with one of npz, safetensors, "
+        "safetensors-index, "
+        "keras-h5, tf-checkpoint, flax-msgpack"
     )
     with pytest.raises(Error, match=r"^a.npz: the format 'npy' cannot be written; known: npz, .*; closest: 'npz'$"):
         detect.writer_for("a.npz", format="npy")

@@ -35,6 +35,7 @@ READERS = {
     "npz": "npz",
     "npy": "npz",
     "safetensors": "safetensors_index",
+    "flax-msgpack": "flax_msgpack",
 }
 #: name -> module that writes it.
 WRITERS = {
@@ -43,9 +44,10 @@ WRITERS = {
     "safetensors-index": "safetensors_index",
     "keras-h5": "keras_h5_write",
     "tf-checkpoint": "tf_bundle_write",
+    "flax-msgpack": "flax_msgpack_write",
 }
 #: Formats that are written with the structure of a TARGET -> module that reads that.
-_LIKE = {"keras-h5": "keras_h5", "tf-checkpoint": "tf_bundle"}
+_LIKE = {"keras-h5": "keras_h5", "tf-checkpoint": "tf_bundle", "flax-msgpack": "flax_msgpack"}
 #: Formats that are written in several files of bounded size where that is asked for.
 _SHARDED = ("tf-checkpoint", "safetensors-index")
 #: suffix -> what an output of that name is.
@@ -56,12 +58,13 @@ SUFFIXES = {
     ".h5": "keras-h5",
     ".hdf5": "keras-h5",
     ".ckpt": "tf-checkpoint",
+    ".msgpack": "flax-msgpack",
 }
 # By content: files with a magic number, and after the tables of checkpoints those that only have a structure.
 _BY_MAGIC = ("keras-h5", "npz", "safetensors")
-_BY_STRUCTURE = ("tf-saved-model", "tf-meta", "tf-frozen")
+_BY_STRUCTURE = ("flax-msgpack", "tf-saved-model", "tf-meta", "tf-frozen")
 # Folders that are no TensorFlow checkpoint and no SavedModel.
-_BY_FOLDER = ("safetensors",)
+_BY_FOLDER = ("safetensors", "flax-msgpack")
 _CHECKPOINTS = {"v2": "tf-checkpoint", "v1": "tf-checkpoint-v1", "v1-sharded": "tf-checkpoint-v1"}
 _FORMAT = re.compile(r"([A-Za-z][A-Za-z0-9_-]+):(?!//)(.+)", re.DOTALL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")

@@ -11,7 +11,7 @@ import glob
 import hashlib
 import os
 
-from weightport.formats import safetensors_index, tf_paths
+from weightport.formats import _jax_paths, safetensors_index, tf_paths
 from weightport.formats._io import ByteFile
 from weightport.formats.detect import split_format
 
@@ -27,13 +27,19 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
         return safetensors_index.files_of(text)
     if os.path.isfile(text) and not text.endswith(".index") and os.path.basename(text) != tf_paths.STATE:
         return [text]
+    jax = _jax_paths.find(text)
+    if jax is not None:
+        return _below(jax.path) if os.path.isdir(jax.path) else [jax.path]
     resolved = tf_paths.resolve(text)
     if resolved.kind == "saved_model":
-        found = [os.path.join(folder, name) for folder, _, names in os.walk(resolved.prefix) for name in names]
-        return sorted(found)
+        return _below(resolved.prefix)
     if resolved.kind == "v2":
         return sorted([*resolved.paths, *glob.glob(glob.escape(resolved.prefix) + ".data-*-of-*")])
     return sorted(resolved.paths)
+
+
+def _below(folder: str) -> list[str]:
+    return sorted(os.path.join(above, name) for above, _, names in os.walk(folder) for name in names)
 
 
 def replaced(path: str) -> set[str]:
