@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "live": _may("tensors", "layouts", "targets"),
     "proof": _may("tensors", "ranges", "values", "scopes", "layouts", "mapping", "plan", "execute", "causes", "live"),
     "verify": _may("tensors", "values", "scopes", "layouts", "mapping", "plan", "execute", "causes", "proof"),
+    "differences": _may("tensors", "values", "mapping", "plan", "execute", "proof"),
     "suggest": _may("tensors", "scopes", "layouts", "mapping", "plan"),
     "lint": _may("tensors", "scopes", "layouts", "mapping", "plan"),
     "report": _may("tensors", "plan"),

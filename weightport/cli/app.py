@@ -28,6 +28,7 @@ COMMANDS = {
     "transfer": "transfer",
     "verify": "verify",
     "lint": "lint",
+    "diff": "diff",
     "lock": "lock",
     "layouts": "layouts",
     "schema": "layouts",
