@@ -9,6 +9,7 @@ Source: APPNOTE.TXT 6.3.9 (PKWARE), 4.3.7 and 4.4.
 
 from __future__ import annotations
 
+import json
 import threading
 import zipfile
 import zlib
@@ -46,6 +47,12 @@ class Stored:
         self.check(offset, len(buffer), tensor=tensor)
         self.file.read_into(self.offset + offset, buffer, tensor=tensor)
 
+    def verify_read(self, content: memoryview, tensor: str) -> None:
+        """Check the CRC of the member's whole content, which was just read."""
+        if self._crc is not None:
+            _compare(self.path, tensor, zlib.crc32(content), self._crc, self.offset)
+            self._crc = None
+
     def verify(self, tensor: str) -> None:
         """Check the CRC, once."""
         if self._crc is not None:
@@ -59,9 +66,9 @@ class Stored:
 class Deflated:
     """A member's bytes behind deflate: a stream of which only the range asked for is kept."""
 
-    def __init__(self, file: ByteFile, offset: int, packed: int, size: int, crc: int) -> None:
+    def __init__(self, file: ByteFile, offset: int, packed: int, size: int, crc: int | None) -> None:
         self.file, self.offset, self.packed, self.size = file, offset, packed, size
-        self._crc: int | None = crc
+        self._crc = crc
         self._lock = threading.Lock()
         # Where the stream stands: reads that follow one another go on from there.
         self._at, self._tail = 0, b""
@@ -176,7 +183,22 @@ def _stated(file: ByteFile, comment: int) -> int:
     return int.from_bytes(end[10:12], "little") if end[:4] == b"PK\x05\x06" else 0xFFFF
 
 
-def member_of(file: ByteFile, info: zipfile.ZipInfo, name: str) -> Stored | Deflated:
+def metadata_of(comment: bytes) -> dict[str, str]:
+    """What weightport left in an archive's comment (JSON); another comment is nobody's business."""
+    try:
+        found = json.loads(comment.decode("utf-8")) if comment.startswith(b"{") else {}
+    except (ValueError, RecursionError):
+        return {}
+    return {str(k): v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
+
+
+def member_of(file: ByteFile, info: zipfile.ZipInfo, name: str, *, checksum: bool = True) -> Stored | Deflated:
+    """The member of an entry of the directory.
+
+    Args:
+        name: what errors call it.
+        checksum: whether its CRC is one.
+    """
     if info.flag_bits & 0x1:
         raise FormatError(file.path, "the member is encrypted", tensor=name, offset=info.header_offset)
     head = file.read(info.header_offset, 30, tensor=name)
@@ -197,11 +219,11 @@ def member_of(file: ByteFile, info: zipfile.ZipInfo, name: str) -> Stored | Defl
     if info.compress_type == zipfile.ZIP_STORED:
         if info.file_size != info.compress_size:
             raise FormatError(file.path, "corrupt: a stored member of two sizes", tensor=name, offset=offset)
-        return Stored(file, offset, info.file_size, info.CRC)
+        return Stored(file, offset, info.file_size, info.CRC if checksum else None)
     if info.compress_type != zipfile.ZIP_DEFLATED:
         what = f"the compression method {info.compress_type} is not supported, only stored and deflated members"
         raise FormatError(file.path, what, tensor=name, offset=info.header_offset)
     if info.file_size > (info.compress_size + 16) * _MAX_RATIO:
         what = f"{info.compress_size} bytes cannot decompress to {info.file_size}"
         raise FormatError(file.path, what, tensor=name, offset=offset)
-    return Deflated(file, offset, info.compress_size, info.file_size, info.CRC)
+    return Deflated(file, offset, info.compress_size, info.file_size, info.CRC if checksum else None)

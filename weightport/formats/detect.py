@@ -36,6 +36,7 @@ READERS = {
     "npy": "npz",
     "safetensors": "safetensors_index",
     "flax-msgpack": "flax_msgpack",
+    "torch": "torch_file",
 }
 #: name -> module that writes it.
 WRITERS = {
@@ -45,6 +46,7 @@ WRITERS = {
     "keras-h5": "keras_h5_write",
     "tf-checkpoint": "tf_bundle_write",
     "flax-msgpack": "flax_msgpack_write",
+    "torch": "torch_write",
 }
 #: Formats that are written with the structure of a TARGET -> module that reads that.
 _LIKE = {"keras-h5": "keras_h5", "tf-checkpoint": "tf_bundle", "flax-msgpack": "flax_msgpack"}
@@ -59,9 +61,12 @@ SUFFIXES = {
     ".hdf5": "keras-h5",
     ".ckpt": "tf-checkpoint",
     ".msgpack": "flax-msgpack",
+    ".pt": "torch",
+    ".pth": "torch",
+    ".bin": "torch",
 }
 # By content: files with a magic number, and after the tables of checkpoints those that only have a structure.
-_BY_MAGIC = ("keras-h5", "npz", "safetensors")
+_BY_MAGIC = ("keras-h5", "npz", "safetensors", "torch")
 _BY_STRUCTURE = ("flax-msgpack", "tf-saved-model", "tf-meta", "tf-frozen")
 # Folders that are no TensorFlow checkpoint and no SavedModel.
 _BY_FOLDER = ("safetensors", "flax-msgpack")
@@ -209,8 +214,11 @@ def _looks_zip(path: str) -> tuple[str, str]:
             names = [info.filename for info in archive.infolist()[:200]]
     except Exception:
         return "this is a zip archive, truncated or corrupt", ""
-    if any(name.endswith("data.pkl") for name in names):
-        return "this is a PyTorch archive, whose index is a pickle: never loaded here", _RESAVE
+    if "serialized_state_dict.pt" in names:
+        return (
+            "this is a torch.export archive of before PyTorch 2.7",
+            "its serialized_state_dict.pt can be unpacked and read",
+        )
     if "model.weights.h5" in names:
         return "this is a .keras archive: not supported yet", "its model.weights.h5 can be unpacked and read"
     return "this is a zip archive" + (f" that begins with {names[0]!r}" if names else ""), ""

@@ -30,7 +30,7 @@ import numpy as np
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _strided, _tiles
 from weightport.formats._io import CHUNK, ByteFile, atomic_file
-from weightport.formats._zipmember import LOCAL, Deflated, Stored, directory, member_of
+from weightport.formats._zipmember import LOCAL, Deflated, Stored, directory, member_of, metadata_of
 from weightport.tensors import Array, Budget, Index, TensorSpec, Tiles, dtype_named
 
 _MAGIC = b"\x93NUMPY"
@@ -89,7 +89,7 @@ class NpzSource:
     def _open_archive(self) -> None:
         infos, comment = directory(self._file)
         self._budget.check("tensors", len(infos), self.path)
-        self.metadata = _metadata(comment)
+        self.metadata = metadata_of(comment)
         for info in infos:
             name = info.filename.removesuffix(_SUFFIX)
             if name in self._members:
@@ -267,15 +267,6 @@ class NpzSource:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _metadata(comment: bytes) -> dict[str, str]:
-    """What :func:`write` left in the archive's comment; another comment is nobody's business."""
-    try:
-        found = json.loads(comment.decode("utf-8")) if comment.startswith(b"{") else {}
-    except (ValueError, RecursionError):
-        return {}
-    return {str(k): v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
 
 
 def sniff(path: str) -> bool:
