@@ -19,6 +19,7 @@ from weightport.tensors import Source
 ARRAYS = {"lstm/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "lstm/bias": np.zeros(3, np.float32)}
 RESAVE = "save its tensors as .safetensors or .npz where you trust it"
 OUTPUTS = ["w.npz", "w.safetensors", "w.h5", "w.hdf5", "w.ckpt", "tf-checkpoint:some/prefix", "npz:w.h5", "hdf5:x"]
+OUTPUTS += ["w.pt", "w.pth", "w.bin", "torch:x"]
 
 
 def said(path: Path, content: bytes) -> str:
@@ -88,10 +89,8 @@ def test_wrong_format(tmp_path: Path) -> None:
 def test_unknown_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Error) as caught:
         detect.open_source("safetensor:x")
-    assert str(caught.value) == (
-        "safetensor:x: unknown format 'safetensor'; known: tf-checkpoint, tf-checkpoint-v1, tf-frozen, tf-meta, "
-        "tf-saved-model, keras-h5, hdf5, npz, npy, safetensors, flax-msgpack; closest: 'safetensors'"
-    )
+    known = ", ".join(detect.READERS)
+    assert str(caught.value) == f"safetensor:x: unknown format 'safetensor'; known: {known}; closest: 'safetensors'"
     monkeypatch.chdir(tmp_path)
     np.savez("odd:name", a=np.zeros(1))
     assert detect.open_source("odd:name.npz").format == "npz"
@@ -125,8 +124,9 @@ def archive(*names: str) -> bytes:
         (gzip.compress(b"x", mtime=0), "this is compressed with gzip; unpack it first"),
         (pickle.dumps({"a": 1}), "this is a pickle, which can run code when it is loaded: never loaded here; @"),
         (
-            archive("model/data.pkl", "model/data/0"),
-            "this is a PyTorch archive, whose index is a pickle: never loaded here; @",
+            archive("version", "serialized_exported_program.json", "serialized_state_dict.pt"),
+            "this is a torch.export archive of before PyTorch 2.7; its serialized_state_dict.pt can be unpacked and "
+            "read",
         ),
         (
             archive("metadata.json", "model.weights.h5"),
@@ -177,12 +177,10 @@ def test_writers(tmp_path: Path) -> None:
     with pytest.raises(Error, match=r"^m.npz: npz is not written in shards; known: .*tf-checkpoint"):
         detect.writer_for("m.npz", shard_size=5)
     with pytest.raises(Error) as caught:
-        detect.writer_for("model.pt")
+        detect.writer_for("model.xyz")
     assert str(caught.value) == (
-        "model.pt: the suffix says no format to write; known: .npz, .safetensors, "
-        ".safetensors.index.json, .h5, .hdf5, .ckpt, .msgpack, or --format with one of npz, safetensors, "
-        "safetensors-index, "
-        "keras-h5, tf-checkpoint, flax-msgpack"
+        f"model.xyz: the suffix says no format to write; known: {', '.join(detect.SUFFIXES)}, "
+        f"or --format with one of {', '.join(detect.WRITERS)}"
     )
     with pytest.raises(Error, match=r"^a.npz: the format 'npy' cannot be written; known: npz, .*; closest: 'npz'$"):
         detect.writer_for("a.npz", format="npy")

@@ -1,0 +1,153 @@
+"""State dicts written without PyTorch: PyTorch loads them, and finds the same bits."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import weightport as wp
+from tests.formats._arrays import EXTRA, NUMPY, of_every_dtype, same, specs_of, tiles_of
+from tests.formats._torch import array
+from tests.support import need
+from weightport.errors import Error
+from weightport.formats import torch_file, torch_write
+from weightport.tensors import TensorSpec
+
+
+def written(path: Path, arrays: dict[str, np.ndarray], rows: int = 2, **options: Any) -> str:
+    torch_write.write(str(path), specs_of(arrays), tiles_of(arrays, rows), **options)
+    return str(path)
+
+
+def samples() -> dict[str, np.ndarray]:
+    arrays = of_every_dtype([*NUMPY, "complex128", *EXTRA])
+    arrays["nan"] = np.array([0x7FA00001, 0xFFC00000], np.uint32).view(np.float32)
+    arrays["hollow"] = np.zeros((3, 0, 2), np.float32)
+    arrays["long"] = np.zeros((300, 2), np.int8)  # sizes of one, two and four bytes in the pickle
+    arrays["longer"] = np.zeros(70_000, np.int8)
+    arrays[""] = np.ones(1, np.float32)
+    return arrays
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_pytorch_loads_it(tmp_path: Path, mmap: bool) -> None:
+    torch = need("torch")
+    arrays = samples()
+    path = written(tmp_path / "m.pt", arrays, metadata={"k": "é"})
+    loaded = torch.load(path, weights_only=True, mmap=mmap)
+    assert (type(loaded).__name__, list(loaded)) == ("OrderedDict", list(arrays))
+    for name, tensor in loaded.items():
+        assert same(array(tensor), arrays[name]), name
+        assert tensor.stride() == torch.empty(tensor.shape).stride()
+        assert not tensor.requires_grad
+        if mmap and tensor.numel():
+            assert tensor.data_ptr() % 64 == 0
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    arrays = samples()
+    with torch_file.open_source(written(tmp_path / "m.bin", arrays, metadata={"k": "é"})) as source:
+        assert (source.format, source.metadata) == ("torch", {"k": "é"})
+        assert list(source.specs()) == list(arrays)
+        for name, values in arrays.items():
+            assert same(source.read(name), values), name
+
+
+def test_a_module_loads_it(tmp_path: Path) -> None:
+    torch = need("torch")
+    model = torch.nn.Sequential(torch.nn.LSTM(3, 4, 2, bidirectional=True), torch.nn.BatchNorm1d(2))
+    arrays = {name: array(tensor) for name, tensor in model.state_dict().items()}
+    other = torch.nn.Sequential(torch.nn.LSTM(3, 4, 2, bidirectional=True), torch.nn.BatchNorm1d(2))
+    other.load_state_dict(torch.load(written(tmp_path / "m.pt", arrays)))
+    assert all(same(array(tensor), arrays[name]) for name, tensor in other.state_dict().items())
+
+
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    arrays = samples()
+    for name, rows in (("a.pt", 1), ("other.bin", 5)):
+        written(tmp_path / name, arrays, rows, metadata={"k": "v"})
+    assert (tmp_path / "a.pt").read_bytes() == (tmp_path / "other.bin").read_bytes()
+
+
+def test_golden_bytes(tmp_path: Path) -> None:
+    path = written(tmp_path / "m.pt", {"w": np.array([1, 2], np.float32)})
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    assert members == {
+        "archive/data.pkl": b"\x80\x02ccollections\nOrderedDict\nq\x00)Rq\x01(X\x01\x00\x00\x00w"
+        b"ctorch._utils\n_rebuild_tensor_v2\nq\x02((X\x07\x00\x00\x00storageq\x03ctorch\nFloatStorage\nq\x04"
+        b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuq\x05K\x02tQK\x00(K\x02t(K\x01t\x89h\x00)RtRu.",
+        "archive/byteorder": b"little",
+        "archive/data/0": b"\0\0\x80?\0\0\0@",
+        "archive/version": b"3\n",
+    }
+
+
+def test_every_storage_begins_at_a_multiple_of_64(tmp_path: Path) -> None:
+    path = written(tmp_path / "m.pt", {f"w{n}": np.zeros(n, np.uint8) for n in range(1, 80, 7)})
+    data = Path(path).read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            head = info.header_offset
+            sizes = (int.from_bytes(data[head + at : head + at + 2], "little") for at in (26, 28))
+            assert (head + 30 + sum(sizes)) % 64 == 0
+
+
+def test_nothing_is_left_of_a_file_that_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    path.write_bytes(b"old")
+    spec = {"w": TensorSpec.of("float32", (2,))}
+    with pytest.raises(Error, match=r"1 rows of values for the shape \[2\]"):
+        torch_write.write(str(path), spec, lambda _: iter([np.zeros(1, np.float32)]))
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["m.pt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "message"),
+    [
+        ("w", np.dtype(object), "tensor 'w': a file of PyTorch cannot hold strings"),
+        ("w", np.dtype("longdouble"), f"tensor 'w': a file of PyTorch cannot hold the dtype {np.dtype('longdouble')}"),
+        ("w", np.dtype(ml_dtypes.int4), "tensor 'w': a file of PyTorch cannot hold the dtype int4"),
+        ("\ud800", np.dtype("f4"), "tensor '\\ud800': its name is no valid text"),
+    ],
+)
+def test_what_cannot_be_written(tmp_path: Path, name: str, dtype: Any, message: str) -> None:
+    with pytest.raises(Error) as caught:
+        torch_write.write(str(tmp_path / "m.pt"), {name: TensorSpec(dtype, (1,), 1)}, lambda _: iter(()))
+    assert str(caught.value) == f"{tmp_path / 'm.pt'}: {message}"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_much_metadata(tmp_path: Path) -> None:
+    with pytest.raises(Error, match="bytes of metadata, a zip archive holds 65535"):
+        torch_write.write(str(tmp_path / "m.pt"), {}, lambda _: iter(()), metadata={"k": "x" * 70_000})
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
+def test_a_transfer_into_it(tmp_path: Path, suffix: str) -> None:
+    torch = need("torch")
+    lstm = torch.nn.LSTM(3, 4)
+    np.savez(tmp_path / "keras.npz", **{
+        "l/kernel": np.random.default_rng(0).normal(size=(3, 16)).astype("f4"),
+        "l/recurrent_kernel": np.random.default_rng(1).normal(size=(4, 16)).astype("f4"),
+        "l/bias": np.random.default_rng(2).normal(size=16).astype("f4"),
+    })  # fmt: skip
+    rules = [{"from": {"layout": "lstm.keras", "scope": "l"}, "to": {"layout": "lstm.torch", "scope": ""}}]
+    mapping = {"weightport": 1, "rules": rules}
+    out = tmp_path / f"lstm{suffix}"
+    wp.transfer(tmp_path / "keras.npz", None, mapping, out=out)
+    lstm.load_state_dict(torch.load(out))
+    assert wp.verify(tmp_path / "keras.npz", out, mapping).equal
+    torch.save(lstm.state_dict(), tmp_path / "target.pt")
+    back = wp.load_mapping(mapping).reversed()
+    wp.transfer(tmp_path / "target.pt", tmp_path / "keras.npz", back, out=tmp_path / "again.npz")
+    with np.load(tmp_path / "keras.npz") as first, np.load(tmp_path / "again.npz") as second:
+        assert all(same(first[name], second[name]) for name in first.files)
