@@ -136,9 +136,9 @@ def transfer(
             ``tf.Module``, a list of ``tf.Variable``, an nnx module, a JAX tree of arrays (the new one is the result's
             ``target``) - or, with ``out``, a file that describes the new model, or None.
         mapping: a path, a dict or a loaded mapping.
-        out: the file to write: ``.npz``, ``.safetensors``, ``.h5``, a checkpoint prefix ``tf-checkpoint:PREFIX`` or one
-            that ends in ``.ckpt``. It holds the target's tensors, kept values included; without a target, what the
-            mapping produces.
+        out: the file to write: ``.npz``, ``.safetensors``, ``.pt``, ``.h5``, a checkpoint prefix
+            ``tf-checkpoint:PREFIX`` or one that ends in ``.ckpt``. It holds the target's tensors, kept values included;
+            without a target, what the mapping produces.
         format: the format of ``out``, where its suffix does not say.
         sources: name -> path or open source, of the further sources that the mapping names.
         shard_size: for formats of several files: bytes of values in one of them, a number or ``"2GB"``. A larger tensor

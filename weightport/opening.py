@@ -81,8 +81,8 @@ def open(path: str | os.PathLike[str], *, budget: Budget | None = None) -> OpenS
 
     Args:
         path: a checkpoint prefix, its ``.index``, a folder that holds a checkpoint or a SavedModel, ``.pb``,
-            ``.pbtxt``, ``.meta``, ``.h5``, ``.npz``, ``.npy`` or ``.safetensors``. The format is told by the content;
-            ``FORMAT:PATH`` forces one.
+            ``.pbtxt``, ``.meta``, ``.h5``, ``.npz``, ``.npy``, ``.safetensors``, ``.pt``, ``.pth`` or ``.bin``. The
+            format is told by the content; ``FORMAT:PATH`` forces one.
         budget: bounds on what the reader takes in, whatever the file claims.
 
     Raises:

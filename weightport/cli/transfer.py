@@ -50,7 +50,7 @@ def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 @click.option("-o", "--out", metavar="OUT", help="The file to write. Required, but for --dry-run.")
 @click.option(
     "--format", metavar="F", callback=_format,
-    help="OUT's format, where its name does not say: npz, safetensors, keras-h5 or tf-checkpoint.",
+    help="OUT's format, where its name does not say: npz, safetensors, keras-h5, torch or tf-checkpoint.",
 )  # fmt: skip
 @named_sources
 @click.option(
@@ -94,8 +94,8 @@ def transfer(
     TARGET describes the new model: its names, shapes and dtypes, and its own values for what the mapping keeps. It is
     only read. Without TARGET, OUT holds exactly what the mapping produces.
 
-    OUT is an .npz, .safetensors or .h5 file, or a TensorFlow checkpoint (tf-checkpoint:PREFIX, or a name that ends in
-    .ckpt). It is the old file until the new one is complete.
+    OUT is an .npz, .safetensors, .pt or .h5 file, or a TensorFlow checkpoint (tf-checkpoint:PREFIX, or a name that ends
+    in .ckpt). It is the old file until the new one is complete.
 
     Every tensor of SOURCE, every tensor of TARGET and every rule has to be accounted for; otherwise all that is amiss
     is listed, nothing is written, and the exit code is 1.
