@@ -29,6 +29,7 @@ COMMANDS = {
     "verify": "verify",
     "lint": "lint",
     "diff": "diff",
+    "report": "report",
     "lock": "lock",
     "layouts": "layouts",
     "schema": "layouts",
