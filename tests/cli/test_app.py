@@ -228,7 +228,7 @@ def loaded(*arguments: str) -> set[str]:
 
 
 def test_a_command_loads_what_it_uses() -> None:
-    heavy = {"h5py", "pydantic", "tqdm", "yaml", "ml_dtypes"}
+    heavy = {"h5py", "pydantic", "tqdm", "yaml", "ml_dtypes", "jinja2"}
     assert heavy & loaded("--version") == set()
     assert heavy & loaded("inspect", SEED) == {"yaml"}  # the layout tables
     assert heavy & loaded("inspect", SEED, "--stats", "--json") == {"yaml"}
