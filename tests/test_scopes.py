@@ -13,7 +13,7 @@ from tests.support import FIXTURES, fixture, fixtures
 from weightport.errors import LayoutError
 from weightport.formats.detect import open_source
 from weightport.layouts import builtin, find_layout, parse_layout
-from weightport.scopes import find_cells, is_cell, resolve_cell, tree
+from weightport.scopes import find_cells, is_cell, resolve_cell, separator_of, tree
 from weightport.tensors import TensorSpec
 
 Specs = dict[str, TensorSpec]
@@ -94,6 +94,16 @@ def test_names_with_dots_are_a_tree_where_none_has_a_slash() -> None:
     assert [path for path, _ in root.walk()] == ["", "enc", "enc.rnn"]
     assert list(root.lines({"enc.rnn": "here"}))[1] == "│  ├─ rnn.  here"
     assert [path for path, _ in tree(specs_of({"enc.rnn.w": (2,), "a/b": ()})).walk()] == ["", "a"]
+
+
+def test_constants_do_not_say_what_separates_scopes() -> None:
+    """A graph that was exported has its weights under PyTorch's names, and its constants under others."""
+    specs = specs_of({"rnn.weight_ih_l0": (12, 3), "rnn.weight_hh_l0": (12, 4)})
+    specs |= specs_of({"/rnn/Constant": (1,), "rnn/weight_ih_l0": (12, 3)}, role="constant")
+    assert separator_of(specs) == "."
+    assert separator_of(list(specs)) == "/"
+    assert found(specs) == [("rnn", "gru.torch")]
+    assert resolve_cell(specs, find_layout("gru.torch"), "rnn").names == ("rnn.weight_ih_l0", "rnn.weight_hh_l0")
 
 
 def test_a_tree_as_deep_as_names_go() -> None:

@@ -224,6 +224,7 @@ class Gathered:
     Attributes:
         others: name -> source.
         averages, raw: of all of them; see :class:`Averaged`.
+        aliases: of all of them; see :class:`weightport.tensors.Source`.
     """
 
     format = "several"
@@ -233,9 +234,12 @@ class Gathered:
         self.path = main.path
         self.averages: dict[str, str] = dict(getattr(main, "averages", {}))
         self.raw: set[str] = set(getattr(main, "raw", ()))
+        self.aliases: dict[str, str] = dict(getattr(main, "aliases", {}))
         self._specs = dict(main.specs())
         for name, source in self.others.items():
             self._specs.update((f"{name}/{tensor}", spec) for tensor, spec in source.specs().items())
+            aliases: Mapping[str, str] = getattr(source, "aliases", {})
+            self.aliases.update((f"{name}/{alias}", f"{name}/{tensor}") for alias, tensor in aliases.items())
             own: Mapping[str, str] = getattr(source, "averages", {})
             self.averages.update((f"{name}/{raw}", f"{name}/{average}") for raw, average in own.items())
             self.raw.update(f"{name}/{raw}" for raw in getattr(source, "raw", ()))

@@ -67,10 +67,15 @@ class Scope:
 
 
 def separator_of(names: Iterable[str]) -> str:
-    """What separates scopes in a model's names: ``/``, or ``.`` where no name has a slash, as in PyTorch."""
+    """What separates scopes in a model's names: ``/``, or ``.`` where no name has a slash, as in PyTorch.
+
+    Of names with their specs, those of a graph's constants do not count: an exporter names them otherwise.
+    """
     dotted = False
     for name in names:
         if "/" in name:
+            if isinstance(names, Mapping) and names[name].role == "constant":
+                continue
             return "/"
         dotted = dotted or "." in name
     return "." if dotted else "/"
@@ -108,7 +113,7 @@ def find_cells(
     """
     layouts = tuple(builtin().values() if layouts is None else layouts)
     if separator_of(specs) == ".":
-        slashed = {name.replace(".", "/"): spec for name, spec in specs.items()}
+        slashed = {name.replace(".", "/"): spec for name, spec in specs.items() if spec.role != "constant"}
         return [_dotted(cell) for cell in find_cells(slashed, layouts, below=below.replace(".", "/"))]
     prefix = f"{below}/" if below else ""
     shapes = {n: s.shape for n, s in specs.items() if s.role not in _STATE and n.startswith(prefix)}
@@ -130,7 +135,7 @@ def resolve_cell(
         LayoutError: none, or several, with what was found instead.
     """
     if separator_of(specs) == ".":
-        slashed = {name.replace(".", "/"): spec for name, spec in specs.items()}
+        slashed = {name.replace(".", "/"): spec for name, spec in specs.items() if spec.role != "constant"}
         hidden = frozenset(name.replace(".", "/") for name in skip)
         return _dotted(resolve_cell(slashed, layout, scope.replace(".", "/"), skip=hidden))
     prefix = f"{scope}/" if scope else ""

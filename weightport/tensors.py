@@ -61,7 +61,11 @@ class TensorSpec:
 
 @runtime_checkable
 class Source(Protocol):
-    """An open model file. Opening reads headers only; :meth:`read` reads only the byte ranges asked for."""
+    """An open model file. Opening reads headers only; :meth:`read` reads only the byte ranges asked for.
+
+    A source that lists tensors under other names than the file's has an attribute ``aliases``: the file's own name ->
+    the listed one. Both can be read, and a mapping may say either.
+    """
 
     format: str
     path: str
@@ -83,7 +87,8 @@ class Source(Protocol):
         """What the file itself records about the RNN cell that owns these tensors (one layer, one direction).
 
         Keys, each only where it is really recorded: ``forget_bias``, ``activation``, ``recurrent_activation``,
-        ``reset_after``, ``cell_clip``, ``proj_clip``, ``go_backwards``.
+        ``reset_after``, ``cell_clip``, ``proj_clip``, ``go_backwards``; and ``variant``: what makes the cell another
+        function than its layout's, as what follows "the cell" ("has coupled input and forget gates").
         """
         ...
 

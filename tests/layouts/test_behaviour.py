@@ -18,6 +18,9 @@ def of(
     return behaviour(layout, layout.forms[form], facts or {}, stated or {})
 
 
+COUPLED = {"variant": "couples its gates"}
+
+
 def test_whose_word_counts() -> None:
     assert of("lstm.tf1").forget_bias == Said(1.0, ASSUMED)
     assert of("lstm.tf1", form=1).forget_bias == Said(0.0, ASSUMED)
@@ -133,6 +136,9 @@ RELU, HARD = {"activation": "relu"}, {"recurrent_activation": "hard_sigmoid"}
             [],
         ),
         (of("lstm.tf1", {"cell_clip": 3.0}), of("lstm.tf1", {"cell_clip": 3.0}), [], []),
+        (of("lstm.onnx", COUPLED), of("lstm.onnx", COUPLED), [], []),
+        (of("lstm.onnx", COUPLED), of("lstm.onnx"), ["the source's cell couples its gates: another function"], []),
+        (of("lstm.onnx"), of("lstm.onnx", COUPLED), ["the target's cell couples its gates: another function"], []),
         (
             of("lstm.tf1", {"cell_clip": 3.0, "proj_clip": 0.5}),
             of("lstm.tf1"),

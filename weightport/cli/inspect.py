@@ -20,7 +20,7 @@ from weightport.tensors import Source, TensorSpec, size
 _ROLES = {"weight": "weight", "slot": "optimizer slot", "optimizer": "optimizer value", "counter": "counter"}
 # What a file may record about a cell's own computation; JSON has whatever else it records.
 _FACTS = (
-    "forget_bias", "activation", "recurrent_activation", "reset_after", "cell_clip", "proj_clip",
+    "forget_bias", "activation", "recurrent_activation", "reset_after", "cell_clip", "proj_clip", "variant",
 )  # fmt: skip
 
 
@@ -34,7 +34,7 @@ def inspect(session: Session, model: str, scope: str | None, stats: bool, full: 
     """Show what is in MODEL: its tensors as a scope tree, and the RNN cells in it.
 
     MODEL is a checkpoint prefix, its .index, a folder with a checkpoint or a SavedModel, or a .pb, .pbtxt, .meta, .h5,
-    .npz, .npy, .safetensors or .pt file. Its format is told by its content; FORMAT:PATH forces one.
+    .npz, .npy, .safetensors, .pt or .onnx file. Its format is told by its content; FORMAT:PATH forces one.
 
     Cells are found by the names of their tensors, as the layout tables (weightport layouts) give them. Scopes that
     are alike but for a number are drawn once.

@@ -50,6 +50,25 @@ class Memory:
             raise FormatError(self.path, f"{count} bytes asked for at {offset} of {self.size}", tensor=tensor)
 
 
+class Window:
+    """A part of a file held in memory, read by its positions in the file."""
+
+    def __init__(self, file: Readable, start: int, end: int) -> None:
+        self._data, self._start = file.read(start, end - start), start
+        self.path, self.size = file.path, end
+
+    def read(self, offset: int, count: int, *, tensor: str | None = None) -> bytes:
+        self.check(offset, count, tensor=tensor)
+        return self._data[offset - self._start : offset - self._start + count]
+
+    def read_into(self, offset: int, buffer: memoryview, *, tensor: str | None = None) -> None:
+        buffer[:] = self.read(offset, len(buffer), tensor=tensor)
+
+    def check(self, offset: int, count: int, *, tensor: str | None = None) -> None:
+        if offset < self._start or count < 0 or offset + count > self.size:
+            raise FormatError(self.path, f"{count} bytes asked for at {offset} of {self.size}", tensor=tensor)
+
+
 def varint(data: bytes | memoryview, position: int, end: int, path: object, base: int = 0) -> tuple[int, int]:
     """The unsigned varint at ``position`` and the position after it. ``base`` is added to reported offsets."""
     value = shift = 0
@@ -114,6 +133,11 @@ def spans(file: Readable, start: int, end: int) -> Iterator[tuple[int, int, int,
     For ``BYTES`` the third item is the payload's offset in the file and the fourth its size: the payload itself is not
     read, so that constants of gigabytes are passed over. Otherwise the third is the number and the fourth 0.
     """
+    return (field[:4] for field in located(file, start, end))
+
+
+def located(file: Readable, start: int, end: int) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """As :func:`spans`, with where the field begins and ends."""
     position = start
     window, window_start = b"", start
     while position < end:
@@ -124,13 +148,13 @@ def spans(file: Readable, start: int, end: int) -> Iterator[tuple[int, int, int,
             window = file.read(position, min(4096, end - position))
             at = 0
         key, after = varint(window, at, len(window), file.path, window_start)
-        number, wire = key >> 3, key & 7
+        number, wire, began = key >> 3, key & 7, position
         if number == 0:
             raise FormatError(file.path, "field number 0", offset=position)
         if wire == VARINT:
             value, after = varint(window, after, len(window), file.path, window_start)
             position = window_start + after
-            yield number, wire, value, 0
+            yield number, wire, value, 0, began, position
         elif wire == BYTES:
             size, after = varint(window, after, len(window), file.path, window_start)
             offset = window_start + after
@@ -139,13 +163,13 @@ def spans(file: Readable, start: int, end: int) -> Iterator[tuple[int, int, int,
                     file.path, f"a field of {size} bytes in {end - offset} that are left", offset=position
                 )
             position = offset + size
-            yield number, wire, offset, size
+            yield number, wire, offset, size, began, position
         elif wire in (FIXED64, FIXED32):
             size = 8 if wire == FIXED64 else 4
             offset = window_start + after
             if size > end - offset:
                 raise FormatError(file.path, "a fixed-size field is cut off", offset=position)
             position = offset + size
-            yield number, wire, int.from_bytes(file.read(offset, size), "little"), 0
+            yield number, wire, int.from_bytes(file.read(offset, size), "little"), 0, began, position
         else:
             raise FormatError(file.path, f"unknown wire type {wire}", offset=position)

@@ -258,7 +258,7 @@ class TensorProtoRef:
                 if loose:
                     yield self._from_varints(np.array(loose, np.uint64))
                     loose = []
-                for numbers in _varints(file, value, size, self.name):
+                for numbers in packed_varints(file, value, size, self.name):
                     yield self._from_varints(numbers)
         if loose:
             yield self._from_varints(np.array(loose, np.uint64))
@@ -335,7 +335,7 @@ def sub_byte(array: Array) -> Array:
     return kept
 
 
-def _varints(file: Readable, offset: int, size: int, name: str) -> Iterator[Array]:
+def packed_varints(file: Readable, offset: int, size: int, name: str) -> Iterator[Array]:
     """A packed field's unsigned 64-bit numbers, decoded a chunk at a time."""
     end = offset + size
     while offset < end:

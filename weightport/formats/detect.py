@@ -37,6 +37,7 @@ READERS = {
     "safetensors": "safetensors_index",
     "flax-msgpack": "flax_msgpack",
     "torch": "torch_file",
+    "onnx": "onnx_file",
 }
 #: name -> module that writes it.
 WRITERS = {
@@ -47,11 +48,19 @@ WRITERS = {
     "tf-checkpoint": "tf_bundle_write",
     "flax-msgpack": "flax_msgpack_write",
     "torch": "torch_write",
+    "onnx": "onnx_write",
 }
 #: Formats that are written with the structure of a TARGET -> module that reads that.
-_LIKE = {"keras-h5": "keras_h5", "tf-checkpoint": "tf_bundle", "flax-msgpack": "flax_msgpack"}
+_LIKE = {
+    "keras-h5": "keras_h5",
+    "tf-checkpoint": "tf_bundle",
+    "flax-msgpack": "flax_msgpack",
+    "onnx": "onnx_file",
+}
 #: Formats that are written in several files of bounded size where that is asked for.
 _SHARDED = ("tf-checkpoint", "safetensors-index")
+#: Modules that edit a TARGET, and leave what it keeps.
+_EDITORS = {"onnx_write"}
 #: suffix -> what an output of that name is.
 SUFFIXES = {
     ".npz": "npz",
@@ -64,10 +73,11 @@ SUFFIXES = {
     ".pt": "torch",
     ".pth": "torch",
     ".bin": "torch",
+    ".onnx": "onnx",
 }
 # By content: files with a magic number, and after the tables of checkpoints those that only have a structure.
 _BY_MAGIC = ("keras-h5", "npz", "safetensors", "torch")
-_BY_STRUCTURE = ("flax-msgpack", "tf-saved-model", "tf-meta", "tf-frozen")
+_BY_STRUCTURE = ("onnx", "flax-msgpack", "tf-saved-model", "tf-meta", "tf-frozen")
 # Folders that are no TensorFlow checkpoint and no SavedModel.
 _BY_FOLDER = ("safetensors", "flax-msgpack")
 _CHECKPOINTS = {"v2": "tf-checkpoint", "v1": "tf-checkpoint-v1", "v1-sharded": "tf-checkpoint-v1"}
@@ -197,7 +207,7 @@ def _looks(path: str, head: bytes) -> tuple[str, str]:
     if head.startswith((b"GGUF", b"GGML")):
         return "this is a GGUF model: not supported", ""
     if b"onnx" in head or b"pytorch" in head or re.match(rb"\x08[\x01-\x0f]\x12", head):
-        return "this may be an ONNX model: not supported yet", ""
+        return "this may be an ONNX model, cut off or damaged", "get the file again"
     if text[:1] in (b"{", b"["):
         return "this is JSON", ""
     if not re.search(rb"[^\t\n\r\x20-\x7e]", head):
@@ -302,7 +312,10 @@ class Writer:
         *,
         metadata: Mapping[str, str] | None = None,
         constants: Collection[str] = (),  # noqa: ARG002
-        kept: Collection[str] = (),  # noqa: ARG002
+        kept: Collection[str] = (),
     ) -> None:
         """Write the file; see the ``write`` of the module."""
+        if self.module in _EDITORS:
+            _module(self.module).write(path, specs, tiles, metadata=metadata, kept=kept, **self.told)
+            return
         _module(self.module).write(path, specs, tiles, metadata=metadata, **self.told)

@@ -26,7 +26,7 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
     if safetensors_index.is_sharded(text):
         return safetensors_index.files_of(text)
     if os.path.isfile(text) and not text.endswith(".index") and os.path.basename(text) != tf_paths.STATE:
-        return [text]
+        return [text, *_beside(text)]
     jax = _jax_paths.find(text)
     if jax is not None:
         return _below(jax.path) if os.path.isdir(jax.path) else [jax.path]
@@ -42,11 +42,23 @@ def _below(folder: str) -> list[str]:
     return sorted(os.path.join(above, name) for above, _, names in os.walk(folder) for name in names)
 
 
+def _beside(path: str) -> list[str]:
+    """The files that a model's values lie in beside its own: those of ONNX."""
+    from weightport.formats import onnx_file  # which most transfers do not need
+
+    if not onnx_file.sniff(path):
+        return []
+    with onnx_file.open_source(path) as model:
+        return model.files()
+
+
 def replaced(path: str) -> set[str]:
     """What writing to a path replaces or removes, there or not: a sharded model goes with its shards."""
     found = {path, f"{path}.index"}
     if os.path.isfile(path) and safetensors_index.is_sharded(path):
         found.update(safetensors_index.files_of(path))
+    elif os.path.isfile(path):
+        found.update(_beside(path))
     return found
 
 

@@ -42,6 +42,7 @@ class Behaviour:
     reset: Said
     cell_clip: Said
     proj_clip: Said
+    variant: Said
 
 
 def behaviour(layout: Layout, form: Form, facts: Mapping[str, Any], stated: Mapping[str, Any]) -> Behaviour:
@@ -61,6 +62,7 @@ def behaviour(layout: Layout, form: Form, facts: Mapping[str, Any], stated: Mapp
         "reset": form.reset,
         "cell_clip": None,
         "proj_clip": None,
+        "variant": None,
     }
 
     def said(key: str) -> Said:
@@ -108,6 +110,10 @@ def conflicts(source: Behaviour, target: Behaviour) -> tuple[list[str], list[str
                 f"the {unknown}'s {title} is not recorded; taken to be {known.value}, as on the other side "
                 f"(the framework's default is {default.value})"
             )
+    if source.variant.value != target.variant.value:
+        for side, said in (("source", source.variant), ("target", target.variant)):
+            if said.value is not None:
+                problems.append(f"the {side}'s cell {said.value}: another function")
     for key in ("cell_clip", "proj_clip"):
         mine, other = getattr(source, key), getattr(target, key)
         if mine.value == other.value:

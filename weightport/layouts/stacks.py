@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from weightport.layouts.layout import Layout
@@ -127,9 +127,21 @@ def stacked(units: Iterable[Unit], below: str = "") -> list[Cell]:
             parts = [[m for m in members if m[0].text == text] for text in texts]
         for part in parts:
             ordered = _ordered(part, owners)
-            for made in [ordered] if ordered else [[replace(u, layer=0, direction=FORWARD)] for _, u in part]:
+            for made in [ordered] if ordered else _alone([u for _, u in part]):
                 cells.append(Cell(_holding([_layer_scope(u, owners) for u in made]), made[0].layout, tuple(made)))
     return cells
+
+
+def _alone(units: Iterable[Unit]) -> Iterator[list[Unit]]:
+    """Units that are no stack: each by itself, but for the directions that are an axis of the same tensors."""
+    groups: dict[tuple[str, ...], list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(unit.names, []).append(unit)
+    for group in groups.values():
+        if {u.index.get("direction") for u in group} == {0, 1} and len(group) == len(DIRECTIONS):
+            yield [replace(u, layer=0) for u in sorted(group, key=lambda u: DIRECTIONS.index(u.direction))]
+        else:
+            yield from ([replace(u, layer=0, direction=FORWARD)] for u in group)
 
 
 def is_place(scope: str) -> bool:
@@ -196,7 +208,12 @@ def _chained(units: Sequence[Unit], owners: Mapping[str, Sequence[Unit]]) -> boo
         return True
     if any(other.layout.name != unit.layout.name for unit in units for other in owners[_above(unit)]):
         return False
-    return all(after.sizes["input"] == before.sizes["hidden"] for before, after in itertools.pairwise(units))
+    return all(after.sizes["input"] == _given(before) for before, after in itertools.pairwise(units))
+
+
+def _given(unit: Unit) -> int:
+    """The size of what a layer hands on: both directions' outputs, where they are an axis of one cell's tensors."""
+    return unit.sizes["hidden"] * unit.sizes.get("direction", 1)
 
 
 def _above(unit: Unit) -> str:
@@ -209,7 +226,7 @@ def _above(unit: Unit) -> str:
 def _layer_scope(unit: Unit, owners: Mapping[str, Sequence[Unit]]) -> str:
     """The unit's scope, or the layer's above it where the last scope is but the layer's own cell or its name again."""
     above = _above(unit)
-    if above != unit.scope and above and len(owners[above]) == 1:
+    if above != unit.scope and above and len({u.names for u in owners[above]}) == 1:
         return above
     held, _, last = unit.scope.rpartition("/")
     if unit.form.joined and held.rpartition("/")[2] == last:

@@ -19,7 +19,7 @@ from weightport.plan import accounts, cells, ops, slots
 from weightport.plan.fit import unfit
 from weightport.plan.initial import Gates, initialized
 from weightport.plan.model import INITIALIZED, MOVED, REFUSED, ROUNDED, UNUSED, Item, Outcome, Plan, TargetView
-from weightport.plan.names import Names, ended
+from weightport.plan.names import Names, aliases, ended, listed
 from weightport.plan.names import matching as matching
 from weightport.plan.undo import undo
 from weightport.tensors import Source, TensorSpec
@@ -70,8 +70,8 @@ class Builder:
         self.origin = ended(self.mapping.source.scope, self.specs)
         self.scope = ended(self.mapping.target.scope, self.target_specs)
         self.root = getattr(self.target, "root", "")
-        self.ignored = matching(self.mapping.ignore, self.specs, self.origin) | self._made_up()
-        self.kept = matching(self.mapping.keep, self.target_specs, self.scope or self.root)
+        self.ignored = matching(self.mapping.ignore, self.specs, self.origin, aliases(self.source)) | self._made_up()
+        self.kept = matching(self.mapping.keep, self.target_specs, self.scope or self.root, aliases(self.target))
         self.candidates = Names.of(
             n for n, spec in self.specs.items() if n not in self.ignored and spec.role != "constant"
         )
@@ -242,14 +242,15 @@ class Builder:
         patterns = [p.joined(self.origin) for p in rule.froms]
         first = patterns[0]
         if first.is_literal:
-            found: Iterable[tuple[str, dict[str, str]]] = [(first.format({}), {})]
-            if rule.optional and first.format({}) not in self.specs:
+            only = listed(self.source, first.format({}))
+            found: Iterable[tuple[str, dict[str, str]]] = [(only, {})]
+            if rule.optional and only not in self.specs:
                 return
         else:
             found = self.candidates.matches(first)
         for name, bindings in found:
             try:
-                yield [name, *(p.format(bindings) for p in patterns[1:])], bindings
+                yield [name, *(listed(self.source, p.format(bindings)) for p in patterns[1:])], bindings
             except Error as error:
                 self.problems.extend(error.problems)
 
@@ -313,6 +314,7 @@ class Builder:
 
     def full(self, name: str) -> str:
         """A target's name in full: a mapping may leave out the scope that the model puts before all of its names."""
+        name = listed(self.target, name)
         below = f"{self.root}/{name}"
         return below if self.root and name not in self.target_specs and below in self.target_specs else name
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from weightport.mapping.patterns import Glob, Pattern, begins
@@ -140,15 +140,33 @@ def _literal_parts(text: str) -> Iterator[tuple[int, str]]:
             yield -1 - position, part
 
 
-def matching(globs: Sequence[Glob], names: Iterable[str], scope: str) -> frozenset[str]:
-    """The names that a glob matches, in full or below the side's scope."""
+def matching(
+    globs: Sequence[Glob], names: Iterable[str], scope: str, also: Mapping[str, str] | None = None
+) -> frozenset[str]:
+    """The names that a glob matches, in full or below the side's scope; also those that it says by an alias.
+
+    Args:
+        also: :func:`aliases` of the side. A pattern matches none: they are not what is listed.
+    """
     prefix = begins(scope)
-    found = set()
+    said = {text for g in globs for text in (g.text, prefix + g.text)}
+    found = {of for alias, of in (also or {}).items() if alias in said}
     for name in names:
         below = name[len(prefix) :] if prefix and name.startswith(prefix) else None
         if any(g.matches(name) or (below is not None and g.matches(below)) for g in globs):
             found.add(name)
     return frozenset(found)
+
+
+def aliases(side: object) -> Mapping[str, str]:
+    """A model's own names of tensors that it lists under others -> those; no key is a listed name."""
+    found: Mapping[str, str] = getattr(side, "aliases", {})
+    return found
+
+
+def listed(side: object, name: str) -> str:
+    """The name that a model lists a tensor under."""
+    return aliases(side).get(name, name)
 
 
 def ended(scope: str, names: Iterable[str]) -> str:

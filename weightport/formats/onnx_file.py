@@ -1,0 +1,225 @@
+"""ONNX models: their initializers and Constant nodes as tensors, read without the onnx package.
+
+Promise: opening reads the model's structure, not its values; a tensor, or a part of it, is read where it lies, in this
+file or beneath its folder, in every encoding of the format; nothing is executed. What feeds an LSTM, GRU or RNN node is
+named after the node, see :mod:`~weightport.formats._onnx_cells`; its own name leads to it too. A tensor inside a
+subgraph is ``NODE/ATTRIBUTE/NAME``, inside a function ``FUNCTION/NAME``. Limit: sparse tensors are listed and cannot be
+read; text has the type ``object``.
+
+Weights are told from the arithmetic's constants by their type: integers of 32 and 64 bits, truth values and text are
+sizes, indices and conditions; and so are single numbers that stand in a Constant node, or are integers.
+
+The format has no checksums but those of external data, which are verified.
+
+Source: onnx/onnx.proto.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from weightport.errors import Error, FormatError, TensorNotFound
+from weightport.formats import _strided
+from weightport.formats._io import ByteFile
+from weightport.formats._lazy import LazySpecs
+from weightport.formats._onnx_cells import Cells
+from weightport.formats._onnx_external import ExternalFiles
+from weightport.formats._onnx_graph import GRAPH, LITERALS, Constant, Model
+from weightport.formats._onnx_tensor import TensorRef, fields_of, floats, integers, part
+from weightport.formats._proto import BYTES, FIXED32, VARINT, signed, spans
+from weightport.tensors import Array, Budget, Index, TensorSpec
+
+_NOT_WEIGHTS = {"int32", "int64", "bool", "object"}
+# The fields of a ModelProto, and of a GraphProto, with their wire types.
+_MODEL = {**dict.fromkeys((1, 5), VARINT), **dict.fromkeys((2, 3, 4, 6, 7, 8, 14, 20, 25, 26), BYTES)}
+_IN_GRAPH = {1, 2, 5, 10, 11, 12, 13, 14, 15, 16}
+_LOOK = 64
+
+
+class OnnxSource:
+    """An open ONNX model.
+
+    Attributes:
+        constants: name -> where the value lies.
+        aliases: the file's own name of a tensor -> the name that it is listed under, where these differ.
+    """
+
+    format = "onnx"
+
+    def __init__(self, path: str, *, budget: Budget | None = None) -> None:
+        self.path = path
+        self.budget = budget or Budget()
+        self.file = ByteFile(path)
+        self.others = ExternalFiles(path)
+        self._closed = False
+        self._refs: dict[str, TensorRef] = {}
+        self.constants: dict[str, Constant] = {}
+        self.aliases: dict[str, str] = {}
+        try:
+            self.model = Model(self.file, self.budget)
+            self._cells = Cells(self.model)
+            self._name()
+        except BaseException:
+            self.file.close()
+            raise
+        self._specs = LazySpecs(self.constants, self._spec)
+
+    def _name(self) -> None:
+        named = self._cells.names()
+        plain = []
+        for body in self.model.bodies:
+            for value, constant in body.constants.items():
+                own = body.title(value)
+                name = named.get((id(body), value), own)
+                while name in self.constants:  # a value that is named like another's scope and name
+                    name += "'"
+                self.constants[name] = constant
+                plain.append((own, name))
+        self.aliases = {own: name for own, name in plain if own not in self.constants}
+
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Name -> spec, in the file's order. What is no weight has the role ``constant``."""
+        return self._specs
+
+    def ref(self, name: str) -> TensorRef:
+        """Where the values of a listed tensor lie, which must be neither sparse nor a literal."""
+        found = self._refs.get(name)
+        if found is None:
+            parts = self.constants[name].parts
+            found = self._refs[name] = TensorRef.parse(self.file, parts, title=name, budget=self.budget)
+        return found
+
+    def _spec(self, name: str) -> TensorSpec:
+        constant = self.constants[name]
+        if constant.kind == "sparse":
+            return self._sparse(name, constant)
+        if constant.kind:
+            value = self._literal(name, constant)
+            nbytes = value.nbytes if value.dtype != object else sum(map(len, value.reshape(-1)))
+            spec = TensorSpec(value.dtype, value.shape, nbytes)
+        else:
+            spec = self.ref(name).spec("weight")
+        single = prod(spec.shape) == 1
+        arithmetic = spec.dtype.name in _NOT_WEIGHTS or (
+            single and (not constant.initializer or (spec.dtype.kind in "iu" and not spec.shape))
+        )
+        if arithmetic and not spec.unread:
+            return TensorSpec(spec.dtype, spec.shape, spec.nbytes, "constant")
+        return spec
+
+    def _sparse(self, name: str, constant: Constant) -> TensorSpec:
+        values: list[tuple[int, int]] = []
+        shape: list[int] = []
+        for number, wire, value, size in fields_of(self.file, constant.parts):
+            if number == 1 and wire == BYTES:
+                values.append((value, value + size))
+            elif number == 3:
+                shape += integers(self.file, [(wire, value, size)], self.budget.rank, name).tolist()
+        ref = TensorRef.parse(self.file, tuple(values), title=name, budget=self.budget)
+        dims = tuple(signed(dim) for dim in shape)
+        _strided.checked(ref.dtype, dims, self.budget, self.path, name)
+        return TensorSpec(ref.dtype, dims, ref.nbytes, unread="a sparse tensor")
+
+    def _literal(self, name: str, constant: Constant) -> Array:
+        """The value of a Constant node that is a plain number, a text, or a list of them."""
+        field, dtype, several = LITERALS[constant.kind]
+        found = [(w, v, s) for n, w, v, s in fields_of(self.file, constant.parts) if n == field]
+        values: Array
+        if dtype == "object":
+            texts = [self.file.read(v, s, tensor=name) for w, v, s in found if w == BYTES]
+            values = np.empty(len(texts), object)
+            values[:] = texts
+        elif dtype == "int64":
+            values = integers(self.file, found, self.file.size, name).view(np.int64)
+        else:
+            pieces = found if several else [p for p in found if p[0] == FIXED32]
+            values = floats(self.file, pieces, 4, name).astype(np.float32)
+        if several:
+            return values
+        if not values.size:
+            values = np.array([b"" if dtype == "object" else 0], dtype)
+        return np.array(values[-1], dtype)
+
+    def read(self, name: str, index: Index = None) -> Array:
+        """The tensor or the part of it that ``index`` cuts out; a tensor's own name in the file does as well."""
+        if self._closed:
+            raise Error(f"{self.path}: is closed")
+        name = name if name in self.constants else self.aliases.get(name, name)
+        if name not in self.constants:
+            raise TensorNotFound(name, self.constants, self.path)
+        constant = self.constants[name]
+        if constant.kind == "sparse":
+            raise FormatError(self.path, "cannot be read: a sparse tensor", tensor=name)
+        if constant.kind:
+            value = self._literal(name, constant)
+            return part(value, _strided.bounds(index, value.shape, f"{self.path}: tensor {name!r}"))
+        return self.ref(name).read(self.file, self.others, index)
+
+    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
+        """What the LSTM, GRU or RNN node that computes with these tensors says."""
+        if self._closed:
+            raise Error(f"{self.path}: is closed")
+        places = [(id(c.body), c.value) for n in names if (c := self.constants.get(self.aliases.get(n, n)))]
+        return self._cells.facts(places) if len(places) == len(names) else {}
+
+    def files(self) -> list[str]:
+        """The files of external data, in the order of their names.
+
+        Raises:
+            FormatError: one is not there, or leads out of the model's folder.
+        """
+        found = set()
+        for name, constant in self.constants.items():
+            if not constant.kind and (external := self.ref(name).external):
+                self.others.resolve(external.location, name)
+                found.add(os.path.join(os.path.dirname(self.path), external.location))
+        return sorted(found)
+
+    def close(self) -> None:
+        """Release the file handles."""
+        self._closed = True
+        self.others.close()
+        self.file.close()
+
+    def __enter__(self) -> OnnxSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def sniff(path: str) -> bool:
+    """Whether a file is a ModelProto: its fields are one's, with a version and a graph that has a graph's fields."""
+    try:
+        with ByteFile(path) as file:
+            version, graph = False, None
+            for number, wire, value, size in spans(file, 0, file.size):
+                if _MODEL.get(number) != wire:
+                    return False
+                version = version or number == 1
+                if number == GRAPH and graph is None:
+                    graph = (value, value + size)
+            if graph is None or not version:
+                return False
+            for count, (number, wire, _, _) in enumerate(spans(file, *graph)):
+                if wire != BYTES or number not in _IN_GRAPH:
+                    return False
+                if count == _LOOK:
+                    break
+            return graph[1] > graph[0]
+    except FormatError:
+        return False
+
+
+def open_source(path: str, *, budget: Budget | None = None) -> OnnxSource:
+    """Open an ONNX model.
+
+    Raises:
+        FormatError: truncated, malformed, or no ONNX model.
+    """
+    return OnnxSource(path, budget=budget)
