@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": "inspect",
     "transfer": "transfer",
     "verify": "verify",
+    "suggest": "suggest",
     "lint": "lint",
     "diff": "diff",
     "report": "report",

@@ -156,12 +156,12 @@ def _state(left: Sequence[str], specs: Mapping[str, TensorSpec], path: str) -> l
         names = [n for n in left if specs[n].role == role]
         count = f"{len(names):,} {_STATE.get(role, role)}{'s are' if len(names) > 1 else ' is'}"
         some = ", ".join(map(repr, names[:3])) + (", ..." if len(names) > 3 else "")
-        hint = f"leave behind what is not wanted: ignore: [{', '.join(repr(p) for p in _patterns(names))}]"
+        hint = f"leave behind what is not wanted: ignore: [{', '.join(repr(p) for p in globs_of(names))}]"
         problems.append(Problem(path, f"{count} claimed by no rule: {some}", hint))
     return problems
 
 
-def _patterns(names: Sequence[str]) -> list[str]:
+def globs_of(names: Sequence[str]) -> list[str]:
     """Globs that cover the names: by how they end, or by the scope that they share."""
     if len(names) == 1:
         return [names[0]]
