@@ -182,6 +182,7 @@ class Averaged:
     def __init__(self, inner: Source, average: str) -> None:
         self.inner = inner
         self.format, self.path = inner.format, inner.path
+        self.root: str = getattr(inner, "root", "")
         end = f"/{average}"
         specs = inner.specs()
         self.averages: dict[str, str] = {}
@@ -232,6 +233,7 @@ class Gathered:
     def __init__(self, main: Source, others: Mapping[str, Source]) -> None:
         self.main, self.others = main, dict(others)
         self.path = main.path
+        self.root: str = getattr(main, "root", "")
         self.averages: dict[str, str] = dict(getattr(main, "averages", {}))
         self.raw: set[str] = set(getattr(main, "raw", ()))
         self.aliases: dict[str, str] = dict(getattr(main, "aliases", {}))

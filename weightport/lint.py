@@ -70,7 +70,15 @@ def lint(
         planned = plan(source, target, rules, target_name=target_name)
         problems.extend(planned.problems)
         warnings.extend(_assumed(planned))
-        warnings.extend(_idle("ignore", mapping.ignore, source.specs(), mapping.source.scope, source.path))
+        warnings.extend(
+            _idle(
+                "ignore",
+                mapping.ignore,
+                source.specs(),
+                mapping.source.scope or getattr(source, "root", ""),
+                source.path,
+            )
+        )
     elif target is not None:
         problems.extend(_target_alone(mapping, target, target_name or "the target"))
     if target is not None:

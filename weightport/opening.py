@@ -29,12 +29,14 @@ class OpenSource:
         format: its format's name.
         path: as it was given, without ``FORMAT:``.
         aliases: the file's own names of tensors that are listed under others -> the names they are listed under.
+        root: the scope of the model's own before its tensors' names, which a mapping may leave out; mostly empty.
     """
 
     def __init__(self, inner: Source) -> None:
         self._inner = inner
         self.format, self.path = inner.format, inner.path
         self.aliases: Mapping[str, str] = getattr(inner, "aliases", {})
+        self.root: str = getattr(inner, "root", "")
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Name -> spec (dtype, shape, nbytes, role), in the file's order. No tensor bytes are read."""
@@ -83,7 +85,7 @@ def open(path: str | os.PathLike[str], *, budget: Budget | None = None) -> OpenS
 
     Args:
         path: a checkpoint prefix, its ``.index``, a folder that holds a checkpoint or a SavedModel, ``.pb``,
-            ``.pbtxt``, ``.meta``, ``.h5``, ``.npz``, ``.npy``, ``.safetensors``, ``.pt``, ``.pth``, ``.bin`` or
+            ``.pbtxt``, ``.meta``, ``.h5``, ``.keras``, ``.npz``, ``.npy``, ``.safetensors``, ``.pt``, ``.bin`` or
             ``.onnx``. The format is told by the content; ``FORMAT:PATH`` forces one.
         budget: bounds on what the reader takes in, whatever the file claims.
 

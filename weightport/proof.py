@@ -212,9 +212,9 @@ def _apart(expected: Array, found: Array) -> float | None:
 def _cells(
     rule: CellRule, rules: Rules, source: Source, out: Source, notes: list[str], live: bool
 ) -> Iterator[CellProof]:
-    mine = cells.Side(source.specs(), source.facts, rules.source.scope)
+    mine = cells.Side(source.specs(), source.facts, rules.source.scope, getattr(source, "root", ""))
     its = cells.Side(out.specs(), out.facts, rules.target.scope, getattr(out, "root", ""))
-    skip = matching(rules.ignore, source.specs(), ended(rules.source.scope, source.specs()))
+    skip = matching(rules.ignore, source.specs(), ended(rules.source.scope, source.specs()) or mine.root)
     pairs = cells.move(rule, mine, its, rules.layouts, skip).pairs
     closed = {p.where: why for p in pairs if (why := why_not_run(p.source) or why_not_run(p.target))}
     if closed:

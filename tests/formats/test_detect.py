@@ -130,7 +130,7 @@ def archive(*names: str) -> bytes:
         ),
         (
             archive("metadata.json", "model.weights.h5"),
-            "this is a .keras archive: not supported yet; its model.weights.h5 can be unpacked and read",
+            "this is a .keras archive without its config.json",
         ),
         (archive("a.txt"), "this is a zip archive that begins with 'a.txt'"),
         (b"PK\3\4 and then nothing", "this is a zip archive, truncated or corrupt"),

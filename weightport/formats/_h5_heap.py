@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 
 from weightport.errors import FormatError
-from weightport.formats._io import ByteFile
+from weightport.formats._io import Bytes
 from weightport.tensors import Budget
 
 _ATTRIBUTE, _CONTINUATION = 0x0C, 0x10
@@ -25,7 +25,7 @@ _UNDEFINED = (1 << 64) - 1
 class Heap:
     """The global heap of a file: which object of which collection has how many bytes."""
 
-    def __init__(self, file: ByteFile, base: int, budget: Budget) -> None:
+    def __init__(self, file: Bytes, base: int, budget: Budget) -> None:
         self._file, self._base, self._budget = file, base, budget
         self._collections: dict[int, dict[int, int]] = {}
         self._used: set[tuple[int, int]] = set()

@@ -23,8 +23,9 @@ import numpy as np
 
 from weightport.errors import FormatError
 from weightport.formats import _strided
+from weightport.formats._h5_file import opened
 from weightport.formats._h5_heap import Heap
-from weightport.formats._io import ByteFile
+from weightport.formats._io import Bytes
 from weightport.tensors import Budget, dtype_named
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -70,7 +71,7 @@ def translated(path: str, tensor: str | None = None, what: str = "corrupt") -> I
         raise FormatError(path, f"{what}: {text or type(error).__name__}", tensor=tensor) from None
 
 
-def superblock(file: ByteFile) -> int | None:
+def superblock(file: Bytes) -> int | None:
     """Where the HDF5 signature stands: at 0, 512, 1024, 2048 ...; None if the file is no HDF5."""
     at = 0
     while at + len(MAGIC) <= file.size and at <= 1 << 30:
@@ -85,22 +86,23 @@ class Preflight:
 
     Attributes:
         root: the root group (``h5py.h5g.GroupID``).
+        file: it, as h5py has it.
         paths: path -> dataset, for all that hard links, and soft links to datasets, reach, in the file's order.
+        groups: the path of every group but the root, in the file's order.
     """
 
-    def __init__(self, file: ByteFile, base: int, budget: Budget) -> None:
-        import h5py
-
+    def __init__(self, file: Bytes, base: int, budget: Budget) -> None:
         path = file.path
         self.path, self._size, self._budget = path, file.size, budget
         self.heap = Heap(file, base, budget)
         self.paths: dict[str, Dataset] = {}
+        self.groups: list[str] = []
         self._checked: dict[Any, Dataset] = {}
         self._soft: list[str] = []
         with translated(path, what="is no readable HDF5 file"):
-            self._file = h5py.File(path, "r", locking="best-effort", rdcc_nbytes=8 << 20)
+            self.file = opened(file)
         try:
-            self.root = self._file.id
+            self.root = self.file.id
             with translated(path):
                 self._walk()
                 self._resolve_soft()
@@ -113,7 +115,7 @@ class Preflight:
         self.paths.clear()
         self._checked.clear()
         with contextlib.suppress(*_FOREIGN):
-            self._file.close()
+            self.file.close()
 
     # -- the walk ---------------------------------------------------------------------------------------------------
 
@@ -145,6 +147,7 @@ class Preflight:
                     address = _address(found)
                     if address not in seen:
                         seen.add(address)
+                        self.groups.append(path)
                         inner.append((path, h5py.Group(found), depth + 1))
                 elif isinstance(found, h5py.h5d.DatasetID):
                     self.paths[path] = self._dataset(found, path)

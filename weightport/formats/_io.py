@@ -12,12 +12,29 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from weightport.errors import Error, FormatError
 
 #: How much is read at a time where a byte range is streamed: fits the second-level cache.
 CHUNK = 256 * 1024
+
+
+class Bytes(Protocol):
+    """Bytes that are read by position: a file, or a part of one. Methods as those of :class:`ByteFile`."""
+
+    path: str
+    size: int
+
+    def read(self, offset: int, count: int, *, tensor: str | None = None) -> bytes: ...
+
+    def read_into(self, offset: int, buffer: memoryview, *, tensor: str | None = None) -> None: ...
+
+    def chunks(self, offset: int, count: int, *, tensor: str | None = None) -> Iterator[bytes]: ...
+
+    def check(self, offset: int, count: int, *, tensor: str | None = None) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class ByteFile:

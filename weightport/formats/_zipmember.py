@@ -53,6 +53,13 @@ class Stored:
             _compare(self.path, tensor, zlib.crc32(content), self._crc, self.offset)
             self._crc = None
 
+    def chunks(self, offset: int, count: int, *, tensor: str | None = None) -> Iterator[bytes]:
+        self.check(offset, count, tensor=tensor)
+        yield from self.file.chunks(self.offset + offset, count, tensor=tensor)
+
+    def close(self) -> None:
+        """Nothing: the archive's file is closed by whoever opened it."""
+
     def verify(self, tensor: str) -> None:
         """Check the CRC, once."""
         if self._crc is not None:

@@ -8,6 +8,7 @@ format is told by its suffix, since there is nothing there yet.
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import re
 import zipfile
@@ -32,6 +33,7 @@ READERS = {
     "tf-saved-model": "tf_saved_model",
     "keras-h5": "keras_h5",
     "hdf5": "keras_h5",
+    "keras": "keras_archive",
     "npz": "npz",
     "npy": "npz",
     "safetensors": "safetensors_index",
@@ -45,6 +47,7 @@ WRITERS = {
     "safetensors": "safetensors_file",
     "safetensors-index": "safetensors_index",
     "keras-h5": "keras_h5_write",
+    "keras": "keras_archive_write",
     "tf-checkpoint": "tf_bundle_write",
     "flax-msgpack": "flax_msgpack_write",
     "torch": "torch_write",
@@ -53,14 +56,13 @@ WRITERS = {
 #: Formats that are written with the structure of a TARGET -> module that reads that.
 _LIKE = {
     "keras-h5": "keras_h5",
+    "keras": "keras_archive",
     "tf-checkpoint": "tf_bundle",
     "flax-msgpack": "flax_msgpack",
     "onnx": "onnx_file",
 }
 #: Formats that are written in several files of bounded size where that is asked for.
 _SHARDED = ("tf-checkpoint", "safetensors-index")
-#: Modules that edit a TARGET, and leave what it keeps.
-_EDITORS = {"onnx_write"}
 #: suffix -> what an output of that name is.
 SUFFIXES = {
     ".npz": "npz",
@@ -68,6 +70,7 @@ SUFFIXES = {
     ".safetensors.index.json": "safetensors-index",
     ".h5": "keras-h5",
     ".hdf5": "keras-h5",
+    ".keras": "keras",
     ".ckpt": "tf-checkpoint",
     ".msgpack": "flax-msgpack",
     ".pt": "torch",
@@ -76,10 +79,10 @@ SUFFIXES = {
     ".onnx": "onnx",
 }
 # By content: files with a magic number, and after the tables of checkpoints those that only have a structure.
-_BY_MAGIC = ("keras-h5", "npz", "safetensors", "torch")
+_BY_MAGIC = ("keras-h5", "npz", "keras", "safetensors", "torch")
 _BY_STRUCTURE = ("onnx", "flax-msgpack", "tf-saved-model", "tf-meta", "tf-frozen")
 # Folders that are no TensorFlow checkpoint and no SavedModel.
-_BY_FOLDER = ("safetensors", "flax-msgpack")
+_BY_FOLDER = ("keras", "safetensors", "flax-msgpack")
 _CHECKPOINTS = {"v2": "tf-checkpoint", "v1": "tf-checkpoint-v1", "v1-sharded": "tf-checkpoint-v1"}
 _FORMAT = re.compile(r"([A-Za-z][A-Za-z0-9_-]+):(?!//)(.+)", re.DOTALL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -230,7 +233,7 @@ def _looks_zip(path: str) -> tuple[str, str]:
             "its serialized_state_dict.pt can be unpacked and read",
         )
     if "model.weights.h5" in names:
-        return "this is a .keras archive: not supported yet", "its model.weights.h5 can be unpacked and read"
+        return "this is a .keras archive without its config.json", ""
     return "this is a zip archive" + (f" that begins with {names[0]!r}" if names else ""), ""
 
 
@@ -272,7 +275,9 @@ def writer_for(
         told["shard_size"] = shard_size
     if chosen in _LIKE and like is not None:
         _, like_path = split_format(like)
-        if _module(_LIKE[chosen]).sniff(like_path):
+        by_objects = chosen == "keras-h5" and path.lower().endswith(".weights.h5")
+        readers = [_LIKE[chosen], *([_LIKE["keras"]] if by_objects else [])]
+        if any(_module(reader).sniff(like_path) for reader in readers):
             told["like"] = like_path
     return path, Writer(WRITERS[chosen], told)
 
@@ -311,11 +316,11 @@ class Writer:
         tiles: Tiles,
         *,
         metadata: Mapping[str, str] | None = None,
-        constants: Collection[str] = (),  # noqa: ARG002
+        constants: Collection[str] = (),
         kept: Collection[str] = (),
     ) -> None:
-        """Write the file; see the ``write`` of the module."""
-        if self.module in _EDITORS:
-            _module(self.module).write(path, specs, tiles, metadata=metadata, kept=kept, **self.told)
-            return
-        _module(self.module).write(path, specs, tiles, metadata=metadata, **self.told)
+        """Write the file; see the ``write`` of the module, which is told what it takes."""
+        write = _module(self.module).write
+        takes = inspect.signature(write).parameters
+        also = {key: value for key, value in (("constants", constants), ("kept", kept)) if key in takes}
+        write(path, specs, tiles, metadata=metadata, **self.told, **also)

@@ -11,7 +11,7 @@ import glob
 import hashlib
 import os
 
-from weightport.formats import _jax_paths, safetensors_index, tf_paths
+from weightport.formats import _jax_paths, keras_archive, safetensors_index, tf_paths
 from weightport.formats._io import ByteFile
 from weightport.formats.detect import split_format
 
@@ -23,6 +23,8 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
         FormatError: there is no such file or checkpoint.
     """
     _, text = split_format(os.fspath(path))
+    if os.path.isdir(text) and keras_archive.sniff(text):
+        return keras_archive.files_of(text)
     if safetensors_index.is_sharded(text):
         return safetensors_index.files_of(text)
     if os.path.isfile(text) and not text.endswith(".index") and os.path.basename(text) != tf_paths.STATE:

@@ -37,12 +37,26 @@ def parse(text: str, path: str) -> Config:
     Raises:
         FormatError: no JSON, or no object.
     """
+    return document(text, path, "the attribute 'model_config'")
+
+
+def document(text: str | bytes, path: str, what: str) -> Config:
+    """A JSON object, as plain data.
+
+    Args:
+        text: it.
+        path: the file that errors name.
+        what: what errors call it.
+
+    Raises:
+        FormatError: no JSON, or no object.
+    """
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        raise FormatError(path, "the attribute 'model_config' is no JSON") from None
+        raise FormatError(path, f"{what} is no JSON") from None
     if not isinstance(found, dict):
-        raise FormatError(path, "the attribute 'model_config' is no JSON object")
+        raise FormatError(path, f"{what} is no JSON object")
     return found
 
 
@@ -98,7 +112,7 @@ def _descend(layer: Config, weights: list[str], position: int, major: int, depth
         if found and isinstance(inner.get("go_backwards"), bool):
             found["go_backwards"] = inner["go_backwards"]
         return found
-    return _leaf(kind, inner, major)
+    return leaf(kind, inner, major)
 
 
 def _into_model(subs: list[Config], weights: list[str], position: int, major: int, depth: int) -> dict[str, Any]:
@@ -181,7 +195,7 @@ def _into_cell(cell: Config, weights: list[str], position: int, major: int, dept
     wrapped = inner.get("cell")
     if isinstance(wrapped, dict):  # DropoutWrapper and its like
         return _into_cell(wrapped, weights, position, major, depth + 1)
-    return _leaf(str(cell.get("class_name", "")), inner, major)
+    return leaf(str(cell.get("class_name", "")), inner, major)
 
 
 def _count(cell: Config) -> int | None:
@@ -193,7 +207,8 @@ def _count(cell: Config) -> int | None:
     return 3 if inner.get("use_bias", True) else 2
 
 
-def _leaf(kind: str, inner: Config, major: int) -> dict[str, Any]:
+def leaf(kind: str, inner: Config, major: int) -> dict[str, Any]:
+    """The facts of one layer or cell of that class, by its own configuration."""
     kind = kind.rsplit(">", 1)[-1]
     found: dict[str, Any] = {"class": kind.removesuffix("Cell") if kind.removesuffix("Cell") in _RECURRENT else kind}
     units = inner.get("units", inner.get("output_dim"))

@@ -31,7 +31,7 @@ import numpy as np
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _strided, keras_config
 from weightport.formats._h5_preflight import Dataset, Preflight, superblock, translated
-from weightport.formats._io import ByteFile
+from weightport.formats._io import ByteFile, Bytes
 from weightport.tensors import Array, Budget, Index, TensorSpec
 
 TOP_LEVEL = "top_level_model_weights"
@@ -57,28 +57,30 @@ class Weight:
 
 
 class KerasH5Source:
-    """An open HDF5 file.
+    """An open HDF5 file, or with ``file`` one that lies in another.
 
     Attributes:
         format: ``keras-h5``, or ``hdf5`` without Keras' attributes.
         layers: the layers in the file's order, those without weights and the top level's included.
         weights: name -> which entry it is (Keras only; optimizer's included).
         attributes: ``keras_version`` and ``backend``, where recorded.
+        optimizer: the optimizer's entries, as the file spells them.
         nested: whether the weights stand in the group ``model_weights`` (a full model) or in the root.
     """
 
-    def __init__(self, path: str, *, budget: Budget | None = None) -> None:
+    def __init__(self, path: str, *, budget: Budget | None = None, file: Bytes | None = None) -> None:
         self.path = path
         self.format = "keras-h5"
         self.layers: list[Layer] = []
         self.weights: dict[str, Weight] = {}
         self.attributes: dict[str, str] = {}
+        self.optimizer: tuple[str, ...] = ()
         self.nested = False
         self._model: keras_config.Config | None = None
         self._specs: dict[str, TensorSpec] = {}
         self._datasets: dict[str, Dataset] = {}
         self._heaps: set[int] = set()
-        self._bytes = ByteFile(path)
+        self._bytes: Bytes = ByteFile(path) if file is None else file
         self._h5: Preflight | None = None
         try:
             base = superblock(self._bytes)
@@ -190,6 +192,7 @@ class KerasH5Source:
         names = h5.strings(group, "weight_names")
         if names is None:
             raise FormatError(self.path, f"the group {OPTIMIZER!r} has no attribute 'weight_names'")
+        self.optimizer = tuple(names)
         often = Counter(name.removesuffix(":0") for name in names)
         owners = set(self._specs)
         for position, raw in enumerate(names):
@@ -207,6 +210,32 @@ class KerasH5Source:
         dtype = np.dtype(object) if dataset.strings else dataset.dtype.newbyteorder("=")
         self._specs[name] = TensorSpec(dtype, dataset.shape, dataset.nbytes, role)
         self._datasets[name] = dataset
+
+    @property
+    def file(self) -> Any:
+        """The file as h5py has it, after it was looked over; read-only."""
+        if self._h5 is None:
+            raise Error(f"{self.path}: is closed")
+        return self._h5.file
+
+    def objects(self) -> tuple[list[str], dict[str, str], dict[str, list[str]]]:
+        """What Keras 3 stored by a model's objects: every group; an object's path -> the name that it says it has; an
+        object's path -> the keys of its variables.
+        """
+        if self._h5 is None:
+            raise Error(f"{self.path}: is closed")
+        titles: dict[str, str] = {}
+        stored: dict[str, list[str]] = {}
+        for group in self._h5.groups:
+            owner, _, leaf = group.rpartition("/")
+            if leaf == "vars" and (title := self._h5.text(self._h5.group(self._h5.root, group), "name")):
+                titles[owner] = title
+        for path in self._h5.paths:
+            group, _, key = path.rpartition("/")
+            owner, _, leaf = group.rpartition("/")
+            if leaf == "vars":
+                stored.setdefault(owner, []).append(key)
+        return self._h5.groups, titles, stored
 
     # -- the protocol -------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ Without ``like``, a layer is the first part of the names (``lstm`` of ``lstm/lst
 they first come; a name without ``/`` is a layer of its own. That is right where the model's layers are named so; a
 nested model, of which the file must have one group, needs ``like``: an ``.h5`` of the target, whose layers, groups,
 order and attributes (a full model's ``model_config`` too) are repeated, with other values. The optimizer's weights are
-left out.
+left out, unless some are given that are not the old ones: then all of them are written.
 
 Keras tells by the suffix how to load: a ``.weights.h5`` by the model's objects (``layers/dense/vars/0``), any other by
 layers. A file of one kind under the other's suffix would not load, and is refused.
@@ -23,12 +23,12 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from weightport.errors import Error, Problem, closest
-from weightport.formats import _tiles
+from weightport.formats import _tiles, keras_archive, keras_objects
 from weightport.formats._io import atomic_path
 from weightport.formats.keras_h5 import MODEL, OPTIMIZER, TOP_LEVEL, KerasH5Source
 from weightport.tensors import TensorSpec, Tiles
@@ -49,6 +49,7 @@ def write(
     *,
     metadata: Mapping[str, str] | None = None,
     like: str | None = None,
+    kept: Collection[str] = (),
 ) -> None:
     """Write a weights file, or with a full model as ``like`` a full model.
 
@@ -57,7 +58,9 @@ def write(
         specs: name -> dtype and shape, in the order of the model's layers.
         tiles: yields each tensor's consecutive tiles along axis 0.
         metadata: becomes root attributes ``weightport.KEY``.
-        like: an ``.h5`` file whose structure is repeated; its weights' names must be those of ``specs``.
+        like: an ``.h5`` file whose structure is repeated, or a ``.keras`` archive of which that of the weights is; its
+            weights' names must be those of ``specs``.
+        kept: names that have the values they have in ``like``.
 
     Raises:
         Error: a name that HDF5 cannot hold, names that are not those of ``like``, or values that are not as their spec
@@ -73,16 +76,33 @@ def write(
                     _write_dataset(path, file, name, name, spec, tiles)
             else:
                 _write_layers(path, file, specs, tiles)
-            _annotate(file, metadata)
+            _annotate(path, file, metadata)
         return
-    with KerasH5Source(like) as model:
-        places = _places(path, specs, model)
+    model = keras_archive.open_source(like) if keras_archive.sniff(like) else KerasH5Source(like)
+    with model:
+        places = places_in(path, specs, model, kept)
         _by_objects(path, places)
-        with _created(path) as file, _h5(path, like, "r") as source:
-            _copy_structure(path, source, file)
-            for place, name in places.items():
-                _write_dataset(path, file, place, name, specs[name], tiles)
-            _annotate(file, metadata)
+        with _created(path) as file:
+            repeat(path, file, model, places, specs, tiles, metadata)
+
+
+def repeat(
+    path: str,
+    file: Any,
+    model: KerasH5Source | keras_archive.KerasSource,
+    places: Mapping[str, str],
+    specs: Mapping[str, TensorSpec],
+    tiles: Tiles,
+    metadata: Mapping[str, str] | None,
+) -> None:
+    """A model's groups and attributes, with the values of ``places`` (path in the file -> tensor)."""
+    weights = model if isinstance(model, KerasH5Source) else model.weights
+    optimizer = OPTIMIZER if weights.format == "keras-h5" else keras_objects.OPTIMIZER
+    carried = any(place.startswith(f"{optimizer}/") for place in places)
+    _copy_structure(path, weights.file, file, "" if carried else optimizer)
+    for place, name in places.items():
+        _write_dataset(path, file, place, name, specs[name], tiles)
+    _annotate(path, file, metadata)
 
 
 def _check(path: str, name: str) -> None:
@@ -155,9 +175,18 @@ def _put_names(path: str, owner: Any, name: str, values: Sequence[str]) -> None:
 # -- like another file ---------------------------------------------------------------------------------------------
 
 
-def _places(path: str, specs: Mapping[str, TensorSpec], model: KerasH5Source) -> dict[str, str]:
+def places_in(
+    path: str,
+    specs: Mapping[str, TensorSpec],
+    model: KerasH5Source | keras_archive.KerasSource,
+    kept: Collection[str] = (),
+) -> dict[str, str]:
     """Path in the file -> tensor, after checking that the two sets of names are one and the shapes the same."""
-    theirs = {name: spec for name, spec in model.specs().items() if spec.role == "weight"}
+    every = model.specs()
+    state = {name for name, spec in every.items() if spec.role != "weight"}
+    carried = any(name in state and name not in kept for name in specs)
+    theirs = {name: spec for name, spec in every.items() if carried or name not in state}
+    given = [name for name in specs if carried or name not in state]
     problems = [
         Problem(path, f"no values for {name!r} of {model.path}", closest(name, specs))
         for name in theirs
@@ -165,7 +194,7 @@ def _places(path: str, specs: Mapping[str, TensorSpec], model: KerasH5Source) ->
     ]
     problems += [
         Problem(path, f"{model.path} has no weight {name!r}", closest(name, theirs))
-        for name in specs
+        for name in given
         if name not in theirs
     ]
     problems += [
@@ -175,19 +204,24 @@ def _places(path: str, specs: Mapping[str, TensorSpec], model: KerasH5Source) ->
     ]
     if problems:
         raise Error(problems)
+    if not isinstance(model, KerasH5Source):
+        return {raw: name for raw, name in model.raw_names().items() if name in theirs}
     if model.format != "keras-h5":
         return {name: name for name in theirs}
     root = f"{MODEL}/" if model.nested else ""
     places = {}
     for name in theirs:
         entry = model.weights[name]
+        if entry.layer < 0:
+            places[f"{OPTIMIZER}/{model.optimizer[entry.position]}"] = name
+            continue
         layer = model.layers[entry.layer]
         places[f"{root}{layer.name}/{layer.weights[entry.position]}"] = name
     return places
 
 
-def _copy_structure(path: str, source: Any, file: Any) -> None:
-    """Groups and attributes, without the optimizer's. Only hard links are followed, each group once."""
+def _copy_structure(path: str, source: Any, file: Any, without: str) -> None:
+    """Groups and attributes, without those of one group. Only hard links are followed, each group once."""
     import h5py
 
     with _translated(path):
@@ -199,7 +233,7 @@ def _copy_structure(path: str, source: Any, file: Any) -> None:
                 new.attrs.create(key, old.attrs[key], dtype=old.attrs.get_id(key).dtype)
             for name in old:
                 link = old.get(name, getlink=True)
-                if not isinstance(link, h5py.HardLink) or (old == source and name == OPTIMIZER):
+                if not isinstance(link, h5py.HardLink) or (old == source and name == without):
                     continue
                 child = old[name]
                 if isinstance(child, h5py.Group) and h5py.h5o.get_info(child.id).addr not in seen:
@@ -238,24 +272,26 @@ def _write_dataset(path: str, group: Any, place: str, name: str, spec: TensorSpe
                 dataset[()] = block
 
 
-def _annotate(file: Any, metadata: Mapping[str, str] | None) -> None:
-    with _translated(file.filename):
+def _annotate(path: str, file: Any, metadata: Mapping[str, str] | None) -> None:
+    with _translated(path):
         for key, value in (metadata or {}).items():
             file.attrs[f"weightport.{key.removeprefix('weightport.')}"] = value
 
 
 @contextlib.contextmanager
 def _created(path: str) -> Iterator[Any]:
-    with atomic_path(path) as temporary, _h5(path, temporary, "w") as file:
+    with atomic_path(path) as temporary, written(path, temporary) as file:
         yield file
 
 
 @contextlib.contextmanager
-def _h5(path: str, name: str, mode: str) -> Iterator[Any]:
+def written(path: str, place: str | BinaryIO) -> Iterator[Any]:
+    """A new ``h5py.File``; ``path`` is what errors call it, ``place`` where it is."""
     import h5py
 
     with _translated(path):
-        file = h5py.File(name, mode, locking="best-effort", libver="earliest" if mode == "w" else None)
+        options = {"locking": "best-effort"} if isinstance(place, str) else {}
+        file = h5py.File(place, "w", libver="earliest", **options)
     try:
         yield file
     finally:

@@ -19,7 +19,7 @@ from weightport.plan import accounts, cells, ops, slots
 from weightport.plan.fit import unfit
 from weightport.plan.initial import Gates, initialized
 from weightport.plan.model import INITIALIZED, MOVED, REFUSED, ROUNDED, UNUSED, Item, Outcome, Plan, TargetView
-from weightport.plan.names import Names, aliases, ended, listed
+from weightport.plan.names import Names, aliases, ended, finds, listed
 from weightport.plan.names import matching as matching
 from weightport.plan.undo import undo
 from weightport.tensors import Source, TensorSpec
@@ -58,6 +58,7 @@ class Builder:
     candidates: Names = field(default_factory=lambda: Names([]))
     weights: Names = field(default_factory=lambda: Names([]))
     origin: str = ""
+    above: str = ""
     scope: str = ""
     root: str = ""
     start: int = 0
@@ -69,8 +70,9 @@ class Builder:
             self.target_specs = self.target.specs()
         self.origin = ended(self.mapping.source.scope, self.specs)
         self.scope = ended(self.mapping.target.scope, self.target_specs)
-        self.root = getattr(self.target, "root", "")
-        self.ignored = matching(self.mapping.ignore, self.specs, self.origin, aliases(self.source)) | self._made_up()
+        self.above, self.root = (getattr(side, "root", "") for side in (self.source, self.target))
+        origin, also = self.origin or self.above, aliases(self.source)
+        self.ignored = matching(self.mapping.ignore, self.specs, origin, also) | self._made_up()
         self.kept = matching(self.mapping.keep, self.target_specs, self.scope or self.root, aliases(self.target))
         self.candidates = Names.of(
             n for n, spec in self.specs.items() if n not in self.ignored and spec.role != "constant"
@@ -90,7 +92,7 @@ class Builder:
 
     def _named(self, rule: Rule) -> set[str]:
         """The source tensors that a rule of a mapping that runs backwards speaks of."""
-        side = cells.Side(self.specs, self.source.facts, self.origin)
+        side = cells.Side(self.specs, self.source.facts, self.origin, self.above)
         ref = rule.source if isinstance(rule, CellRule) else rule.target_cell if isinstance(rule, InitRule) else None
         if ref is not None:
             try:
@@ -145,7 +147,7 @@ class Builder:
 
     def cell(self, rule: CellRule) -> Outcome:
         """A whole cell."""
-        mine = cells.Side(self.specs, self.source.facts, self.origin)
+        mine = cells.Side(self.specs, self.source.facts, self.origin, self.above)
         other = None
         if self.target is not None:
             other = cells.Side(self.target_specs, self.target.facts, self.scope, self.root)
@@ -240,6 +242,8 @@ class Builder:
     def matches(self, rule: TensorRule) -> Iterator[tuple[list[str], dict[str, str]]]:
         """The source names of every match, with what its patterns bind."""
         patterns = [p.joined(self.origin) for p in rule.froms]
+        if self.above and not finds(patterns[0], self.candidates, self.specs, self.source):
+            patterns = [p.joined(self.above) for p in patterns]
         first = patterns[0]
         if first.is_literal:
             only = listed(self.source, first.format({}))

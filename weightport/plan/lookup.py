@@ -61,7 +61,7 @@ class Lookup:
         #: What was done beside copying, and what was assumed of cells that are still being built; in order.
         self.notes: dict[str, None] = {}
         self._places = {rule.name: number for number, rule in enumerate(mapping.rules)}
-        side = cells.Side(self._builder.specs, source.facts, mapping.source.scope)
+        side = cells.Side(self._builder.specs, source.facts, mapping.source.scope, self._builder.above)
         for rule in mapping.rules:
             if isinstance(rule, CellRule):
                 self._add_cell(rule, side)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from weightport.mapping.patterns import Glob, Pattern, begins
@@ -167,6 +167,11 @@ def aliases(side: object) -> Mapping[str, str]:
 def listed(side: object, name: str) -> str:
     """The name that a model lists a tensor under."""
     return aliases(side).get(name, name)
+
+
+def finds(pattern: Pattern, names: Names, specs: Container[str], side: object) -> bool:
+    """Whether a pattern matches any of a side's names, those that lead to another one included."""
+    return listed(side, pattern.format({})) in specs if pattern.is_literal else any(names.matches(pattern))
 
 
 def ended(scope: str, names: Iterable[str]) -> str:

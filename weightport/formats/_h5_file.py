@@ -1,0 +1,63 @@
+"""HDF5 files that are opened where their bytes lie: a file by its path, a part of one (a zip's member) in place.
+
+Promise: HDF5 sees the range and nothing beside it; a read that leaves it is a :class:`FormatError`. Limit: HDF5 calls
+back into Python for each read of a part, so what lies in one run is better read by position.
+
+Source: h5py/h5fd.pyx (the ``fileobj`` driver), docs/high/file.rst ("Python file-like objects").
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import weakref
+from typing import Any
+
+from weightport.formats._io import ByteFile, Bytes
+
+# HDF5 closes what is open when the process ends, which is after Python is gone: calling back would crash it.
+_calling_back: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+def opened(file: Bytes) -> Any:
+    """The ``h5py.File`` of these bytes, read-only."""
+    import h5py
+
+    if isinstance(file, ByteFile):
+        return h5py.File(file.path, "r", locking="best-effort", rdcc_nbytes=8 << 20)
+    found = h5py.File(_Seekable(file), "r", rdcc_nbytes=8 << 20)
+    _calling_back[id(found)] = found
+    return found
+
+
+@atexit.register
+def _close_all() -> None:
+    for file in list(_calling_back.values()):
+        file.close()
+
+
+class _Seekable(io.RawIOBase):
+    """A range of bytes as the file object that h5py wants."""
+
+    def __init__(self, file: Bytes) -> None:
+        super().__init__()
+        self._bytes, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._bytes.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        self._bytes.read_into(self._at, view)
+        self._at += len(view)
+        return len(view)
