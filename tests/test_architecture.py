@@ -62,7 +62,18 @@ MAY_IMPORT = {
 #: The one place of each framework. A target's module may import it, and nobody else.
 FRAMEWORKS = ("tensorflow", "keras", "tf_keras", "torch", "jax", "flax", "onnx")
 #: What ``import weightport`` must leave alone: a command loads only what it uses.
-NOT_AT_IMPORT = (*FRAMEWORKS, "h5py", "yaml", "pydantic", "click", "tqdm", "ml_dtypes", "crc32c", "cramjam")
+NOT_AT_IMPORT = (
+    *FRAMEWORKS,
+    "h5py",
+    "yaml",
+    "pydantic",
+    "click",
+    "tqdm",
+    "ml_dtypes",
+    "crc32c",
+    "cramjam",
+    "tensorstore",
+)
 LONGEST = 400
 #: Longer modules that are one thing all the same, and why.
 LONGER = {

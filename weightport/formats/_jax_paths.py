@@ -44,12 +44,9 @@ def is_checkpoint(folder: str) -> bool:
     """Whether a folder is one tree of Orbax, itself."""
     if os.path.isfile(os.path.join(folder, METADATA)) or os.path.isfile(os.path.join(folder, MANIFEST)):
         return True
-    # Before _METADATA: a tree in msgpack, and arrays of zarr beside it.
-    aggregate = os.path.join(folder, AGGREGATE)
-    return (
-        os.path.isfile(aggregate)
-        and (is_map(aggregate) or not os.path.getsize(aggregate))
-        and any(os.path.isfile(os.path.join(folder, name, ".zarray")) for name in _names(folder))
+    # Before _METADATA: arrays of zarr, and maybe a tree in msgpack beside them.
+    return any(
+        os.path.isfile(os.path.join(folder, n, head)) for n in _names(folder) for head in (".zarray", "zarr.json")
     )
 
 

@@ -38,6 +38,7 @@ READERS = {
     "npy": "npz",
     "safetensors": "safetensors_index",
     "flax-msgpack": "flax_msgpack",
+    "orbax": "orbax_folder",
     "torch": "torch_file",
     "onnx": "onnx_file",
 }
@@ -82,7 +83,7 @@ SUFFIXES = {
 _BY_MAGIC = ("keras-h5", "npz", "keras", "safetensors", "torch")
 _BY_STRUCTURE = ("onnx", "flax-msgpack", "tf-saved-model", "tf-meta", "tf-frozen")
 # Folders that are no TensorFlow checkpoint and no SavedModel.
-_BY_FOLDER = ("keras", "safetensors", "flax-msgpack")
+_BY_FOLDER = ("keras", "safetensors", "flax-msgpack", "orbax")
 _CHECKPOINTS = {"v2": "tf-checkpoint", "v1": "tf-checkpoint-v1", "v1-sharded": "tf-checkpoint-v1"}
 _FORMAT = re.compile(r"([A-Za-z][A-Za-z0-9_-]+):(?!//)(.+)", re.DOTALL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")

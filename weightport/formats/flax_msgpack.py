@@ -30,7 +30,7 @@ from weightport.tensors import Array, Budget, Index, TensorSpec, dtype_named
 NDARRAY, COMPLEX, SCALAR = 1, 2, 3
 CHUNKED = "__msgpack_chunked_array__"
 # A map's keys are short; the dtype's name in an array is shorter.
-_MAX_KEY, _MAX_DTYPE = 1 << 20, 64
+_MAX_KEY, _MAX_DTYPE, _MAX_TEXT = 1 << 20, 64, 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,8 @@ class FlaxSource:
         self.path = _jax_paths.resolve(path).path
         self._budget = budget or Budget()
         self.entries: dict[str, Entry] = {}
+        #: Short texts, which are no tensors.
+        self.texts: dict[str, str] = {}
         self.file = ByteFile(self.path)
         try:
             self._walker = Walker(self.file)
@@ -102,6 +104,8 @@ class FlaxSource:
             self._add(name, Entry(TensorSpec.of("complex128", ()), token.at, token.end, native=self._complex(token)))
         elif token.kind in (INT, FLOAT, BOOL):
             self._add(name, _number(token))
+        elif token.kind == TEXT and token.size <= _MAX_TEXT:
+            self.texts[name] = self._walker.text(token)
         elif token.kind not in (TEXT, NIL):
             what = f"ext of type {token.code}" if token.kind == EXT else "bytes"
             self._add(name, Entry(TensorSpec(np.dtype(object), (), 0, unread=f"{what}, not of Flax"), at, token.end))

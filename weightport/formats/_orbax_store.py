@@ -1,0 +1,261 @@
+"""Arrays of zarr in Orbax' folders: their headers, and their values through ``tensorstore``.
+
+Promise: a header is JSON that is checked here, sizes before anything is allocated, before tensorstore sees the array; a
+chunk that is missing is an error where Orbax stores all of them, not zeros; no key leads out of the folder. Memory: the
+decoded chunks of the array that was read last, up to :data:`CACHE`. Limits: tensorstore is needed for values, and where
+arrays lie in one OCDBT database for headers, too; what it makes of a damaged database, it says itself (every node and
+every compressed chunk has a checksum).
+
+Sources: https://zarr-specs.readthedocs.io (v2, v3 core), https://google.github.io/tensorstore/kvstore/ocdbt and
+/driver/zarr, orbax/checkpoint/_src/serialization/tensorstore_utils.py (``ArrayReadSpec``, ``fill_missing_data_reads``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from weightport.errors import FormatError, MissingPackage
+from weightport.formats import _strided
+from weightport.formats._io import ByteFile
+from weightport.tensors import Array, Budget, TensorSpec, dtype_named
+
+#: At most this much of an array's decoded chunks is kept between two reads of it.
+CACHE = 4 << 30
+_MAX_HEADER = 1 << 20
+# A chunk may be larger than its array, but not by much: its dimensions divide the array's, rounded up.
+_SMALL_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a zarr array says of itself.
+
+    Attributes:
+        spec: dtype and shape.
+        chunks: the shape of what is decoded at once.
+        driver: ``zarr`` (v2) or ``zarr3``.
+    """
+
+    spec: TensorSpec
+    chunks: tuple[int, ...]
+    driver: str
+
+
+class ArrayStore:
+    """The arrays of one folder.
+
+    Args:
+        folder: Orbax' folder.
+        ocdbt: whether they lie in an OCDBT database; else each in a folder of its own.
+        fill_missing: whether chunks that are missing are zeros: older versions of Orbax store no zeros.
+    """
+
+    def __init__(self, folder: str, *, ocdbt: bool, fill_missing: bool, budget: Budget) -> None:
+        self.folder, self.ocdbt, self._fill, self._budget = folder, ocdbt, fill_missing, budget
+        self._keys: Any = None
+        self._last: tuple[str, Any] | None = None
+        self._closed = False
+        if ocdbt:
+            _refuse_irregular(folder)
+            self._keys = self._ask(import_tensorstore(folder).KvStore.open, self._kvstore(""))
+
+    # Headers ----------------------------------------------------------------------------------------------------------
+
+    def headers(self, names: Mapping[str, str], *, zarr3: bool | None) -> dict[str, Header | str]:
+        """Tensor's name -> header, or why the array is not read.
+
+        Args:
+            names: tensor's name -> stored name.
+            zarr3: whether the arrays are of zarr v3; None if that is not known.
+        """
+        kinds = {True: ("zarr.json",), False: (".zarray",), None: (".zarray", "zarr.json")}[zarr3]
+        found: dict[str, Header | str] = {}
+        left = dict(names)
+        for kind in kinds:
+            raw = self._contents({name: f"{stored}/{kind}" for name, stored in left.items()})
+            for name, content in raw.items():
+                self._budget.spend("header_bytes", len(content), self.folder)
+                found[name] = self._header(name, f"{names[name]}/{kind}", content)
+            left = {name: stored for name, stored in left.items() if name not in raw}
+        for name, stored in left.items():
+            what = f"its array {stored!r} is missing: it has no {' and no '.join(kinds)}"
+            hint = "copy the whole folder, hidden files too" if not self.ocdbt else ""
+            raise FormatError(self.folder, what, tensor=name, hint=hint)
+        return {name: found[name] for name in names}
+
+    def _contents(self, keys: Mapping[str, str]) -> dict[str, bytes]:
+        """The small values of keys, of those that are there."""
+        found = {}
+        if self.ocdbt:
+            asked = {name: self._keys.read(key) for name, key in keys.items()}  # all of them at once
+            for name, future in asked.items():
+                answer = self._ask(lambda at=future: at, tensor=name)
+                if answer.state == "value":
+                    found[name] = bytes(answer.value)
+            return found
+        for name, key in keys.items():
+            path = self._beneath(key, name)
+            if os.path.isfile(path):
+                with ByteFile(path) as file:
+                    self._budget.check("header_bytes", file.size, path)
+                    found[name] = file.read(0, min(file.size, _MAX_HEADER + 1), tensor=name)
+        return found
+
+    def _header(self, name: str, key: str, raw: bytes) -> Header | str:
+        def wrong(what: str) -> FormatError:
+            return FormatError(self.folder, f"{key}: {what}", tensor=name)
+
+        if len(raw) > _MAX_HEADER:
+            raise wrong(f"a header of {len(raw):,} bytes, at most {_MAX_HEADER:,} are read")
+        try:
+            doc = json.loads(raw)
+        except (ValueError, RecursionError):
+            raise wrong("is no JSON") from None
+        if not isinstance(doc, dict):
+            raise wrong("is no object of JSON")
+        second = doc.get("zarr_format") == 2
+        if not second and doc.get("zarr_format") != 3:
+            raise wrong("is of no version of zarr that is known")
+        shape = _sizes(doc.get("shape"))
+        chunks = _sizes(doc.get("chunks") if second else _grid(doc))
+        if shape is None or chunks is None or len(chunks) != len(shape):
+            raise wrong("its shape or its chunks are no sizes")
+        dtype = _dtype(doc.get("dtype") if second else doc.get("data_type"))
+        if dtype is None:
+            return f"of the dtype {doc.get('dtype', doc.get('data_type'))!r}"
+        nbytes = _strided.checked(dtype, shape, self._budget, self.folder, name)
+        decoded = prod(chunks) * dtype.itemsize
+        if 0 in chunks or decoded > max(_SMALL_CHUNK, 4 * nbytes):
+            raise wrong(f"chunks of {list(chunks)} for the shape {list(shape)}")
+        return Header(TensorSpec(dtype, shape, nbytes), chunks, "zarr" if second else "zarr3")
+
+    # Values -----------------------------------------------------------------------------------------------------------
+
+    def read(self, name: str, stored: str, header: Header, cuts: _strided.Bounds) -> Array:
+        """A part of an array, in memory of its own."""
+        if self._closed:
+            raise FormatError(self.folder, "is closed", tensor=name)
+        spec = header.spec
+        if not all(_strided.counts(cuts)):
+            return np.empty(_strided.counts(cuts), spec.dtype)
+        opened = self._opened(name, stored, header)
+        part = opened[_strided.as_slices(cuts)] if cuts else opened
+        array = np.asarray(self._ask(part.read, tensor=name))
+        if array.dtype != spec.dtype or array.shape != _strided.counts(cuts):
+            raise FormatError(self.folder, f"{array.dtype.name} {list(array.shape)} was read", tensor=name)
+        return np.array(array, order="C", copy=True)
+
+    def _opened(self, name: str, stored: str, header: Header) -> Any:
+        if self._last is not None and self._last[0] == name:
+            return self._last[1]
+        self._last = None  # and with it, its decoded chunks
+        ts = import_tensorstore(self.folder)
+        if not self.ocdbt:
+            _refuse_irregular(self._beneath(stored, name))
+        row = prod(header.chunks[:1]) * prod(header.spec.shape[1:]) * header.spec.dtype.itemsize
+        context = {"cache_pool": {"total_bytes_limit": min(CACHE, 2 * row)}}
+        spec = {
+            "driver": header.driver,
+            "kvstore": self._kvstore(f"{stored}/"),
+            "fill_missing_data_reads": self._fill,
+            "recheck_cached_metadata": "open",
+            "recheck_cached_data": "open",
+        }
+        opened = self._ask(ts.open, spec, read=True, open=True, context=ts.Context(context), tensor=name)
+        if tuple(opened.shape) != header.spec.shape:
+            raise FormatError(self.folder, f"its shape became {list(opened.shape)} while it was read", tensor=name)
+        self._last = name, opened
+        return opened
+
+    def _kvstore(self, path: str) -> dict[str, Any]:
+        base = {"driver": "file", "path": os.path.join(os.path.abspath(self.folder), "")}
+        if self.ocdbt:
+            return {"driver": "ocdbt", "base": base, "path": path}
+        return {**base, "path": base["path"] + path}
+
+    def _ask(self, call: Any, *given: Any, tensor: str | None = None, **options: Any) -> Any:
+        """What tensorstore answers; its errors, of whatever class, as one of ours."""
+        try:
+            return call(*given, **options).result()
+        except Exception as error:
+            text = str(error).partition(" [source locations")[0]
+            raise FormatError(self.folder, f"tensorstore cannot read it: {text}", tensor=tensor) from None
+
+    def _beneath(self, key: str, name: str) -> str:
+        """The path of a stored name, which may not lead out of the folder."""
+        parts = key.split("/")
+        path = os.path.join(self.folder, *parts) if all(parts) and "\0" not in key else ""
+        inside = os.path.join(os.path.realpath(self.folder), "")
+        if not path or {".", ".."} & set(parts) or not os.path.realpath(path).startswith(inside):
+            raise FormatError(self.folder, f"the stored name {key!r} leads out of the folder", tensor=name)
+        return path
+
+    def stored_names(self) -> list[str]:
+        """The names of all arrays, where nothing else lists them."""
+        if self.ocdbt:
+            keys = [bytes(key).decode("utf-8", "surrogateescape") for key in self._ask(self._keys.list)]
+        else:
+            keys = []
+            for above, _, files in os.walk(self.folder):
+                below = os.path.relpath(above, self.folder).replace(os.sep, "/")
+                keys += [f"{below}/{file}" for file in files if file in (".zarray", "zarr.json")]
+        found = {key.rpartition("/")[0] for key in keys if key.endswith(("/.zarray", "/zarr.json"))}
+        self._budget.check("tensors", len(found), self.folder)
+        return sorted(found)
+
+    def close(self) -> None:
+        """Forget what is open."""
+        self._last, self._keys, self._closed = None, None, True
+
+
+def import_tensorstore(path: str) -> Any:
+    """tensorstore, or an error that says how to get it."""
+    try:
+        import tensorstore
+    except ImportError:
+        raise MissingPackage(f"reading {path}, a checkpoint of Orbax,", "tensorstore", "orbax") from None
+    return tensorstore
+
+
+def _refuse_irregular(folder: str) -> None:
+    """Refuse a folder in which something is no file: opening a pipe would wait forever."""
+    for above, _, files in os.walk(folder):
+        for file in files:
+            path = os.path.join(above, file)
+            try:
+                regular = stat.S_ISREG(os.stat(path).st_mode)
+            except OSError:
+                regular = True  # a link to nothing is missing, which the reader says
+            if not regular:
+                raise FormatError(path, "is not a regular file")
+
+
+def _sizes(found: Any) -> tuple[int, ...] | None:
+    if not isinstance(found, list) or not all(type(dim) is int and dim >= 0 for dim in found):
+        return None
+    return tuple(found)
+
+
+def _grid(doc: Mapping[str, Any]) -> Any:
+    grid = doc.get("chunk_grid")
+    inner = grid.get("configuration") if isinstance(grid, dict) and grid.get("name") == "regular" else None
+    return inner.get("chunk_shape") if isinstance(inner, dict) else None
+
+
+def _dtype(code: Any) -> np.dtype[Any] | None:
+    """A dtype by zarr's code (``<f4``, v2) or name (``float32``; those of ml_dtypes in both versions)."""
+    if not isinstance(code, str):
+        return None
+    try:
+        dtype = dtype_named(code)
+    except (TypeError, ValueError):
+        return None
+    return dtype.newbyteorder("=") if dtype.kind not in "OSUMmV" or dtype.name == code else None

@@ -1,0 +1,176 @@
+"""Checkpoints of Orbax: a folder with the tree's metadata in JSON, and its arrays in zarr.
+
+Promise: neither Orbax nor JAX is imported; names, shapes and dtypes are read from small headers, values by the chunks
+that a part needs. A folder with one checkpoint for each step means the latest that was finished. Limits: values need
+``tensorstore`` (``pip install 'weightport[orbax]'``), and so does everything where the arrays lie in an OCDBT database,
+as they do by default; text and empty containers are no tensors and are not listed.
+
+Sources: orbax/checkpoint/_src/metadata/tree.py (``InternalTreeMetadata``), orbax/checkpoint/_src/tree/utils.py
+(``param_name_from_keypath``), orbax/checkpoint/utils.py (``PLACEHOLDER://``, of versions without ``_METADATA``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from weightport.errors import FormatError, TensorNotFound
+from weightport.formats import _jax_paths, _strided
+from weightport.formats._io import ByteFile
+from weightport.formats._jax_names import with_roles
+from weightport.formats._orbax_store import ArrayStore, Header
+from weightport.formats.flax_msgpack import FlaxSource
+from weightport.tensors import Array, Budget, Index, TensorSpec
+
+_PLACEHOLDER = "PLACEHOLDER://"
+_NO_ARRAYS = ("string", "None", "Dict", "List", "Tuple", "NamedTuple")
+
+
+class OrbaxSource:
+    """An open checkpoint. A tensor is named by its keys, joined by ``/``."""
+
+    format = "orbax"
+
+    def __init__(self, path: str, *, budget: Budget | None = None) -> None:
+        found = _jax_paths.resolve(path)
+        if found.kind != "orbax":
+            raise FormatError(path, "is no checkpoint of Orbax")
+        self.path = found.path
+        self._budget = budget or Budget()
+        self._small: FlaxSource | None = None
+        meta = self._metadata()
+        ocdbt = os.path.isfile(os.path.join(self.path, _jax_paths.MANIFEST))
+        # Before Orbax noted that it stores all chunks, it did not store those of zeros.
+        fill = not meta.get("store_array_data_equal_to_fill_value", False)
+        self._store = ArrayStore(self.path, ocdbt=ocdbt, fill_missing=fill, budget=self._budget)
+        try:
+            self._stored = self._names(meta)
+            zarr3 = meta.get("use_zarr3")
+            self._headers = self._store.headers(self._stored, zarr3=zarr3 if isinstance(zarr3, bool) else None)
+            specs = {name: _spec(header) for name, header in self._headers.items()}
+            if self._small is not None:
+                specs = {**self._small.specs(), **specs}
+            self._specs = with_roles(specs)
+        except BaseException:
+            self.close()
+            raise
+
+    def _metadata(self) -> dict[str, Any]:
+        path = os.path.join(self.path, _jax_paths.METADATA)
+        if not os.path.isfile(path):
+            return {}
+        with ByteFile(path) as file:
+            self._budget.spend("header_bytes", file.size, path)
+            raw = file.read(0, file.size)
+        try:
+            found = json.loads(raw)
+        except (ValueError, RecursionError):
+            raise FormatError(path, "is no JSON, truncated or corrupt") from None
+        if not isinstance(found, dict) or not isinstance(found.get("tree_metadata"), dict):
+            raise FormatError(path, "has no tree_metadata")
+        return found
+
+    def _names(self, meta: Mapping[str, Any]) -> dict[str, str]:
+        """Tensor's name -> the name that its array is stored under."""
+        tree = meta.get("tree_metadata")
+        entries = _leaves(tree, os.path.join(self.path, _jax_paths.METADATA)) if tree is not None else self._older()
+        found: dict[str, str] = {}
+        for keys, stored in entries:
+            name = "/".join(keys)
+            if name in found or (self._small is not None and name in self._small.specs()):
+                raise FormatError(self.path, "another tensor has the same name", tensor=name)
+            found[name] = stored
+        self._budget.check("tensors", len(found), self.path)
+        return found
+
+    def _older(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """The arrays of a checkpoint without ``_METADATA``: its tree is a file of msgpack, if it has that."""
+        aggregate = os.path.join(self.path, _jax_paths.AGGREGATE)
+        if os.path.isfile(aggregate) and os.path.getsize(aggregate):
+            self._small = FlaxSource(aggregate, budget=self._budget)
+            for name, text in self._small.texts.items():
+                if text.startswith(_PLACEHOLDER):
+                    yield (name,), text.removeprefix(_PLACEHOLDER)
+            return
+        for stored in self._store.stored_names():
+            yield tuple(stored.split(".")), stored
+
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Name -> spec, in the tree's order."""
+        return self._specs
+
+    def read(self, name: str, index: Index = None) -> Array:
+        """The tensor or the part of it that ``index`` cuts out.
+
+        Raises:
+            TensorNotFound: no such tensor.
+            FormatError: truncated or corrupt, chunks that are missing, or a dtype that is not known.
+            MissingPackage: tensorstore is not installed.
+        """
+        header = self._headers.get(name)
+        if header is None:
+            if self._small is not None and name in self._small.specs():
+                return self._small.read(name, index)
+            raise TensorNotFound(name, self._specs, self.path)
+        if isinstance(header, str):
+            raise FormatError(self.path, f"is {header}", tensor=name)
+        cuts = _strided.bounds(index, header.spec.shape, f"{self.path}: tensor {name!r}")
+        return self._store.read(name, self._stored[name], header, cuts)
+
+    def facts(self, names: Sequence[str]) -> Mapping[str, Any]:  # noqa: ARG002
+        """Nothing: a tree of arrays records no cells."""
+        return {}
+
+    def close(self) -> None:
+        """Release what is open."""
+        self._store.close()
+        if self._small is not None:
+            self._small.close()
+
+    def __enter__(self) -> OrbaxSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _leaves(tree: Mapping[str, Any], path: str) -> Iterator[tuple[tuple[str, ...], str]]:
+    """``(keys, stored name)`` of every array that the metadata list."""
+    for label, entry in tree.items():
+        try:
+            keys = tuple(key["key"] for key in entry["key_metadata"])
+            value = entry["value_metadata"]
+            kind, skipped = value["value_type"], value.get("skip_deserialize", False)
+        except (TypeError, KeyError, AttributeError):
+            raise FormatError(path, f"the entry {label[:200]!r} is no leaf of a tree") from None
+        if not keys or not all(isinstance(key, str) for key in keys):
+            raise FormatError(path, f"the entry {label[:200]!r} has no keys")
+        if kind not in _NO_ARRAYS and not skipped:
+            yield keys, ".".join(keys)
+
+
+def _spec(header: Header | str) -> TensorSpec:
+    return TensorSpec(np.dtype(object), (), 0, unread=header) if isinstance(header, str) else header.spec
+
+
+def sniff(path: str) -> bool:
+    """Whether a folder is a checkpoint of Orbax, or has some; never raises."""
+    try:
+        found = _jax_paths.find(path)
+    except FormatError:
+        return True  # of several, which open_source says
+    return found is not None and found.kind == "orbax"
+
+
+def open_source(path: str, *, budget: Budget | None = None) -> OrbaxSource:
+    """Open a checkpoint of Orbax: its folder, that of a step, or one with many steps.
+
+    Raises:
+        FormatError: missing, truncated, corrupt, or several and nothing says which.
+        MissingPackage: tensorstore is not installed, and the arrays lie in an OCDBT database.
+    """
+    return OrbaxSource(path, budget=budget)
