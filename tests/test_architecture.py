@@ -31,10 +31,11 @@ def _may(*names: str) -> frozenset[str]:
 MAY_IMPORT = {
     "errors": _may(),
     "tensors": _may(),
+    "checksums": _may("tensors"),
     "ranges": _may("tensors"),
     "values": _may("tensors", "ranges"),
     "initializers": _may("tensors"),
-    "formats": _may("tensors"),
+    "formats": _may("tensors", "checksums"),
     "layouts": _may("tensors", "ranges", "values"),
     "scopes": _may("tensors", "layouts"),
     "mapping": _may("tensors", "layouts", "initializers"),
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     "inputs": _may("tensors", "mapping", "formats.files"),
     "opening": _may("tensors", "scopes", "layouts", "mapping", "inputs", "formats.detect"),
     "lockfile": _may("tensors", "mapping", "inputs", "formats.files", "formats._io"),
-    "execute": _may("tensors", "ranges", "values", "plan", "formats.detect"),
+    "execute": _may("tensors", "checksums", "ranges", "values", "plan", "formats._io"),
     "targets": _may("tensors", "formats"),
     "causes": _may("tensors", "layouts"),
     "live": _may("tensors", "layouts", "targets"),
@@ -262,7 +263,7 @@ def _plant(copy: Path, module: str, code: str) -> None:
         ("formats/npz.py", "from .. import targets", "formats may not import targets"),
         ("layouts/table.py", "def f():\n    from weightport.formats import npz", "layouts may not import formats.npz"),
         ("layouts/table.py", "if TYPE_CHECKING:\n    from weightport.plan import Plan", "layouts may not import plan"),
-        ("execute.py", "from weightport.formats import detect, npz", "execute may not import formats.npz"),
+        ("execute/files.py", "from weightport.formats import _io, npz", "execute may not import formats.npz"),
         ("errors.py", "from weightport import Error", "errors may not import weightport"),
         ("formats/npz.py", "def f():\n    import tensorflow.compat.v1", "imports tensorflow, which only targets may"),
         ("oddments.py", "import os", "'oddments' has no row in the table of imports"),
@@ -280,7 +281,7 @@ def test_a_forbidden_import_is_seen(copy: Path, module: str, code: str, told: st
 
 def test_what_the_table_allows_is_not_seen(copy: Path) -> None:
     before = forbidden_imports(copy)
-    _plant(copy, "execute.py", "from weightport.formats import detect\nfrom weightport.errors import Error")
+    _plant(copy, "execute/files.py", "from weightport.formats import _io\nfrom weightport.errors import Error")
     _plant(copy, "cli/extra.py", "from weightport import formats, targets")
     _plant(copy, "formats/npz.py", "from weightport import __version__")
     assert forbidden_imports(copy) == before

@@ -17,6 +17,8 @@ from weightport.opening import OpenSource, as_source, close, gather, reading
 from weightport.tensors import Source, bytes_of
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from weightport.execute import Progress
     from weightport.mapping import Mapping as Rules
     from weightport.plan import Plan
@@ -125,6 +127,8 @@ def transfer(
     progress: Progress | None = None,
     on_plan: Callable[[Plan], None] | None = None,
     dry_run: bool = False,
+    threads: int | None = None,
+    executor: Executor | None = None,
     **options: Any,
 ) -> Result:
     """Move weights into a live model, or into a file.
@@ -149,6 +153,9 @@ def transfer(
         progress: called with the number of bytes as they are written.
         on_plan: called with the plan before anything is written or assigned, also with one that has problems.
         dry_run: check everything, ``out`` too if it is given, and write or assign nothing.
+        threads: how many write ``out``; by default as many as there are processors, up to a few. The file is the same.
+        executor: any ``concurrent.futures.Executor`` to write ``out`` with instead: threads, processes, or machines
+            that see the same files.
         options: for a graph: ``session`` (one that has run it already) and ``large_constants`` (``"refuse"`` or
             ``"variable"``: what becomes of constants beyond protobuf's 2 GiB).
 
@@ -198,7 +205,10 @@ def transfer(
         refuse_inputs(path, opened, kept, rules)
         if not dry_run:
             metadata = provenance(opened, rules, __version__)
-            write_file(planned, opened, kept, path, write, metadata=metadata, progress=progress, watch=watch)
+            write_file(
+                planned, opened, kept, path, write, metadata=metadata, progress=progress, watch=watch, threads=threads,
+                executor=executor,
+            )  # fmt: skip
         return Result(planned, path=None if dry_run else path)
 
 

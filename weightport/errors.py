@@ -44,6 +44,16 @@ class Error(Exception):
             self.problems = tuple(message)
         super().__init__("\n".join(str(p) for p in self.problems))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Raised in another process, it has to arrive as it was; the constructors take other arguments.
+        return _again, (type(self), self.args, self.__dict__)
+
+
+def _again(kind: type[Error], args: tuple[Any, ...], state: dict[str, Any]) -> Error:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
 
 class FormatError(Error):
     """A model file is missing, truncated, corrupt, or not what it claims to be.

@@ -15,7 +15,7 @@ from typing import Any
 from weightport.errors import FormatError, PlanError, Problem, RefusedError, closest
 from weightport.mapping.rules import Mapping as Rules
 from weightport.mapping.rules import NamedSource, TensorRule
-from weightport.tensors import Array, Index, Source, TensorSpec
+from weightport.tensors import Array, Extent, Index, Source, TensorSpec, extent_of
 
 VERSION_KEY, SOURCE_KEY, MAPPING_KEY = "weightport.version", "weightport.source", "weightport.mapping_sha256"
 
@@ -210,6 +210,10 @@ class Averaged:
         """The variable's average, or the variable where it has none."""
         return self.inner.read(self.averages.get(name, name), index)
 
+    def extent(self, name: str) -> Extent | None:
+        """Where that lies."""
+        return extent_of(self.inner, self.averages.get(name, name))
+
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What is recorded of the cell: a graph knows its variables, not their averages."""
         return self.inner.facts(names)
@@ -259,6 +263,10 @@ class Gathered:
         """The tensor, from the source that has it."""
         source, own = self._home(name)
         return source.read(own, index)
+
+    def extent(self, name: str) -> Extent | None:
+        """Where the tensor lies."""
+        return extent_of(*self._home(name))
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What the source of these tensors records of their cell."""

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from weightport.errors import Error
-from weightport.tensors import Array, Budget, Index, Source, TensorSpec
+from weightport.tensors import Array, Budget, Extent, Index, Source, TensorSpec, extent_of
 
 if TYPE_CHECKING:
     from weightport.layouts.stacks import Cell
@@ -50,6 +50,14 @@ class OpenSource:
             FormatError: truncated or corrupt; checksums are verified where the format has them.
         """
         return self._inner.read(name, index)
+
+    def extent(self, name: str) -> Extent | None:
+        """Where a tensor lies in a file as it lies in memory; None if it does not, or nobody knows."""
+        return extent_of(self._inner, name)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # In another process it is the same file, opened again.
+        return open, (f"{self.format}:{self.path}",)
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What the file records about the RNN cell of these tensors (:meth:`weightport.tensors.Source.facts`)."""

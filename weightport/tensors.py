@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -97,6 +98,59 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """A checksum that a file stores.
+
+    Attributes:
+        kind: ``crc32`` or ``crc32c``.
+        value: the plain checksum, not masked.
+        offset: the first byte of the file that it is over.
+        size: how many bytes it is over.
+    """
+
+    kind: str
+    value: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where a tensor lies in a file as it lies in memory: dense, in C order and native byte order.
+
+    Attributes:
+        path: a file that can be opened at any time.
+        offset: of the first element.
+        nbytes: of all elements; they are there.
+        checksum: over these bytes, or over these and others; None where the format has none.
+    """
+
+    path: str
+    offset: int
+    nbytes: int
+    checksum: Checksum | None = None
+
+
+@runtime_checkable
+class Located(Protocol):
+    """A :class:`Source` that says where tensors lie, so that others can read them by position, and verify them."""
+
+    def extent(self, name: str) -> Extent | None:
+        """Where the tensor lies; None if it does not lie anywhere as it is. No tensor bytes are read.
+
+        Raises:
+            TensorNotFound: no such name.
+            FormatError: its file is missing or too short.
+        """
+        ...
+
+
+def extent_of(source: Source, name: str) -> Extent | None:
+    """Where a tensor of any source lies; None if it does not lie anywhere as it is, or nobody knows."""
+    return source.extent(name) if isinstance(source, Located) else None
+
+
 #: Yields consecutive C-order tiles of a tensor, cut along axis 0 (a scalar or an empty tensor is one tile).
 Tiles: TypeAlias = Callable[[str], Iterator[Array]]
 
@@ -123,6 +177,37 @@ class FileWriter(Protocol):
             metadata: provenance, for formats that have room for it.
             constants: those of ``specs`` that are to be frozen (``as: constant``), for formats that tell them apart.
             kept: those of ``specs`` that keep the value of the TARGET file: whoever edits that file may leave them.
+        """
+        ...
+
+
+class Destination(Protocol):
+    """A model in the making, whose tensors' places are known before their values.
+
+    Attributes:
+        places: the file, and where in it each tensor's values begin (dense, C order, native byte order), of the tensors
+            that are to be written. The files are there, and are not the final ones.
+        checksum: the kind of checksum that the format has for each tensor, or None.
+    """
+
+    places: Mapping[str, tuple[str, int]]
+    checksum: str | None
+
+    def done(self, name: str, checksum: int) -> None:
+        """Take the plain checksum of a tensor's bytes; only where the format has one."""
+        ...
+
+
+@runtime_checkable
+class RangedWriter(FileWriter, Protocol):
+    """A writer of a format in which tensors can be written at any place, in any order."""
+
+    def destination(
+        self, path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[Destination] | None:
+        """Files to write to. The model is complete, and appears at ``path``, when the context ends without an error.
+
+        What has no place of a known size (strings) is written at once, from ``tiles``. None: this one is a stream.
         """
         ...
 

@@ -313,7 +313,7 @@ def test_mode_is_kept(tmp_path: Path) -> None:
     ("tensors", "what"),
     [
         ({"v": [np.zeros((2, 2), np.float32)]}, r"v.: 2 rows of values for the shape \[3, 2\]"),
-        ({"v": [np.zeros((2, 2), np.float32)] * 2}, r"4 rows of values for the shape \[3, 2\]"),
+        ({"v": [np.zeros((2, 2), np.float32)] * 2}, r"values of float32\[2, 2\] for float32\[3, 2\]"),
         ({"v": []}, r"0 rows of values"),
         ({"v": [np.zeros((3, 1), np.float32)]}, r"values of float32\[3, 1\] for float32\[3, 2\]"),
         ({"v": [np.zeros((3, 2), np.float64)]}, r"values of float64\[3, 2\] for float32\[3, 2\]"),

@@ -61,8 +61,8 @@ def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 @click.option("--dry-run", is_flag=True, help="Check everything and print the plan; write nothing.")
 @click.option("--reverse", is_flag=True, help="Run the mapping backwards: SOURCE is what it was made for.")
 @click.option(
-    "--threads", type=click.IntRange(min=1), default=1, metavar="N",
-    help="At most so many threads. Today the work is done by one, whatever N is.",
+    "--threads", type=click.IntRange(min=1), metavar="N",
+    help="At most so many threads write OUT. By default as many as there are processors, up to a few.",
 )  # fmt: skip
 @click.option(
     "--expect-sha256", metavar="H", callback=_digest,
@@ -84,7 +84,7 @@ def transfer(
     shard_size: int | None,
     dry_run: bool,
     reverse: bool,
-    threads: int,
+    threads: int | None,
     expect_sha256: str | None,
     locked: bool,
     lock: str | None,
@@ -109,7 +109,6 @@ def transfer(
         weightport transfer model.ckpt-1000 new_model.h5 -m mapping.yaml -o pretrained.h5
         weightport transfer frozen.pb -m mapping.yaml -o tf-checkpoint:out/model
     """
-    del threads  # one does it all so far
     if out is None and not dry_run:
         raise click.UsageError("Missing option '-o' / '--out': the file to write (or --dry-run).")
     from weightport.api import load_mapping
@@ -131,7 +130,7 @@ def transfer(
 
         options: dict[str, Any] = {"out": out, "format": format, "sources": sources, "expect_sha256": expect_sha256}
         options["locked"] = lock or locked
-        options["shard_size"] = shard_size
+        options |= {"shard_size": shard_size, "threads": threads}
         result = move(
             source,
             target,

@@ -39,6 +39,12 @@ def mask(crc: int) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
+def unmask(stored: int) -> int:
+    """The checksum that :func:`mask` made a stored one of."""
+    rotated = (stored - 0xA282EAD8) & 0xFFFFFFFF
+    return (rotated >> 17 | rotated << 15) & 0xFFFFFFFF
+
+
 @dataclass(frozen=True, slots=True)
 class Handle:
     """Where a block lies: its contents are followed by the compression byte and the checksum."""

@@ -326,6 +326,11 @@ def _part(whole: Array, cuts: _strided.Bounds) -> Array:
     return whole if _strided.is_whole(cuts, whole.shape) else whole[_strided.as_slices(cuts)].copy()
 
 
+def is_sub_byte(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype has fewer bits than a byte."""
+    return dtype.name in _SUB_BYTE
+
+
 def sub_byte(array: Array) -> Array:
     """Four- and two-bit numbers keep only their own bits, whatever the rest of the byte holds (as ml_dtypes does)."""
     name = array.dtype.name

@@ -48,12 +48,26 @@ class Shards:
             self._open = open(self.paths[-1], "xb")  # noqa: SIM115
         return self._open
 
+    def reserve(self, size: int) -> tuple[str, int]:
+        """A place for a tensor that is written later: the shard's temporary path, and where in it."""
+        handle = self.room_for(size)
+        at = handle.tell()
+        handle.seek(at + size)
+        return self.paths[-1], at
+
     def close(self) -> None:
-        """Make the open shard durable."""
+        """The open shard has its size, with holes where something was reserved."""
         if self._open is not None:
-            sync(self._open)
+            self._open.truncate()
             self._open.close()
             self._open = None
+
+    def sync(self) -> None:
+        """Make all shards durable."""
+        self.close()
+        for path in self.paths:
+            with open(path, "rb") as handle:
+                os.fsync(handle.fileno())
 
     def __enter__(self) -> Shards:
         self.room_for(0)  # a checkpoint without tensors has a shard, too

@@ -13,13 +13,14 @@ import os
 import re
 import zipfile
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from weightport.errors import Error, FormatError, closest
 from weightport.formats import _table, tf_paths
 from weightport.formats._io import ByteFile
-from weightport.tensors import Budget, FileWriter, Source, TensorSpec, Tiles
+from weightport.tensors import Budget, Destination, FileWriter, RangedWriter, Source, TensorSpec, Tiles
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -325,3 +326,13 @@ class Writer:
         takes = inspect.signature(write).parameters
         also = {key: value for key, value in (("constants", constants), ("kept", kept)) if key in takes}
         write(path, specs, tiles, metadata=metadata, **self.told, **also)
+
+    def destination(
+        self, path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[Destination] | None:
+        """Files to write to by range, if the module can; see :class:`~weightport.tensors.RangedWriter`."""
+        write = _module(self.module).write
+        if not isinstance(write, RangedWriter):
+            return None
+        more: Any = self.told
+        return write.destination(path, specs, tiles, metadata=metadata, **more)

@@ -11,16 +11,18 @@ Source: https://github.com/huggingface/safetensors, README ("Format") and safete
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from weightport.errors import Error, FormatError, TensorNotFound
-from weightport.formats import _strided, _tiles
-from weightport.formats._io import ByteFile, atomic_file
-from weightport.tensors import Array, Budget, Index, TensorSpec, Tiles, dtype_named
+from weightport.formats import _strided
+from weightport.formats._io import ByteFile, atomic_path
+from weightport.formats._ranged import Place, Ranged
+from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, Tiles, dtype_named
 
 #: The format's bound on its own header.
 MAX_HEADER = 100_000_000
@@ -156,6 +158,13 @@ class SafetensorsSource:
         cuts = _strided.bounds(index, spec.shape, f"{self.path}: tensor {name!r}")
         return _strided.read_part(self._file, self._offsets[name], spec.dtype, spec.shape, cuts, tensor=name)
 
+    def extent(self, name: str) -> Extent:
+        """Where a tensor lies; there is no checksum."""
+        spec = self._specs.get(name)
+        if spec is None:
+            raise TensorNotFound(name, self._specs, self.path)
+        return Extent(self.path, self._offsets[name], spec.nbytes)
+
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:  # noqa: ARG002
         """Nothing: the format stores no cells."""
         return {}
@@ -205,9 +214,14 @@ def open_source(path: str, *, budget: Budget | None = None) -> SafetensorsSource
     return SafetensorsSource(path, budget=budget)
 
 
-def write(
-    path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
-) -> None:
+@contextlib.contextmanager
+def _destination(
+    path: str,
+    specs: Mapping[str, TensorSpec],
+    tiles: Tiles,  # noqa: ARG001
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> Iterator[Place]:
     """Write a ``.safetensors`` file. Its order is the format's canonical one, not that of ``specs``.
 
     ``metadata`` gets ``format: pt`` beside it unless it says another: transformers takes no file that has metadata
@@ -220,11 +234,13 @@ def write(
     order = sorted(specs, key=lambda name: (-_RANKS[codes[name]], name))
     said = {"format": "pt", **metadata} if metadata else {}
     header: dict[str, Any] = {"__metadata__": dict(sorted(said.items()))} if said else {}
+    offsets: dict[str, int] = {}
     at = 0
     for name in order:
         spec = specs[name]
         nbytes = TensorSpec.of(spec.dtype, spec.shape).nbytes
         header[name] = {"dtype": codes[name], "shape": list(spec.shape), "data_offsets": [at, at + nbytes]}
+        offsets[name] = at
         at += nbytes
     try:
         text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
@@ -233,11 +249,15 @@ def write(
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
         raise Error(f"{path}: a header of {len(text):,} bytes, safetensors allows {MAX_HEADER:,}")
-    with atomic_file(path) as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            for tile in _tiles.checked(path, name, specs[name], tiles):
-                out.write(_strided.byte_view(tile) if tile.size else b"")
+    data = 8 + len(text)
+    with atomic_path(path) as temporary:
+        with open(temporary, "r+b") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            out.truncate(data + at)
+        yield Place({name: (temporary, data + offset) for name, offset in offsets.items()})
+
+
+write = Ranged(_destination)
 
 
 def _code(path: str, name: str, spec: TensorSpec) -> str:

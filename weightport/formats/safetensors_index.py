@@ -17,13 +17,14 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import safetensors_file, tf_paths
 from weightport.formats._io import ByteFile, atomic_file
-from weightport.tensors import Array, Budget, Index, TensorSpec, Tiles
+from weightport.formats._ranged import Place, Ranged
+from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, Tiles
 
 #: What the name of an index ends in.
 ENDING = ".safetensors.index.json"
@@ -81,6 +82,13 @@ class ShardedSource:
         if shard is None:
             raise TensorNotFound(name, self._specs, self.path)
         return self._shards[shard].read(name, index)
+
+    def extent(self, name: str) -> Extent:
+        """Where the tensor lies; there is no checksum."""
+        shard = self._map.get(name)
+        if shard is None:
+            raise TensorNotFound(name, self._specs, self.path)
+        return self._shards[shard].extent(name)
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:  # noqa: ARG002
         """Nothing: the format stores no cells."""
@@ -219,14 +227,15 @@ def open_source(path: str, *, budget: Budget | None = None) -> ShardedSource | s
 # -- writing -------------------------------------------------------------------------------------------------------
 
 
-def write(
+@contextlib.contextmanager
+def _destination(
     path: str,
     specs: Mapping[str, TensorSpec],
     tiles: Tiles,
     *,
     metadata: Mapping[str, str] | None = None,
     shard_size: int = SHARD_BYTES,
-) -> None:
+) -> Iterator[Place]:
     """Write an index and its shards.
 
     Args:
@@ -253,9 +262,14 @@ def write(
     document = {"metadata": {"total_size": total}, _MAP: weights}
     written: list[str] = []
     try:
-        for shard, group in zip(names, dealt, strict=True):
-            written.append(os.path.join(folder, shard))
-            safetensors_file.write(written[-1], {name: specs[name] for name in group}, tiles, metadata=metadata)
+        with contextlib.ExitStack() as stack:
+            places: dict[str, tuple[str, int]] = {}
+            for shard, group in zip(names, dealt, strict=True):
+                written.append(os.path.join(folder, shard))
+                part = {name: specs[name] for name in group}
+                begun = safetensors_file.write.destination(written[-1], part, tiles, metadata=metadata)
+                places.update(stack.enter_context(begun).places)
+            yield Place(places)
         try:
             text = json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"
         except UnicodeEncodeError:
@@ -270,6 +284,9 @@ def write(
     for shard in before - set(names):
         with contextlib.suppress(OSError):
             os.unlink(os.path.join(folder, shard))
+
+
+write = Ranged(_destination)
 
 
 def _dealt(specs: Mapping[str, TensorSpec], shard_size: int) -> list[list[str]]:

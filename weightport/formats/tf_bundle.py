@@ -21,15 +21,16 @@ from typing import Any
 import crc32c
 import numpy as np
 
+from weightport.checksums import CRC32C
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _slices, _strided, tf_objects, tf_paths
 from weightport.formats._io import CHUNK, ByteFile
 from weightport.formats._lazy import LazySpecs
 from weightport.formats._proto import FIXED32, VARINT, Memory, fields, signed, varint
-from weightport.formats._table import Table, mask, streamed_crc
-from weightport.formats._tensorproto import OPAQUE, STRING, dtype_of, shape_of, sub_byte
+from weightport.formats._table import Table, mask, streamed_crc, unmask
+from weightport.formats._tensorproto import OPAQUE, STRING, dtype_of, is_sub_byte, shape_of, sub_byte
 from weightport.formats._tf_beside import GraphBeside
-from weightport.tensors import Array, Budget, Index, TensorSpec
+from weightport.tensors import Array, Budget, Checksum, Extent, Index, TensorSpec
 
 #: The newest layout of a bundle that this reader knows (``kTensorBundleVersion``).
 VERSION = 1
@@ -227,16 +228,32 @@ class BundleSource:
 
     def read(self, name: str, index: Index = None) -> Array:
         """The tensor or a part of it; ``name`` is as in :meth:`specs`, or the key in the file."""
+        key = self._key(name)
+        return self._read_entry(self._entry(key, name), name, index, key)
+
+    def extent(self, name: str) -> Extent | None:
+        """Where a tensor lies that is stored in one piece, as it is in memory, and its checksum."""
+        key = self._key(name)
+        entry = self._entry(key, name)
+        if entry.slices or entry.dtype.kind == "O" or entry.number in OPAQUE or is_sub_byte(entry.dtype):
+            return None
+        if (self._big_endian and entry.dtype.itemsize > 1) or not entry.size:
+            return None
+        file = self._shard(entry.shard, name)
+        file.check(entry.offset, entry.size, tensor=name)
+        checksum = Checksum(CRC32C, unmask(entry.crc), entry.offset, entry.size)
+        return Extent(file.path, entry.offset, entry.size, checksum)
+
+    def _key(self, name: str) -> bytes:
         if self._closed:
             raise Error(f"{self.path}: is closed")
         named = self._named()
         if name in named:
-            key = named[name][0]
-        else:
-            key = name.encode("utf-8", "surrogatepass")
-            if name not in self._aliases and not (key in self._entries and key[:1] != b"\0" and key):
-                raise TensorNotFound(name, named, self.path)
-        return self._read_entry(self._entry(key, name), name, index, key)
+            return named[name][0]
+        key = name.encode("utf-8", "surrogatepass")
+        if name not in self._aliases and not (key in self._entries and key[:1] != b"\0" and key):
+            raise TensorNotFound(name, named, self.path)
+        return key
 
     def _read_entry(self, entry: Entry, name: str, index: Index, key: bytes = b"") -> Array:
         if entry.number in OPAQUE:

@@ -18,17 +18,19 @@ Source: tensorflow/core/util/tensor_bundle/tensor_bundle.cc (``BundleWriter``), 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 import crc32c
-import numpy as np
 
+from weightport.checksums import CRC32C
 from weightport.errors import Error, Problem, TensorNotFound, closest
-from weightport.formats import _strided, tf_bundle
+from weightport.formats import _strided, _tiles, tf_bundle
 from weightport.formats._io import CHUNK
+from weightport.formats._ranged import Place, Ranged
 from weightport.formats._table import TableWriter, mask, put_varint
 from weightport.formats._tensorproto import NUMBERS, STRING
 from weightport.formats._tf_bundle_files import Shards, commit, temporary
@@ -44,7 +46,8 @@ _SPOOLED = 4 << 20
 _Entry = tuple[int, tuple[int, ...], int, int, int, int]
 
 
-def write(
+@contextlib.contextmanager
+def _destination(
     path: str,
     specs: Mapping[str, TensorSpec],
     tiles: Tiles,
@@ -52,7 +55,7 @@ def write(
     metadata: Mapping[str, str] | None = None,  # noqa: ARG001
     like: str | None = None,
     shard_size: int | None = None,
-) -> None:
+) -> Iterator[Place]:
     """Write a checkpoint.
 
     Args:
@@ -69,36 +72,65 @@ def write(
             those of ``like``, or a folder that cannot be written to. Nothing was changed.
     """
     prefix = path.removesuffix(".index")
-    if like is None:
-        _write(prefix, specs, tiles, shard_size)
-        return
-    with tf_bundle.open_source(like) as model:
-        _write(prefix, *(_keyed(prefix, specs, tiles, model) or (specs, tiles)), shard_size)
+    with contextlib.ExitStack() as stack:
+        names = {name: name for name in specs}
+        if like is not None:
+            model = stack.enter_context(tf_bundle.open_source(like))
+            specs, tiles, names = _keyed(prefix, specs, tiles, model) or (specs, tiles, names)
+        yield stack.enter_context(_data(prefix, specs, tiles, names, shard_size))
 
 
-def _write(prefix: str, specs: Mapping[str, TensorSpec], tiles: Tiles, shard_size: int | None) -> None:
-    numbers = {name: _number(prefix, name, spec) for name, spec in specs.items()}
+write = Ranged(_destination)
+
+
+@contextlib.contextmanager
+def _data(
+    prefix: str, specs: Mapping[str, TensorSpec], tiles: Tiles, names: Mapping[str, str], shard_size: int | None
+) -> Iterator[Place]:
+    """The data shards in the making; the checkpoint appears at the end.
+
+    Args:
+        prefix: the checkpoint's.
+        specs: by key.
+        tiles: by key, of what is written at once: strings, and what has no name.
+        names: key -> name, of the tensors that the caller has values for. Two keys of one name share its bytes.
+        shard_size: bytes that a shard should not pass.
+    """
+    numbers = {key: _number(prefix, key, spec) for key, spec in specs.items()}
     folder = os.path.dirname(prefix) or "."
     if not os.path.isdir(folder):
         raise Error(f"{prefix}: cannot be written: no folder {folder!r}")
     try:
         with temporary(prefix) as (index, index_path), Shards(index_path, shard_size) as shards:
-            entries = {}
-            for name, spec in specs.items():
-                data = shards.room_for(spec.nbytes)
-                at = len(shards.paths) - 1, data.tell()
-                size, crc = _write_tensor(data, prefix, name, spec, numbers[name], tiles)
-                entries[name.encode()] = (numbers[name], spec.shape, *at, size, crc)
+            entries: dict[str, _Entry] = {}
+            places: dict[str, tuple[str, int]] = {}
+            for key, spec in specs.items():
+                size, crc, name = TensorSpec.of(spec.dtype, spec.shape).nbytes, 0, names.get(key)
+                if name is None or numbers[key] == STRING:
+                    data = shards.room_for(spec.nbytes)
+                    shard, at = shards.paths[-1], data.tell()
+                    size, crc = _write_tensor(data, prefix, key, spec, numbers[key], tiles)
+                else:
+                    shard, at = places[name] = places.get(name) or shards.reserve(size)
+                entries[key] = (numbers[key], spec.shape, shards.paths.index(shard), at, size, crc)
             shards.close()
-            commit(prefix, index, index_path, shards.paths, lambda *at: _write_index(entries, *at))
+            out = Place(places, CRC32C)
+            yield out
+            found = {
+                key.encode(): (*entry[:5], mask(out.checksums[names[key]])) if names.get(key) in places else entry
+                for key, entry in entries.items()
+            }
+            shards.sync()
+            commit(prefix, index, index_path, shards.paths, lambda *at: _write_index(found, *at))
     except OSError as error:
         raise Error(f"{prefix}: cannot be written: {error.strerror or error}") from None
 
 
 def _keyed(
     prefix: str, specs: Mapping[str, TensorSpec], tiles: Tiles, model: tf_bundle.BundleSource
-) -> tuple[dict[str, TensorSpec], Tiles] | None:
-    """The tensors under the keys of an object-based checkpoint, with all else that it holds; None if it is not one."""
+) -> tuple[dict[str, TensorSpec], Tiles, dict[str, str]] | None:
+    """The tensors under the keys of an object-based checkpoint, with all else that it holds, and which of them have
+    which name of ``specs``; None if it is not one."""
     try:
         graph = model.read(GRAPH_KEY)
     except TensorNotFound:
@@ -131,7 +163,8 @@ def _keyed(
         return tiles(names[key]) if names[key] in specs else _tiles_of(model, names[key], theirs[names[key]])
 
     found = {key: specs.get(name, theirs[name]) for key, name in names.items()}
-    return {**found, GRAPH_KEY: TensorSpec(graph.dtype, (), len(graph.item()))}, keyed
+    given_names = {key: name for key, name in names.items() if name in specs}
+    return {**found, GRAPH_KEY: TensorSpec(graph.dtype, (), len(graph.item()))}, keyed, given_names
 
 
 def _tiles_of(model: tf_bundle.BundleSource, name: str, spec: TensorSpec) -> Iterator[Array]:
@@ -166,11 +199,8 @@ def _write_tensor(
     if number == STRING:
         return _write_strings(data, prefix, name, spec, tiles)
     crc = size = 0
-    for tile in _checked(prefix, name, spec, tiles):
-        stored = np.ascontiguousarray(tile)
-        if stored.dtype.byteorder == ">":
-            stored = stored.astype(stored.dtype.newbyteorder("<"))
-        view = _strided.byte_view(stored)
+    for tile in _tiles.checked(prefix, name, spec, tiles):
+        view = _strided.byte_view(tile) if tile.size else memoryview(b"")
         for at in range(0, len(view), CHUNK):
             piece = view[at : at + CHUNK]
             crc = crc32c.crc32c(piece, crc)
@@ -182,7 +212,7 @@ def _write_tensor(
 def _write_strings(data: BinaryIO, prefix: str, name: str, spec: TensorSpec, tiles: Tiles) -> tuple[int, int]:
     lengths: list[int] = []
     with tempfile.SpooledTemporaryFile(_SPOOLED) as waiting:
-        for tile in _checked(prefix, name, spec, tiles):
+        for tile in _tiles.checked(prefix, name, spec, tiles):
             for value in tile.reshape(-1).tolist():
                 raw = value.encode() if isinstance(value, str) else value
                 if not isinstance(raw, bytes):
@@ -199,27 +229,6 @@ def _write_strings(data: BinaryIO, prefix: str, name: str, spec: TensorSpec, til
             crc = crc32c.crc32c(piece, crc)
             data.write(piece)
     return len(head) + 4 + sum(lengths), mask(crc)
-
-
-def _checked(prefix: str, name: str, spec: TensorSpec, tiles: Tiles) -> Iterator[Array]:
-    """The tiles, which together have to be the tensor: anything else would be a checkpoint of wrong weights."""
-    rows = 0
-    for tile in tiles(name):
-        if spec.shape:
-            fits = tile.ndim == len(spec.shape) and tile.shape[1:] == spec.shape[1:]
-            rows += tile.shape[0] if fits else 0
-        else:
-            fits = tile.shape == ()
-            rows += 1
-        same = tile.dtype.kind == spec.dtype.kind if spec.dtype.kind in "OSU" else tile.dtype.name == spec.dtype.name
-        if not fits or not same:
-            raise Error(
-                f"{prefix}: tensor {name!r}: values of {tile.dtype.name}{list(tile.shape)} "
-                f"for {spec.dtype.name}{list(spec.shape)}"
-            )
-        yield tile
-    if rows != (spec.shape[0] if spec.shape else 1):
-        raise Error(f"{prefix}: tensor {name!r}: {rows} rows of values for the shape {list(spec.shape)}")
 
 
 def _write_index(entries: Mapping[bytes, _Entry], index: BinaryIO, shards: int, first: int) -> None:

@@ -6,7 +6,8 @@ Promise: an operation that does not fit the shapes is an :class:`Unfit` that say
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -199,12 +200,16 @@ def made(initializer: Initializer, shape: Sequence[int], dtype: np.dtype[Any], n
     args = {**extra, **initializer.args}
     full = tuple(shape)
     key = (initializer.name, repr(sorted(args.items())), name)
+    # Plain functions of plain values: tasks that make them run in other processes too.
+    make = partial(_initial, initializer.name, args, full, dtype, name)
+    rows = None if initializer.name == "orthogonal" else make  # which is made whole in any case
+    return values.Made(full, dtype, make, key, rows)
 
-    def part(first: int, last: int) -> np.ndarray[Any, np.dtype[Any]]:
-        return initialize(initializer.name, args, full, dtype, name, rows=(first, last))
 
-    rows = None if initializer.name == "orthogonal" else part  # which is made whole in any case
-    return values.Made(full, dtype, lambda: initialize(initializer.name, args, full, dtype, name), key, rows)
+def _initial(
+    initializer: str, args: Mapping[str, Any], shape: Sequence[int], dtype: np.dtype[Any], name: str, *rows: int
+) -> np.ndarray[Any, np.dtype[Any]]:
+    return initialize(initializer, args, shape, dtype, name, rows=(rows[0], rows[1]) if rows else None)
 
 
 def _pad(expr: Expr, pad: Pad) -> Expr:

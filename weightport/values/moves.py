@@ -37,6 +37,13 @@ class Expr(Protocol):
         """The part that ``ranges`` cuts out (axes are kept). May be a view; the caller does not write to it."""
         ...
 
+    def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:
+        """The parts of source tensors that :meth:`read` would fetch for ``ranges``, or parts that hold these.
+
+        Tensors of which single rows are picked, or that are gone through piece by piece, are not told.
+        """
+        ...
+
     def leaves(self) -> frozenset[str]:
         """The source tensors that it is computed from."""
         ...
@@ -65,6 +72,9 @@ class Like(Of):
     def shape(self) -> tuple[int, ...]:
         return self.of.shape
 
+    def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:
+        return self.of.needs(ranges)
+
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
@@ -84,6 +94,9 @@ class Leaf:
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
         return fetch(self.name, ranges)
 
+    def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:
+        yield self.name, ranges
+
     def leaves(self) -> frozenset[str]:
         return frozenset((self.name,))
 
@@ -100,7 +113,13 @@ class Cut(Of):
         return extent(self.ranges)
 
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
-        return self.of.read(fetch, tuple(picked(o, i) for o, i in zip(self.ranges, ranges, strict=True)))
+        return self.of.read(fetch, self._inner(ranges))
+
+    def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:
+        return self.of.needs(self._inner(ranges))
+
+    def _inner(self, ranges: Ranges) -> Ranges:
+        return tuple(picked(o, i) for o, i in zip(self.ranges, ranges, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +134,16 @@ class Permute(Of):
         return tuple(self.of.shape[a] for a in self.axes)
 
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
+        return self.of.read(fetch, self._inner(ranges)).transpose(self.axes)
+
+    def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:
+        return self.of.needs(self._inner(ranges))
+
+    def _inner(self, ranges: Ranges) -> Ranges:
         inner: list[range] = [range(0)] * len(self.axes)
         for axis, r in zip(self.axes, ranges, strict=True):
             inner[axis] = r
-        return self.of.read(fetch, tuple(inner)).transpose(self.axes)
+        return tuple(inner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,36 +160,51 @@ class Reshape(Of):
         size = extent(ranges)
         if 0 in size:
             return np.empty(size, self.dtype)
+        regrouped = self._regrouped(ranges)
+        part = self.of.read(fetch, regrouped.inner)
+        if part.shape != tuple(regrouped.flat):
+            part = contiguous(part).reshape(regrouped.flat)
+        part = part[tuple(regrouped.picks)] if regrouped.flat else part
+        return cut_out(part.reshape(regrouped.shape), tuple(regrouped.cuts)).reshape(size)
+
+    def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:
+        return iter(()) if 0 in extent(ranges) else self.of.needs(self._regrouped(ranges).inner)
+
+    def _regrouped(self, ranges: Ranges) -> _Regrouped:
         inner: list[range] = []
-        flat: list[int] = []  # each group of axes as one axis: whole rows of the operand
-        picks: list[slice] = []  # of each: the rows of the result
-        shape: list[int] = []  # each group as the result has it
-        cuts: list[range] = []
+        found = _Regrouped((), [], [], [], [])
         queue = [r for r, n in zip(ranges, self.shape, strict=True) if n != 1]
         for mine, its in groups(self.of.shape, self.shape):
             asked, queue = queue[: len(its)], queue[len(its) :]
             if mine == its:
                 inner += asked
-                flat += extent(asked)
-                picks.append(slice(None))
-                shape += extent(asked)
-                cuts.append(range(len(asked[0])))
+                found.flat += extent(asked)
+                found.picks.append(slice(None))
+                found.shape += extent(asked)
+                found.cuts.append(range(len(asked[0])))
                 continue
             first, last = asked[0][0], asked[0][-1] + 1
             row, own = math.prod(its[1:]), math.prod(mine[1:])
             low, high = first * row // own, -(-last * row // own)
             inner += [range(low, high), *whole(mine[1:])]
-            flat.append((high - low) * own)
-            picks.append(slice(first * row - low * own, last * row - low * own))
-            shape += [last - first, *its[1:]]
-            cuts += [range(0, last - first, asked[0].step), *asked[1:]]
+            found.flat.append((high - low) * own)
+            found.picks.append(slice(first * row - low * own, last * row - low * own))
+            found.shape += [last - first, *its[1:]]
+            found.cuts += [range(0, last - first, asked[0].step), *asked[1:]]
         rest = iter(inner)
-        every = tuple(range(1) if n == 1 else next(rest) for n in self.of.shape)
-        part = self.of.read(fetch, every)
-        if part.shape != tuple(flat):
-            part = contiguous(part).reshape(flat)
-        part = part[tuple(picks)] if flat else part
-        return cut_out(part.reshape(shape), tuple(cuts)).reshape(size)
+        found.inner = tuple(range(1) if n == 1 else next(rest) for n in self.of.shape)
+        return found
+
+
+@dataclass(slots=True)
+class _Regrouped:
+    """What of the operand a part of a reshaped tensor needs, and how it is cut out of that."""
+
+    inner: Ranges
+    flat: list[int]  # each group of axes as one axis: whole rows of the operand
+    picks: list[slice]  # of each: the rows of the result
+    shape: list[int]  # each group as the result has it
+    cuts: list[range]
 
 
 def groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
@@ -192,14 +232,21 @@ class Assemble:
 
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
         out: Array = np.empty(extent(ranges), self.dtype)
-        for place, part in self.parts:
-            common = [intersect(p, r) for p, r in zip(place, ranges, strict=True)]
-            if any(len(c) == 0 for c in common):
-                continue
-            inner = tuple(position(c, p) for c, p in zip(common, place, strict=True))
-            where = tuple(position(c, r) for c, r in zip(common, ranges, strict=True))
+        for part, inner, where in self._placed(ranges):
             copy(out[slices_of(where)], part.read(fetch, inner))
         return out
+
+    def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:
+        for part, inner, _ in self._placed(ranges):
+            yield from part.needs(inner)
+
+    def _placed(self, ranges: Ranges) -> Iterator[tuple[Expr, Ranges, Ranges]]:
+        """Each operand that has a share in a part: what of it, and where in the part that stands."""
+        for place, part in self.parts:
+            common = [intersect(p, r) for p, r in zip(place, ranges, strict=True)]
+            if all(len(c) for c in common):
+                inner = tuple(position(c, p) for c, p in zip(common, place, strict=True))
+                yield part, inner, tuple(position(c, r) for c, r in zip(common, ranges, strict=True))
 
     def leaves(self) -> frozenset[str]:
         return frozenset().union(*(part.leaves() for _, part in self.parts))

@@ -32,6 +32,9 @@ class Fill:
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:  # noqa: ARG002
         return np.full(extent(ranges), self.value, self.dtype)
 
+    def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:  # noqa: ARG002
+        return iter(())
+
     def leaves(self) -> frozenset[str]:
         return frozenset()
 
@@ -59,6 +62,10 @@ class Sum:
             if self.plus:
                 total = total + np.asarray(self.plus, self.dtype)
         return np.asarray(total, self.dtype)
+
+    def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:
+        for term in self.of:
+            yield from term.needs(ranges)
 
     def leaves(self) -> frozenset[str]:
         return frozenset().union(*(term.leaves() for term in self.of))
@@ -103,6 +110,9 @@ class Cast:
                 what = f"{part[lost][0]} is outside the range of {self.dtype.name}"
                 raise Error(Problem(f"cast of {names}", what, "cast to a wider dtype, or keep this one"))
         return np.asarray(made)
+
+    def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:
+        return self.of.needs(ranges)
 
     def _lost(self, part: Array, made: Array) -> Array:
         """Where a value has become another one altogether."""
@@ -160,6 +170,9 @@ class Take:
             moved[places[run]] = part[rows - low]
         return out
 
+    def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:  # noqa: ARG002
+        return iter(())
+
     def _runs(self, rows: Array, row_bytes: int) -> Iterator[slice]:
         """Rows in ascending order, in runs that are worth reading together."""
         if not len(rows):
@@ -197,6 +210,9 @@ class Mean(Of):
             memo[id(self)] = self._mean(fetch, whole(self.shape))
         every = (*ranges[: self.axis], range(1), *ranges[self.axis + 1 :])
         return np.broadcast_to(cut_out(memo[id(self)], every), extent(ranges))
+
+    def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:  # noqa: ARG002
+        return iter(())
 
     def _mean(self, fetch: Fetch, ranges: Ranges) -> Array:
         size = extent((*ranges[: self.axis], range(1), *ranges[self.axis + 1 :]))
@@ -239,6 +255,9 @@ class Made:
         if id(self) not in memo:
             memo[id(self)] = self.make()
         return cut_out(memo[id(self)], ranges)
+
+    def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:  # noqa: ARG002
+        return iter(())
 
     def leaves(self) -> frozenset[str]:
         return frozenset()

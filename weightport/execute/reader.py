@@ -1,4 +1,4 @@
-"""Carries out a plan: the only step that touches tensor bytes.
+"""Values of a plan's items, as live models and writers of streams take them.
 
 Promise: values are produced when they are asked for, tile by tile along the first axis, and released at once; a tensor
 that fits is read whole in one pass, so that its checksum is verified on the way. A source that changes while it is read
@@ -7,27 +7,24 @@ is an error. Limit: a tile holds whole rows of the target.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
 
 from weightport import values
-from weightport.errors import Error, FormatError
-from weightport.plan.model import KEPT, Item, Plan
+from weightport.errors import Error
+from weightport.execute.watch import Unchanged
+from weightport.plan.model import Item, Plan
 from weightport.ranges import Ranges, contiguous, cut_out, ranges_of, slices_of, whole
-from weightport.tensors import Array, FileWriter, Index, Source, TensorSpec, Value
+from weightport.tensors import Array, Index, Source, Value
 
 #: What a target tensor and the source tensors behind it may hold to be made in one piece.
 WHOLE_BYTES = 32 << 20
 TILE_BYTES = 4 << 20
 #: Tiles of what lies scattered in the source: the larger they are, the longer are the runs of bytes to read.
 SCATTERED_BYTES = 24 << 20
-
-#: Told the bytes that were produced.
-Progress = Callable[[int], None]
 
 
 @dataclass(slots=True)
@@ -122,88 +119,3 @@ def value_of(item: Item, reader: Reader) -> Value:
         return reader.value(item, index)
 
     return Value(item.name, item.spec, item.constant, produce)
-
-
-def write_file(
-    plan: Plan,
-    source: Source,
-    kept: Source | None,
-    path: str,
-    write: FileWriter,
-    *,
-    metadata: Mapping[str, str] | None = None,
-    progress: Progress | None = None,
-    watch: Unchanged | None = None,
-) -> None:
-    """Write the plan's result: its items, and of the target's own tensors those that keep their values.
-
-    Args:
-        plan: without problems.
-        source: the plan's source.
-        kept: the target file, whose kept tensors are copied; None if there is no target.
-        path: where to; the old file stays until the new one is complete.
-        write: the format's writer.
-        metadata: provenance, for formats that have room for it.
-        progress: told of the bytes as they are written.
-        watch: the files of ``source`` and ``kept``.
-
-    Raises:
-        FormatError: a source is truncated, corrupt, or changed while it was read.
-        Error: the destination cannot be written.
-    """
-    plan.check()
-    reader = Reader(source, watch)
-    specs: dict[str, TensorSpec] = {}
-    for name, spec in plan.specs.items():
-        if name in plan.items:
-            specs[name] = plan.items[name].spec
-        elif kept is not None and plan.target.get(name) == KEPT:
-            specs[name] = spec
-
-    def tiles(name: str) -> Iterator[Array]:
-        if name in plan.items:
-            parts = reader.tiles(plan.items[name])
-        else:
-            assert kept is not None
-            leaf = Item(name, specs[name], values.Leaf(name, specs[name]), False, "keep")
-            parts = Reader(kept, watch).tiles(leaf)
-        for part in parts:
-            yield part
-            if progress is not None:
-                progress(part.nbytes)
-
-    constants = {name for name in specs if name in plan.items and plan.items[name].constant}
-    write(path, specs, tiles, metadata=metadata, constants=constants, kept=specs.keys() - plan.items.keys())
-
-
-class Unchanged:
-    """Remembers files, to notice that one was written to while it was read.
-
-    Args:
-        paths: the files of a source; what is not there is not watched.
-        replaced: whether another file may take the place of one that is open: what was opened stays what it was.
-    """
-
-    def __init__(self, paths: Iterable[str], *, replaced: bool = False) -> None:
-        self._stats = {path: found for path in paths if (found := _stat(path)) is not None}
-        self._replaced = replaced
-
-    def check(self) -> None:
-        """Refuse a file that is not what it was.
-
-        Raises:
-            FormatError: its size, time or identity changed.
-        """
-        for path, before in self._stats.items():
-            now = _stat(path)
-            if now == before or (self._replaced and (now is None or now[:2] != before[:2])):
-                continue
-            raise FormatError(path, "the file changed while it was read", hint="run it again when nothing writes to it")
-
-
-def _stat(path: str) -> tuple[int, ...] | None:
-    try:
-        info = os.stat(path)
-    except OSError:
-        return None
-    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns

@@ -18,7 +18,7 @@ from tests.plan.stub import Stub, document, numbers, planned
 from tests.plan.test_cells import keras, rule
 from weightport import execute
 from weightport.errors import FormatError
-from weightport.execute import Reader, Unchanged, write_file
+from weightport.execute import Reader, Unchanged, reader, write_file
 from weightport.plan import plan
 from weightport.tensors import Array, Index, TensorSpec, Tiles
 
@@ -40,9 +40,9 @@ class Counting(Stub):
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of a few kilobytes are large."""
-    monkeypatch.setattr(execute, "WHOLE_BYTES", 1 << 12)
-    monkeypatch.setattr(execute, "TILE_BYTES", 1 << 10)
-    monkeypatch.setattr(execute, "SCATTERED_BYTES", 1 << 11)
+    monkeypatch.setattr(reader, "WHOLE_BYTES", 1 << 12)
+    monkeypatch.setattr(reader, "TILE_BYTES", 1 << 10)
+    monkeypatch.setattr(reader, "SCATTERED_BYTES", 1 << 11)
 
 
 A = numbers(60, 48)
@@ -64,13 +64,13 @@ def test_tiles_of_any_size_are_the_whole(name: str, tile: int, whole: int) -> No
     source = Stub({"a": A})
     item = planned(source, None, [RULES[name]]).items["b"]
     expected = Reader(source).value(item)
-    before = execute.TILE_BYTES, execute.SCATTERED_BYTES, execute.WHOLE_BYTES
-    execute.TILE_BYTES = execute.SCATTERED_BYTES = tile
-    execute.WHOLE_BYTES = whole
+    before = reader.TILE_BYTES, reader.SCATTERED_BYTES, reader.WHOLE_BYTES
+    reader.TILE_BYTES = reader.SCATTERED_BYTES = tile
+    reader.WHOLE_BYTES = whole
     try:
         tiles = list(Reader(source).tiles(item))
     finally:
-        execute.TILE_BYTES, execute.SCATTERED_BYTES, execute.WHOLE_BYTES = before
+        reader.TILE_BYTES, reader.SCATTERED_BYTES, reader.WHOLE_BYTES = before
     assert all(t.flags.c_contiguous and t.flags.writeable for t in tiles)
     np.testing.assert_array_equal(np.concatenate(tiles), expected)
 
@@ -97,7 +97,7 @@ def test_a_cell_is_moved_in_tiles() -> None:
     tiles = list(Reader(source).tiles(item))
     assert len(tiles) > 8
     assert source.largest <= 2 << 10
-    execute.WHOLE_BYTES = 1 << 30
+    reader.WHOLE_BYTES = 1 << 30
     np.testing.assert_array_equal(np.concatenate(tiles), Reader(whole).value(item))
 
 

@@ -1,0 +1,364 @@
+"""Files by ranges: the same bytes whatever the tiles, threads and executor; every checksum proven; memory bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import tracemalloc
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import weightport as wp
+from tests.plan.stub import document, numbers
+from tests.support import need
+from weightport.errors import FormatError
+from weightport.execute import files
+from weightport.execute.boxes import Sizes
+from weightport.formats import npz, safetensors_file, tf_bundle, tf_bundle_write
+from weightport.formats._io import ByteFile
+from weightport.tensors import Array, TensorSpec
+
+WRITE = {".ckpt": tf_bundle_write.write, ".safetensors": safetensors_file.write, ".npz": npz.write}
+ARRAYS: dict[str, Array] = {
+    "a": numbers(60, 48),
+    "b": numbers(60, 48, seed=1),
+    "c": numbers(12, 10, 9, dtype=np.float64),
+    "v": np.arange(700, dtype=np.int16),
+    "s": np.array(2.5, np.float32),
+    "e": np.zeros((0, 4), np.float32),
+    "t0": numbers(3),
+    "t1": numbers(5),
+    "t2": numbers(7),
+}
+RULES: list[dict[str, Any]] = [
+    {"from": "{n}", "to": "same/{n}"},
+    {"from": "a", "to": "turned", "rearrange": "i j -> j i"},
+    {"from": "c", "to": "turned3", "rearrange": "i j k -> k i j"},
+    {"from": "a", "to": "heads", "rearrange": {"pattern": "i (h d) -> h i d", "h": 4}},
+    {"from": "a", "to": "shaped", "reshape": [48, 60]},
+    {"from": "a", "to": "sliced", "slice": "3:57:2, 5:40:3"},
+    {"from": "a", "to": "cast", "scale": 0.3, "cast": "float16"},
+    {"from": "a", "to": "padded", "pad": [[3, 5], [1, 0]]},
+    {"from": ["a", "b"], "to": "joined", "concat": 1},
+    {"from": ["a", "b", "a"], "to": "joined turned", "concat": 0, "rearrange": "i j -> j i"},
+    {"from": "a", "to": ["p", "q", "r"], "split": {"axis": 1, "sizes": [8, 24, 16]}},
+    {"from": "v", "to": "every third", "slice": "::3"},
+]
+
+
+def save(path: Path, arrays: Mapping[str, Array], suffix: str = ".ckpt") -> str:
+    def tiles(name: str) -> Iterator[Array]:
+        yield arrays[name]
+
+    target = str(path.with_suffix(suffix))
+    WRITE[suffix](target, {n: TensorSpec.of(a.dtype, a.shape) for n, a in arrays.items()}, tiles)
+    return target
+
+
+def content(path: str) -> bytes:
+    """All files of a model, one after the other."""
+    folder, base = os.path.split(path)
+    names = sorted(n for n in os.listdir(folder) if n == base or n.startswith(f"{base}."))
+    return b"".join(Path(folder, n).read_bytes() for n in names)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("sources")
+    return {suffix: save(folder / "model", ARRAYS, suffix) for suffix in WRITE}
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Array]:
+    """What the rules make, by numpy."""
+    a, b, c, v = (ARRAYS[n] for n in "abcv")
+    joined = np.concatenate([a, b], 1)
+    padded = np.pad(a, [(3, 5), (1, 0)])
+    return {
+        **{f"same/{n}": array for n, array in ARRAYS.items()},
+        "turned": a.T,
+        "turned3": c.transpose(2, 0, 1),
+        "heads": a.reshape(60, 4, 12).transpose(1, 0, 2),
+        "shaped": a.reshape(48, 60),
+        "sliced": a[3:57:2, 5:40:3],
+        "cast": (a * np.float32(0.3)).astype(np.float16),
+        "padded": padded,
+        "joined": joined,
+        "joined turned": np.concatenate([a, b, a]).T,
+        "p": a[:, :8],
+        "q": a[:, 8:32],
+        "r": a[:, 32:],
+        "every third": v[::3],
+    }
+
+
+@contextlib.contextmanager
+def sizes(**changed: int) -> Iterator[None]:
+    before, files.SIZES = files.SIZES, Sizes(**changed)
+    try:
+        yield
+    finally:
+        files.SIZES = before
+
+
+@pytest.mark.parametrize("source", WRITE)
+@pytest.mark.parametrize("suffix", WRITE)
+def test_every_operation(
+    source: str, suffix: str, sources: dict[str, str], expected: dict[str, Array], tmp_path: Path
+) -> None:
+    out = str(tmp_path / f"out{suffix}")
+    wp.transfer(sources[source], None, document(RULES), out=out)
+    with wp.open(out) as made:
+        assert set(made.specs()) == set(expected)
+        for name, array in expected.items():
+            found = made.read(name)
+            assert (found.dtype, found.shape) == (array.dtype, array.shape)
+            assert found.tobytes() == np.ascontiguousarray(array).tobytes(), name
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_the_same_bytes_whatever_the_tiles_and_threads(
+    data: st.DataObject, sources: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    source = sources[data.draw(st.sampled_from(sorted(WRITE)))]
+    suffix = data.draw(st.sampled_from([".ckpt", ".safetensors"]))
+    folder = tmp_path_factory.mktemp("out")
+    rules = data.draw(st.lists(st.sampled_from(RULES), min_size=1, unique_by=lambda r: str(r["to"])))
+    mapping = document(rules, ignore=["*"] if RULES[0] not in rules else [])
+    if mapping.get("ignore"):
+        mapping["ignore"] = [n for n in ARRAYS if not any(n == f or n in f for r in rules for f in [r["from"]])]
+    plain, other = str(folder / f"plain{suffix}"), str(folder / f"other{suffix}")
+    wp.transfer(source, None, mapping, out=plain, threads=1)
+    drawn = {
+        name: data.draw(st.integers(200, most), label=name)
+        for name, most in [
+            ("hold", 1 << 15),
+            ("task", 1 << 14),
+            ("tile", 1 << 13),
+            ("chunk", 1 << 12),
+            ("small", 1 << 15),
+        ]
+    }
+    with sizes(**drawn):
+        wp.transfer(source, None, mapping, out=other, threads=data.draw(st.integers(1, 5), label="threads"))
+    assert content(plain) == content(other)
+
+
+def test_any_executor(sources: dict[str, str], tmp_path: Path) -> None:
+    class Inline(Executor):
+        """Tasks that go through pickle, twice each."""
+
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+            fn, args = pickle.loads(pickle.dumps((fn, args)))
+            future: Future[Any] = Future()
+            fn(*args)
+            future.set_result(pickle.loads(pickle.dumps(fn(*args, **kwargs))))
+            return future
+
+    plain = str(tmp_path / "plain.ckpt")
+    rules = [*RULES, {"to": "new", "initialize": {"truncated_normal": {"stddev": 0.5}}}]
+    target = save(tmp_path / "target", {"new": numbers(40, 30), **_made(sources, tmp_path)}, ".npz")
+    wp.transfer(sources[".ckpt"], target, document(rules), out=plain, threads=1)
+    for number, executor in enumerate([Inline(), ThreadPoolExecutor(3), ProcessPoolExecutor(2)]):
+        out = str(tmp_path / f"{number}.ckpt")
+        with executor:
+            wp.transfer(sources[".ckpt"], target, document(rules), out=out, executor=executor)
+        assert content(out) == content(plain)
+
+
+def _made(sources: dict[str, str], folder: Path) -> dict[str, Array]:
+    out = str(folder / "shapes.npz")
+    wp.transfer(sources[".npz"], None, document(RULES), out=out)
+    with wp.open(out) as made:
+        return {name: made.read(name) for name in made.specs()}
+
+
+def test_a_worker_in_another_process_says_what_is_wrong(tmp_path: Path) -> None:
+    source = save(tmp_path / "m", {"a": numbers(4, 4)})
+    with ProcessPoolExecutor(1) as pool, pytest.raises(wp.Error) as caught:
+        wp.transfer(source, None, document([{"from": "a", "to": "b", "scale": 1e300, "cast": "int8"}]),
+                    out=str(tmp_path / "o.npz.safetensors"), executor=pool)  # fmt: skip
+    assert "is outside the range of int8" in str(caught.value)
+    assert caught.value.problems[0].hint == "cast to a wider dtype, or keep this one"
+    assert not list(tmp_path.glob("*o.npz*"))
+
+
+# Proof ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda r: str(r["to"]))
+@pytest.mark.parametrize("tile", [1 << 20, 1 << 8])
+def test_a_flipped_bit_is_found_wherever_it_is(rule: dict[str, Any], tile: int, tmp_path: Path) -> None:
+    small = {} if tile == 1 << 20 else dict.fromkeys(("hold", "task", "tile", "small"), tile)
+    path = save(tmp_path / "m", {n: ARRAYS[n] for n in "abcv"})
+    with tf_bundle.open_source(path) as source:
+        name = rule["from"] if isinstance(rule["from"], str) and rule["from"] in ARRAYS else "a"
+        place = source.extent(name)
+    assert place is not None
+    mapping = document([rule], ignore=[n for n in "abcv" if RULES[0] is not rule and n not in rule["from"]])
+    out = tmp_path / "o.safetensors"
+    for at in (0, place.nbytes // 2, place.nbytes - 1):
+        before = Path(place.path).read_bytes()
+        broken = bytearray(before)
+        broken[place.offset + at] ^= 4
+        Path(place.path).write_bytes(broken)
+        with sizes(**small), pytest.raises(FormatError) as caught:
+            wp.transfer(path, None, mapping, out=str(out))
+        told = (
+            f"{place.path}: tensor {name!r} at byte {place.offset}: corrupt: the checksum of its {place.nbytes} bytes"
+        )
+        assert str(caught.value).startswith(told)
+        assert sorted(f.name for f in tmp_path.iterdir()) == ["m.ckpt.data-00000-of-00001", "m.ckpt.index"]
+        Path(place.path).write_bytes(before)
+
+
+def test_a_shard_that_is_too_short(tmp_path: Path) -> None:
+    path = save(tmp_path / "m", {"a": numbers(100, 100), "b": numbers(100, 100)})
+    data = tmp_path / "m.ckpt.data-00000-of-00001"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(FormatError, match="tensor 'b' at byte 40000: truncated or corrupt"):
+        wp.transfer(path, None, document([{"from": "{x}", "to": "{x}"}]), out=str(tmp_path / "o.safetensors"))
+    assert not list(tmp_path.glob("*o.safetensors*"))
+
+
+def test_a_source_that_changes_is_an_error_and_nothing_is_left(tmp_path: Path) -> None:
+    path = save(tmp_path / "m", {"a": numbers(100, 100)})
+    data = tmp_path / "m.ckpt.data-00000-of-00001"
+    out = tmp_path / "o.safetensors"
+    out.write_bytes(b"old")
+    with pytest.raises(FormatError, match="the file changed while it was read"):
+        wp.transfer(
+            path, None, document([{"from": "a", "to": "a"}]), out=str(out), on_plan=lambda _: os.utime(data, ns=(1, 1))
+        )
+    assert out.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_the_frameworks_read_what_was_written_out_of_order(
+    sources: dict[str, str], expected: dict[str, Array], tmp_path: Path
+) -> None:
+    tf = need("tensorflow")
+    numpy = need("safetensors.numpy")
+    for suffix in (".ckpt", ".safetensors"):
+        wp.transfer(sources[".ckpt"], None, document(RULES), out=str(tmp_path / f"out{suffix}"), threads=3)
+    reader = tf.train.load_checkpoint(str(tmp_path / "out.ckpt"))
+    tensors = numpy.load_file(str(tmp_path / "out.safetensors"))
+    for name, array in expected.items():
+        np.testing.assert_array_equal(reader.get_tensor(name), array)
+        np.testing.assert_array_equal(tensors[name], array)
+
+
+# Counters ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """Every read of a data shard: path, offset and size."""
+    found: list[tuple[str, int, int]] = []
+    into, read = ByteFile.read_into, ByteFile.read
+
+    def counted(self: ByteFile, offset: int, buffer: memoryview, *, tensor: str | None = None) -> None:
+        found.append((self.path, offset, len(buffer)))
+        into(self, offset, buffer, tensor=tensor)
+
+    def whole(self: ByteFile, offset: int, count: int, *, tensor: str | None = None) -> bytes:
+        found.append((self.path, offset, count))
+        return read(self, offset, count, tensor=tensor)
+
+    monkeypatch.setattr(ByteFile, "read_into", counted)
+    monkeypatch.setattr(ByteFile, "read", whole)
+    return found
+
+
+@pytest.fixture
+def writes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    found: list[int] = []
+    plain = os.pwrite
+
+    def counted(handle: int, view: memoryview, offset: int) -> int:
+        found.append(len(view))
+        return plain(handle, view, offset)
+
+    monkeypatch.setattr(os, "pwrite", counted)
+    return found
+
+
+BIG = numbers(2000, 1500)
+LARGE: dict[str, tuple[dict[str, Any], int]] = {
+    # the rule, and how often each byte is read at most, in hundredths
+    "same": ({"from": "w", "to": "o"}, 100),
+    "turned": ({"from": "w", "to": "o", "rearrange": "i j -> j i"}, 100),
+    "gates": ({"from": "w", "to": "o", "rearrange": {"pattern": "i (g u) -> g i u", "g": 3}}, 100),
+    "cast": ({"from": "w", "to": "o", "cast": "float64"}, 100),
+    "joined": ({"from": ["w", "w"], "to": "o", "concat": 1}, 100),
+    "halves": ({"from": "w", "to": ["o", "p"], "split": 1}, 200),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_tensor_larger_than_memory_is_read_once_and_proven(
+    name: str, reads: list[tuple[str, int, int]], writes: list[int], tmp_path: Path
+) -> None:
+    rule, most = LARGE[name]
+    path = save(tmp_path / "m", {"w": BIG})
+    reads.clear()
+    writes.clear()
+    tracemalloc.start()
+    try:
+        with sizes(hold=1 << 20, task=1 << 18, tile=1 << 16, small=1 << 16):
+            wp.transfer(path, None, document([rule]), out=str(tmp_path / "o.ckpt"), threads=1)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    data = [size for file, _, size in reads if ".data-" in file]
+    assert sum(data) <= BIG.nbytes * most // 100
+    assert peak < 4 << 20
+    assert min(len(data), len(writes)) >= 12
+    # System calls: of hundreds of kilobytes, or of a kilobyte where rows and columns change places in so little memory.
+    assert (sum(data) + sum(writes)) / (len(data) + len(writes)) >= (1000 if name in ("turned", "gates") else 30_000)
+    with tf_bundle.open_source(str(tmp_path / "o.ckpt")) as made:
+        assert all(made.read(n).size for n in made.specs())  # verified against the checksums that were written
+
+
+def test_small_tensors_side_by_side_are_copied_together(
+    reads: list[tuple[str, int, int]], writes: list[int], tmp_path: Path
+) -> None:
+    path = save(tmp_path / "m", {f"layer/{n:04d}": numbers(5, 3, seed=n) for n in range(1000)})
+    reads.clear()
+    writes.clear()
+    wp.transfer(path, None, document([{"from": "layer/{x}", "to": "l/{x}"}]), out=str(tmp_path / "o.ckpt"))
+    assert len([r for r in reads if ".data-" in r[0]]) == 1
+    assert writes == [60_000]
+    with tf_bundle.open_source(str(tmp_path / "o.ckpt")) as made:
+        for n in (0, 1, 999):
+            np.testing.assert_array_equal(made.read(f"l/{n:04d}"), numbers(5, 3, seed=n))
+
+
+def test_progress_is_all_bytes(sources: dict[str, str], tmp_path: Path) -> None:
+    for suffix in WRITE:
+        told: list[int] = []
+        result = wp.transfer(
+            sources[".ckpt"], None, document(RULES), out=str(tmp_path / f"o{suffix}"), progress=told.append
+        )
+        assert sum(told) == sum(spec.nbytes for spec in result.plan.specs.values())
+
+
+def test_a_failed_task_stops_the_others(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "m", {f"w{n:02d}": np.full((100, 100), 1e9 if n == 50 else 1, np.float32) for n in range(100)}
+    )
+    told: list[int] = []
+    with sizes(task=1), pytest.raises(wp.Error, match=r"cast of 'w50': 1000000000\.0 is outside"):
+        wp.transfer(path, None, document([{"from": "{x}", "to": "{x}", "cast": "int8"}]),
+                    out=str(tmp_path / "o.safetensors"), threads=2, progress=told.append)  # fmt: skip
+    assert len(told) == 50
+    assert not list(tmp_path.glob("*o.safetensors*"))

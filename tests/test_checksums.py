@@ -1,0 +1,48 @@
+"""Checksums of pieces are the checksum of the whole, as the C libraries compute it."""
+
+from __future__ import annotations
+
+import zlib
+
+import crc32c
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from weightport.checksums import CRC32, CRC32C, combined, function
+
+PLAIN = {CRC32: zlib.crc32, CRC32C: crc32c.crc32c}
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+@given(st.lists(st.binary(max_size=200), max_size=12))
+def test_pieces_are_the_whole(kind: str, pieces: list[bytes]) -> None:
+    plain = PLAIN[kind]
+    assert combined(kind, [plain(p) for p in pieces], [len(p) for p in pieces]) == plain(b"".join(pieces))
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_many_long_pieces(kind: str) -> None:
+    data = np.random.default_rng(0).bytes(3_000_000)
+    sizes = np.full(3000, 1000)
+    sizes[-2:] = 1500, 500
+    ends = np.cumsum(sizes)
+    crcs = np.array([function(kind)(data[e - s : e], 0) for s, e in zip(sizes, ends, strict=True)], np.uint32)
+    assert combined(kind, crcs, sizes) == PLAIN[kind](data)
+
+
+def test_zeros_beyond_memory() -> None:
+    # 2**40 zero bytes after "a": by halves, which is another way to the same number.
+    zero = halves = crc32c.crc32c(bytes(1 << 20))
+    for power in range(20, 40):
+        zero = combined(CRC32C, [zero, zero], [1 << power, 1 << power])
+        halves = zero if power == 38 else halves
+    once = combined(CRC32C, [crc32c.crc32c(b"a"), zero], [1, 1 << 40])
+    assert once == combined(CRC32C, [crc32c.crc32c(b"a"), halves, halves], [1, 1 << 39, 1 << 39])
+    assert once != zero
+
+
+def test_functions_continue() -> None:
+    for kind, plain in PLAIN.items():
+        assert function(kind)(memoryview(b"bc"), plain(b"a")) == plain(b"abc")

@@ -1,0 +1,89 @@
+"""Checksums of pieces, put together to the checksum of the whole.
+
+Promise: exact, in whatever pieces and order the bytes were seen, without seeing them again. Limit: the two cyclic
+checksums that model files have, ``crc32`` (zip) and ``crc32c`` (TensorFlow), as plain numbers, not masked.
+
+Source: zlib's crc32_combine (crc32.c): a checksum followed by n zero bytes is a linear map of the checksum over GF(2),
+and the checksum of A and B is that of A followed by len(B) zeros, XOR that of B.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from weightport.tensors import Array
+
+CRC32, CRC32C = "crc32", "crc32c"
+#: The reflected polynomials.
+_POLYNOMIALS = {CRC32: 0xEDB88320, CRC32C: 0x82F63B78}
+
+
+def function(kind: str) -> Callable[[Any, int], int]:
+    """``f(bytes, crc)``, which continues a checksum; without a copy, and without the interpreter's lock."""
+    if kind == CRC32:
+        return zlib.crc32
+    import crc32c
+
+    found: Callable[[Any, int], int] = crc32c.crc32c
+    return found
+
+
+def combined(kind: str, crcs: Sequence[int] | Array, sizes: Sequence[int] | Array) -> int:
+    """The checksum of consecutive pieces.
+
+    Args:
+        kind: :data:`CRC32` or :data:`CRC32C`.
+        crcs: of each piece.
+        sizes: bytes of each piece.
+    """
+    if len(crcs) < 2:
+        return int(crcs[0]) if len(crcs) else 0
+    return int(joined(kind, np.array(crcs, np.uint32), np.asarray(sizes, np.int64), np.zeros(1, np.int64))[0])
+
+
+def joined(kind: str, crcs: Array, sizes: Array, first: Array) -> Array:
+    """The checksums of groups of consecutive pieces.
+
+    Args:
+        kind: :data:`CRC32` or :data:`CRC32C`.
+        crcs: of each piece, uint32 ``[n]``.
+        sizes: bytes of each piece, int64 ``[n]``.
+        first: the number of the first piece of each group, int64 ``[groups]``, ascending from 0.
+    """
+    if len(crcs) == len(first):
+        return crcs
+    found = crcs.copy()
+    ends = np.cumsum(sizes)
+    last = np.append(first[1:], len(crcs)) - 1
+    after = np.repeat(ends[last], last - first + 1) - ends  # bytes of the group that follow each piece
+    for power in range(int(after.max()).bit_length()):
+        chosen = (after >> power & 1).astype(bool)
+        if chosen.any():
+            found[chosen] = _apply(_zeros(kind, power), found[chosen])
+    return np.asarray(np.bitwise_xor.reduceat(found, first))
+
+
+@lru_cache(maxsize=128)
+def _zeros(kind: str, power: int) -> Array:
+    """The map that appends ``2**power`` zero bytes: its values for each byte of a checksum, uint32 ``[4, 256]``."""
+    if power:
+        half = _zeros(kind, power - 1)
+        return _apply(half, half.reshape(-1)).reshape(4, 256)
+    lowest = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        lowest = np.where(lowest & 1, lowest >> 1 ^ np.uint32(_POLYNOMIALS[kind]), lowest >> 1)
+    byte = np.arange(256, dtype=np.uint32)
+    return np.stack([lowest, byte, byte << 8, byte << 16])
+
+
+def _apply(tables: Array, crcs: Array) -> Array:
+    """A map, applied to each checksum."""
+    found = tables[0][crcs & 0xFF]
+    for place in (1, 2, 3):
+        found = found ^ tables[place][crcs >> np.uint32(8 * place) & 0xFF]
+    return np.asarray(found)
