@@ -118,6 +118,32 @@ def test_scopes_end_in_a_dot_where_the_names_have_dots() -> None:
     assert list(new.items) == ["encoder.b"]
 
 
+def test_a_root_that_the_mapping_leaves_out_may_end_in_a_dot() -> None:
+    target = Stub({"module.lstm.weight_ih_l0": (8, 3), "module.lstm.weight_hh_l0": (8, 2), "module.head.w": (2,)})
+    target.root = "module"
+    source = {"l/kernel": (3, 8), "l/recurrent_kernel": (2, 8), "w": (2,)}
+    rules = [
+        {"from": {"layout": "lstm.keras", "scope": "l"}, "to": {"layout": "lstm.torch", "scope": "lstm"}},
+        {"from": "w", "to": "head.w"},
+    ]
+    assert problems(planned(source, target, rules)) == []
+    rules[0]["to"]["scope"], rules[1]["to"] = "module.lstm", "module.head.w"
+    assert problems(planned(source, target, rules)) == []
+
+
+def test_one_name_of_a_tied_tensor_covers_the_others() -> None:
+    target = Stub({"a": (2,), "b": (2,), "c": (2,)})
+    target.tied = {"a": "a", "b": "a"}
+    made = planned({"x": (2,)}, target, [{"from": "x", "to": "b", "as": "constant"}], keep=["c"])
+    assert (problems(made), made.target) == ([], {"a": "constant", "b": "constant", "c": "kept"})
+    made = planned({"x": (2,)}, target, [{"from": "x", "to": "b"}], keep=["a", "c"])
+    assert problems(made) == [
+        "new: target tensor 'a' is tied to 'b', which gets a value: it cannot keep its own; take it out of keep:"
+    ]
+    made = planned({}, target, [{"to": "{n}", "initialize": "zeros"}])
+    assert (problems(made), list(made.items), set(made.target.values())) == ([], ["a", "c"], {"initialized"})
+
+
 def test_a_tensor_that_cannot_be_read_is_refused_in_the_plan_and_may_be_left_behind() -> None:
     specs = {"w": (2,), "q": TensorSpec(np.dtype(np.int8), (2,), 2, unread="quantized (per tensor affine)")}
     made = planned(specs, {"w": (2,), "q": TensorSpec.of("int8", (2,))}, [{"from": "{x}", "to": "{x}"}])

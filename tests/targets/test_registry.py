@@ -21,7 +21,7 @@ def test_an_object_of_no_framework(obj: Any) -> None:
     kind = f"{type(obj).__module__}.{type(obj).__name__}"
     assert str(caught.value) == (
         f"{kind} is no model that takes weights: expected a tf.Graph, a Keras model or layer, a tf.Module, a list of "
-        "tf.Variable, an nnx module or a JAX tree of arrays; a file is given as a path, with out="
+        "tf.Variable, a torch.nn.Module, an nnx module or a JAX tree of arrays; a file is given as a path, with out="
     )
 
 

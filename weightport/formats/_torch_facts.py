@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_KINDS = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn", "LSTMCell": "lstm", "GRUCell": "gru", "RNNCell": "rnn"}
+#: torch's classes -> the kind of cell.
+CLASSES = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn", "LSTMCell": "lstm", "GRUCell": "gru", "RNNCell": "rnn"}
 #: A module's attribute -> the fact.
 _ATTRIBUTES = {
     "hidden_size": "units", "num_layers": "num_layers", "bidirectional": "bidirectional", "proj_size": "proj_size",
@@ -29,7 +30,7 @@ def facts_of(name: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
         is added at run time); of a GRU ``reset_after``.
     """
     mode = attributes.get("mode")
-    kind = _KINDS.get(name) or (_KINDS.get(mode.partition("_")[0]) if isinstance(mode, str) else None)
+    kind = CLASSES.get(name) or (CLASSES.get(mode.partition("_")[0]) if isinstance(mode, str) else None)
     if kind is None:
         return {}
     facts: dict[str, Any] = {"class": name}

@@ -9,7 +9,8 @@ A name is the path to the tensor, its parts joined with dots:
 3. values that are no tensors have no names.
 
 What stands beside ``param_groups`` is an optimizer's: below ``state`` a ``slot``, else an ``optimizer`` value. So is
-what Lightning keeps of its callbacks, loops and schedulers. States of random generators are a ``counter``.
+what Lightning keeps of its callbacks, loops and schedulers. States of random generators and ``num_batches_tracked`` are
+a ``counter``.
 
 Promise: linear in the objects; objects that contain themselves end, and objects that are reached over very many paths
 are refused. Limit: the keys of a dict are text and whole numbers; below another key, a tensor is named by its position.
@@ -33,7 +34,7 @@ from weightport.tensors import Budget
 _MODULE = ("_parameters", "_buffers", "_modules")
 _LIGHTNING = "pytorch-lightning_version"
 _TRAINING = ("callbacks", "loops", "lr_schedulers")
-_RANDOM = re.compile(r"(?:.*_)?rng_states?(?:_.*)?")
+_COUNTER = re.compile(r"(?:.*_)?rng_states?(?:_.*)?|num_batches_tracked")
 _HOLDERS = frozenset({Pairs, Thing, list, tuple, Tensor, Storage})
 # Paths to the same object beyond which it is a bomb and no model.
 _PATHS = 64
@@ -87,6 +88,11 @@ def named(
         FormatError: two tensors of one name, or nested or shared beyond the budget.
     """
     return _Walk(path, budget, script).run(root, alone)
+
+
+def role_of(name: str) -> str:
+    """``counter`` for a count of batches and the state of a random generator, else ``weight``."""
+    return "counter" if _COUNTER.fullmatch(name.rpartition(".")[2]) else "weight"
 
 
 class _Walk:
@@ -157,7 +163,7 @@ class _Walk:
             elif its == "constant":
                 self.beside.append((name, tensor))
             else:
-                self._add(name, tensor, "counter" if _RANDOM.fullmatch(part) else its)
+                self._add(name, tensor, role_of(part) if its == "weight" else its)
         self.above.discard(id(at))
 
     def _add(self, name: str, tensor: Tensor, role: str) -> None:

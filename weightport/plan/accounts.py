@@ -53,22 +53,32 @@ def source(
 
 def target(
     specs: Mapping[str, TensorSpec],
-    items: Mapping[str, Item],
+    items: dict[str, Item],
     kept: Collection[str],
     name: str,
     refused: Collection[str],
+    tied: Mapping[str, str],
 ) -> tuple[dict[str, str], list[Problem]]:
     """A disposition for every target tensor, and the problems of those that get no value.
 
     Args:
         name: what messages call the target.
         refused: what a refused rule would have given a value.
+        tied: name -> the first name of the same tensor: what becomes of one becomes of all.
     """
     found: dict[str, str] = {}
     left: list[str] = []
+    problems = []
+    moved = {tied[n]: n for n in reversed(items) if n in tied}
     for tensor, spec in specs.items():
+        twin = moved.get(tied.get(tensor, ""))
         if tensor in items:
             found[tensor] = items[tensor].disposition
+        elif twin is not None:
+            found[tensor] = items[twin].disposition
+            if tensor in kept:
+                what = f"target tensor {tensor!r} is tied to {twin!r}, which gets a value: it cannot keep its own"
+                problems.append(Problem(name, what, "take it out of keep:"))
         elif spec.role == "constant":
             continue
         elif tensor in kept or spec.role != "weight":
@@ -78,7 +88,7 @@ def target(
             if tensor not in refused:
                 left.append(tensor)
     hint = "move or initialize: it by a rule, or list it under keep:"
-    problems = [Problem(name, f"target {_named(n, specs[n])} gets no value", hint) for n in left[:LISTED]]
+    problems += [Problem(name, f"target {_named(n, specs[n])} gets no value", hint) for n in left[:LISTED]]
     return found, problems + _more(left, "target tensors get no value", name)
 
 

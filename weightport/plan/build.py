@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from weightport.errors import Error, LayoutError, Problem, closest
 from weightport.initializers import ARGUMENTS
-from weightport.mapping.patterns import Pattern
+from weightport.mapping.patterns import Pattern, begins
 from weightport.mapping.rules import CellRef, CellRule, InitRule, Rule, TensorRule
 from weightport.mapping.rules import Mapping as Rules
 from weightport.plan import accounts, cells, ops, slots
@@ -61,6 +61,8 @@ class Builder:
     above: str = ""
     scope: str = ""
     root: str = ""
+    tied: Mapping[str, str] = field(default_factory=dict)
+    tied_items: set[str] = field(default_factory=set)
     start: int = 0
 
     def prepare(self) -> None:
@@ -70,7 +72,9 @@ class Builder:
             self.target_specs = self.target.specs()
         self.origin = ended(self.mapping.source.scope, self.specs)
         self.scope = ended(self.mapping.target.scope, self.target_specs)
-        self.above, self.root = (getattr(side, "root", "") for side in (self.source, self.target))
+        self.above = ended(getattr(self.source, "root", ""), self.specs)
+        self.root = ended(getattr(self.target, "root", ""), self.target_specs)
+        self.tied = getattr(self.target, "tied", {})
         origin, also = self.origin or self.above, aliases(self.source)
         self.ignored = matching(self.mapping.ignore, self.specs, origin, also) | self._made_up()
         self.kept = matching(self.mapping.keep, self.target_specs, self.scope or self.root, aliases(self.target))
@@ -280,6 +284,8 @@ class Builder:
             return self._unused(rule)
         fused = "gates" in ARGUMENTS[rule.initializer.name]
         for name in self._initial_names(rule):
+            if self._has_twin(name):
+                continue
             spec = self.target_specs[name]
             found[name] = None
             try:
@@ -291,6 +297,10 @@ class Builder:
         if not found and not rule.optional and len(self.problems) == self.start:
             self.problems.append(self._nothing(rule))
         return Outcome(rule.name, rule.where, INITIALIZED if found else UNUSED, (), tuple(found), rule.constant)
+
+    def _has_twin(self, name: str) -> bool:
+        """Whether the tensor has its value by another of its names."""
+        return name not in self.items and self.tied.get(name) in self.tied_items
 
     def _initial_names(self, rule: InitRule) -> list[str]:
         if rule.target_cell is not None:
@@ -319,7 +329,7 @@ class Builder:
     def full(self, name: str) -> str:
         """A target's name in full: a mapping may leave out the scope that the model puts before all of its names."""
         name = listed(self.target, name)
-        below = f"{self.root}/{name}"
+        below = begins(self.root) + name
         return below if self.root and name not in self.target_specs and below in self.target_specs else name
 
     # Claims and accounts ---------------------------------------------------------------------------------------------
@@ -346,6 +356,8 @@ class Builder:
         known = self.items.get(name)
         if known is None:
             self.items[name] = Item(name, spec, expr, rule.constant, rule.name, initialized)
+            if name in self.tied:
+                self.tied_items.add(self.tied[name])
         elif known.expr != expr or known.constant != rule.constant:
             self.problems.append(accounts.second_claim(rule, known, expr))
 
@@ -359,7 +371,9 @@ class Builder:
         self.problems.extend(problems)
         if self.target is None:
             return source, {n: item.disposition for n, item in self.items.items()}
-        target, problems = accounts.target(self.target_specs, self.items, self.kept, self.target_name, self.refused)
+        target, problems = accounts.target(
+            self.target_specs, self.items, self.kept, self.target_name, self.refused, self.tied
+        )
         self.problems.extend(problems)
         return source, target
 

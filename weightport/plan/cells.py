@@ -99,8 +99,9 @@ class Side:
 
     def full(self, scope: str) -> str:
         """A scope of the mapping in full."""
-        named = scoped(self.scope, scope)
-        return scoped(self.root, named) if self.root and not f"{named}/".startswith(f"{self.root}/") else named
+        named, root = scoped(self.scope, scope), self.root.removesuffix(".")
+        below = named == root or named.startswith((f"{root}/", f"{root}."))
+        return named if not root or below else scoped(root, named)
 
 
 def layout_of(ref: CellRef, own: Mapping[str, Layout]) -> Layout:

@@ -23,7 +23,8 @@ ROUNDED = "rounded"
 class TargetView(Protocol):
     """What a plan looks at in a target, a file's or a live model's.
 
-    It may have an attribute ``root``: a scope of the model's own that stands before all of its names.
+    It may have attributes: ``root``, a scope of the model's own that stands before all of its names; ``tied``, name ->
+    the first name of the same tensor.
     """
 
     def specs(self) -> Mapping[str, TensorSpec]:

@@ -18,6 +18,7 @@ _TARGETS = {
     "keras3": "Keras3Target",
     "tf_keras_model": "TfKerasTarget",
     "tf_module": "TfModuleTarget",
+    "torch_module": "TorchModuleTarget",
     "nnx_module": "NnxTarget",
     "jax_tree": "JaxTreeTarget",
 }
@@ -32,8 +33,8 @@ def live_target(obj: Any, **options: Any) -> Target:
     """The target for a live model.
 
     Args:
-        obj: a ``tf.Graph``, a Keras 3 or legacy Keras model or layer, a ``tf.Module``, a list of ``tf.Variable``, an
-            nnx module, or a JAX tree (``params``) of Flax, Haiku or Equinox.
+        obj: a ``tf.Graph``, a Keras 3 or legacy Keras model or layer, a ``tf.Module``, a list of ``tf.Variable``, a
+            ``torch.nn.Module``, an nnx module, or a JAX tree (``params``) of Flax, Haiku or Equinox.
         options: of the graph target only: ``session``, ``large_constants``.
 
     Raises:
@@ -53,8 +54,8 @@ def live_target(obj: Any, **options: Any) -> Target:
             return target
     raise Error(
         f"{type(obj).__module__}.{type(obj).__name__} is no model that takes weights: expected a tf.Graph, a Keras "
-        "model or layer, a tf.Module, a list of tf.Variable, an nnx module or a JAX tree of arrays; a file is given as "
-        "a path, with out="
+        "model or layer, a tf.Module, a list of tf.Variable, a torch.nn.Module, an nnx module or a JAX tree of arrays; "
+        "a file is given as a path, with out="
     )
 
 
