@@ -100,6 +100,9 @@ def test_the_examples(document: Path, folder: Path) -> None:
             if "tensorflow" in text or "keras" in text:
                 need("tensorflow")
                 need("keras")
+            for package in ("torch", "lightning"):
+                if f"import {package}" in text:
+                    need(package)
             execute(text, document, match, folder)
         else:
             assert kind == "sh", f"{where}: what is to be done with {kind!r}?"

@@ -137,8 +137,9 @@ def transfer(
         source: a path or an open source. One that is given open has to stay open as long as a TensorFlow graph may run
             its initializers.
         target: a live model - a ``tf.Graph`` (``tf.compat.v1``), a Keras 3 or legacy Keras model or layer, a
-            ``tf.Module``, a list of ``tf.Variable``, an nnx module, a JAX tree of arrays (the new one is the result's
-            ``target``) - or, with ``out``, a file that describes the new model, or None.
+            ``tf.Module``, a list of ``tf.Variable``, a ``torch.nn.Module``, an nnx module, a
+            JAX tree of arrays (the new one is the result's ``target``) - or, with ``out``, a file that describes the
+            new model, or None.
         mapping: a path, a dict or a loaded mapping.
         out: the file to write: ``.npz``, ``.safetensors``, ``.pt``, ``.h5``, a checkpoint prefix
             ``tf-checkpoint:PREFIX`` or one that ends in ``.ckpt``. It holds the target's tensors, kept values included;
@@ -271,7 +272,8 @@ def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False, so
 
     Args:
         source: a path or an open source: what the weights came from.
-        out: a path or an open source: what was written; or the JAX tree or nnx module that got the values.
+        out: a path or an open source: what was written; or the torch module, JAX tree or nnx module that got the
+            values.
         mapping: a path, a dict or a loaded mapping.
         live: run the frameworks' own cells, too, where they are installed.
         sources: name -> path or open source, of the further sources that the mapping names.

@@ -149,6 +149,13 @@ def test_a_training_checkpoint(tmp_path: Path) -> None:
         assert same(source.read("model.weight"), array(model.weight))
     rules = [{"from": "{name}", "to": "layer/{name}"}]
     mapping = {"weightport": 1, "source": {"scope": "model"}, "rules": rules}
+    with pytest.raises(wp.PlanError) as caught:
+        wp.transfer(tmp_path / "m.pt", None, {**mapping, "ignore": ["args.*", "history.**"]}, out=tmp_path / "o.npz")
+    assert [problem.hint for problem in caught.value.problems] == [
+        "leave behind what is not wanted: ignore: ['optimizer.state.**']",
+        "leave behind what is not wanted: ignore: ['optimizer.param_groups.0.lr']",
+        "leave behind what is not wanted: ignore: ['rng_state']",
+    ]
     mapping["ignore"] = ["optimizer.**", "args.*", "history.**", "rng_state"]
     wp.transfer(tmp_path / "m.pt", None, mapping, out=tmp_path / "o.npz")
     with wp.open(tmp_path / "o.npz") as written:

@@ -7,12 +7,14 @@ training state keeps its values without being told to.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from weightport.errors import Problem
 from weightport.mapping.rules import Rule
 from weightport.plan.model import IGNORED, KEPT, MOVED, UNCLAIMED, UNCOVERED, Item, Outcome
+from weightport.scopes import separator_of
 from weightport.tensors import Source, TensorSpec
 from weightport.values import Expr
 
@@ -171,10 +173,27 @@ def _state(left: Sequence[str], specs: Mapping[str, TensorSpec], path: str) -> l
     return problems
 
 
+def _literal(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+# In a checkpoint of PyTorch's: where an optimizer keeps what it keeps, and Lightning what the trainer does.
+_KEPT = re.compile(r"((?:.*?\.)?(?:state|param_groups|callbacks|loops|lr_schedulers))\.")
+
+
+def _dotted(name: str) -> str:
+    kept = _KEPT.match(name)
+    if kept is not None:
+        return f"{_literal(kept[1])}.**"
+    return f"**.{_literal(name.rpartition('.')[2])}" if "." in name else _literal(name)
+
+
 def globs_of(names: Sequence[str]) -> list[str]:
     """Globs that cover the names: by how they end, or by the scope that they share."""
     if len(names) == 1:
-        return [names[0]]
+        return [_literal(names[0])]
+    if separator_of(names) == ".":
+        return list(dict.fromkeys(map(_dotted, names)))[:6]
     if all("/.OPTIMIZER_SLOT/" in n for n in names):
         return ["**/.OPTIMIZER_SLOT/**"]
     scopes = {n.partition("/")[0] for n in names if "/" in n}
