@@ -21,7 +21,7 @@ from weightport.plan.initial import Gates, initialized
 from weightport.plan.model import INITIALIZED, MOVED, REFUSED, ROUNDED, UNUSED, Item, Outcome, Plan, TargetView
 from weightport.plan.names import Names, aliases, ended, finds, listed
 from weightport.plan.names import matching as matching
-from weightport.plan.undo import undo
+from weightport.plan.undo import made_up, undo
 from weightport.tensors import Source, TensorSpec
 from weightport.values import Expr, Leaf
 
@@ -76,36 +76,14 @@ class Builder:
         self.root = ended(getattr(self.target, "root", ""), self.target_specs)
         self.tied = getattr(self.target, "tied", {})
         origin, also = self.origin or self.above, aliases(self.source)
-        self.ignored = matching(self.mapping.ignore, self.specs, origin, also) | self._made_up()
+        self.ignored = matching(self.mapping.ignore, self.specs, origin, also)
+        self.ignored |= made_up(self.mapping, cells.Side(self.specs, self.source.facts, self.origin, self.above))
         self.kept = matching(self.mapping.keep, self.target_specs, self.scope or self.root, aliases(self.target))
         self.candidates = Names.of(
             n for n, spec in self.specs.items() if n not in self.ignored and spec.role != "constant"
         )
         # What a target has beside its weights keeps its values unless a rule names it.
         self.weights = Names.of(n for n, s in self.target_specs.items() if s.role == "weight" and n not in self.kept)
-
-    def _made_up(self) -> frozenset[str]:
-        """Of a mapping that runs backwards: source tensors that were initialized, and so came from nowhere."""
-        found: set[str] = set()
-        if any(isinstance(rule, InitRule) and rule.backwards for rule in self.mapping.rules):
-            moved: set[str] = set()  # by an earlier rule, which wins
-            for rule in self.mapping.rules:
-                names = self._named(rule) - moved - found
-                (found if isinstance(rule, InitRule) else moved).update(names)
-        return frozenset(found)
-
-    def _named(self, rule: Rule) -> set[str]:
-        """The source tensors that a rule of a mapping that runs backwards speaks of."""
-        side = cells.Side(self.specs, self.source.facts, self.origin, self.above)
-        ref = rule.source if isinstance(rule, CellRule) else rule.target_cell if isinstance(rule, InitRule) else None
-        if ref is not None:
-            try:
-                return set(cells.found_cell(ref, side, self.mapping.layouts).names)
-            except LayoutError:
-                return set()
-        patterns = rule.targets if isinstance(rule, InitRule) else rule.froms if isinstance(rule, TensorRule) else ()
-        joined = [p.joined(self.origin) for p in patterns]
-        return {n for n in self.specs if any(p.match(n) is not None for p in joined)}
 
     def build(self) -> Plan:
         """The plan."""

@@ -1,4 +1,4 @@
-"""The operations of a tensor rule undone, for a mapping that runs backwards.
+"""A mapping that runs backwards: the operations of a tensor rule undone, and what there is nothing to undo of.
 
 Promise: exact, or :class:`~weightport.plan.ops.Unfit` with the reason. Limit: an operation that forgets the shape that
 it was given (a split, a reshape, axes joined) needs the TARGET, which is the file that the weights once came from.
@@ -11,7 +11,10 @@ from dataclasses import replace
 from math import prod
 
 from weightport import values
-from weightport.mapping.rules import Ops, Rearrange, Split
+from weightport.errors import LayoutError
+from weightport.mapping.rules import CellRule, InitRule, Ops, Rearrange, Rule, Split, TensorRule
+from weightport.mapping.rules import Mapping as Rules
+from weightport.plan import cells
 from weightport.plan import ops as forward
 from weightport.plan.ops import Unfit
 from weightport.values import Expr
@@ -19,6 +22,30 @@ from weightport.values import Expr
 Shape = tuple[int, ...] | None
 
 _NO_TARGET = "give the file that the weights came from as TARGET"
+
+
+def made_up(mapping: Rules, side: cells.Side) -> frozenset[str]:
+    """Source tensors that were initialized, and so came from nowhere."""
+    found: set[str] = set()
+    if any(isinstance(rule, InitRule) and rule.backwards for rule in mapping.rules):
+        moved: set[str] = set()  # by an earlier rule, which wins
+        for rule in mapping.rules:
+            names = _named(rule, mapping, side) - moved - found
+            (found if isinstance(rule, InitRule) else moved).update(names)
+    return frozenset(found)
+
+
+def _named(rule: Rule, mapping: Rules, side: cells.Side) -> set[str]:
+    """The source tensors that a rule speaks of."""
+    ref = rule.source if isinstance(rule, CellRule) else rule.target_cell if isinstance(rule, InitRule) else None
+    if ref is not None:
+        try:
+            return set(cells.found_cell(ref, side, mapping.layouts).names)
+        except LayoutError:
+            return set()
+    patterns = rule.targets if isinstance(rule, InitRule) else rule.froms if isinstance(rule, TensorRule) else ()
+    joined = [p.joined(side.scope) for p in patterns]
+    return {n for n in side.specs if any(p.match(n) is not None for p in joined)}
 
 
 def undo(ops: Ops, sources: Sequence[Expr], wanted: Sequence[Shape]) -> list[Expr]:
