@@ -185,7 +185,7 @@ def transfer(
         raise Error(f"{', '.join(options)}: for live models only")
     if not file:
         raise Error(f"with out=, the target is a file, not {type(target).__name__}")
-    from weightport.execute import Unchanged, write_file
+    from weightport.execute import Unchanged, check_file, write_file
     from weightport.formats.detect import writer_for
     from weightport.inputs import expected, files, provenance, refuse_inputs
 
@@ -204,7 +204,9 @@ def transfer(
         shards = None if shard_size is None else bytes_of(shard_size)
         path, write = writer_for(os.fspath(out), format=format, like=like, shard_size=shards)
         refuse_inputs(path, opened, kept, rules)
-        if not dry_run:
+        if dry_run:
+            check_file(planned, kept, path, write)
+        else:
             metadata = provenance(opened, rules, __version__)
             write_file(
                 planned, opened, kept, path, write, metadata=metadata, progress=progress, watch=watch, threads=threads,

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.formats._graphdef import attr, const, function, graph, header, node, tensor, write
+from tests.formats._graphdef import attr, const, function, graph, header, node, shape_proto, tensor, write
 from tests.formats.test_tf_bundle import bytes_field, number_field
 from tests.formats.test_tf_fuzz import mutated
 from tests.support import Fixture, fixture, fixtures
@@ -286,11 +286,29 @@ def test_names_that_meet(tmp_path: Path) -> None:
 
 
 def test_not_frozen(tmp_path: Path) -> None:
-    data = graph(node("w", "VariableV2"), node("w/read", "Identity", "w"), const("w/init", W))
+    """Variables that are left are listed; the values are elsewhere."""
+    kind = {"dtype": number_field(6, 1), "shape": bytes_field(7, shape_proto(W.shape))}
+    read = [node("w/read", "Identity", "w"), node("v/read", "Identity", "v")]
+    data = graph(node("w", "VariableV2", **kind), *read, const("v", W), const("w/init", W))
+    source = opened(tmp_path, data)
+    assert {n: (s.shape, s.role) for n, s in source.specs().items()} == {
+        "w": (W.shape, "weight"), "v": (W.shape, "weight"), "w/init": (W.shape, "constant"),
+    }  # fmt: skip
+    assert source.read("v").tolist() == W.tolist()
+    with pytest.raises(FormatError) as caught:
+        source.read("w")
+    assert str(caught.value) == (
+        f"{tmp_path / 'g.pb'}: tensor 'w': is a variable, whose value is not in a graph; "
+        "open the checkpoint that belongs to it"
+    )
+
+
+def test_a_variable_inside_a_function(tmp_path: Path) -> None:
+    data = graph(const("v", W), functions=[function("f", [], {}, [node("w", "VarHandleOp")])])
     with pytest.raises(FormatError) as caught:
         opened(tmp_path, data)
     assert str(caught.value) == (
-        f"{tmp_path / 'g.pb'}: is a graph that was not frozen: the values of its variables ('w', ...) are not in it; "
+        f"{tmp_path / 'g.pb'}: is a graph that was not frozen: the values of its variables ('f/w', ...) are not in it; "
         "open the checkpoint that belongs to it"
     )
 

@@ -72,11 +72,40 @@ def test_alone(model: Fixture, tmp_path: Path) -> None:
             source.read(name)
         prefix = str(tmp_path / "model.ckpt-7")
         assert str(caught.value) == (
-            f"{path}: tensor {name!r}: a .meta file holds the graph, not the values of its variables; "
+            f"{path}: tensor {name!r}: is a variable, whose value is not in a graph; "
             f"they would be in {prefix + '.index'!r} and its data, or in the V1 file {prefix!r}"
         )
         with pytest.raises(TensorNotFound, match="closest"):
             source.read(name + "x")
+
+
+def test_what_became_a_constant_is_a_weight(tmp_path: Path) -> None:
+    """Alone, a graph has those of its variables that are constants, and the initial values that weightport gave."""
+    value, given = np.float32([1, 2]), np.float32([3, 4])
+    nodes = [const("v", value), node("v/read", "Identity", "v"), const("zeros", np.zeros(2, np.float32))]
+    kind = {"dtype": number_field(6, 1), "shape": bytes_field(7, shape_proto([2]))}
+    for n, start in (("w", "w/Initializer/pretrained_1"), ("x", "zeros"), ("y", "w/Initializer/pretrained_1")):
+        nodes += [node(n, "VariableV2", **kind), node(f"{n}/Assign", "Assign", n, start)]
+    path = write(tmp_path / "m.meta", meta_graph(graph(*nodes, const("w/Initializer/pretrained_1", given))))
+    with tf_meta.open_source(path) as source:
+        assert list(source.specs()) == ["w", "x", "y", "v"]
+        assert source.read("v").tolist() == [1, 2]
+        assert source.read("w", (slice(1, None),)).tolist() == [4]
+        for other in ("x", "y"):  # a value that it starts from is not what it was trained to
+            with pytest.raises(FormatError, match=f"{other}.: is a variable, whose value is not in a graph"):
+                source.read(other)
+
+
+def test_an_initial_value_of_another_shape(tmp_path: Path) -> None:
+    kind = {"dtype": number_field(6, 1), "shape": bytes_field(7, shape_proto([2]))}
+    start = const("w/Initializer/pretrained", np.zeros(3, np.float32))
+    nodes = [node("w", "VariableV2", **kind), node("w/Assign", "Assign", "w", "w/Initializer/pretrained"), start]
+    path = write(tmp_path / "m.meta", meta_graph(graph(*nodes)))
+    with (
+        tf_meta.open_source(path) as source,
+        pytest.raises(FormatError, match=r"tensor 'w' at byte \d+: its initial value is float32\[3\]$"),
+    ):
+        source.read("w")
 
 
 def test_beside_a_v1_checkpoint(tmp_path: Path) -> None:
@@ -93,7 +122,10 @@ def test_a_folder_of_the_same_name_is_no_checkpoint(tmp_path: Path) -> None:
     model = fixture("b_cells/basic_lstm_fb1")
     shutil.copy(model.path("meta_graph"), tmp_path / "m.meta")
     shutil.copytree(model.folder, tmp_path / "m")
-    with tf_meta.open_source(str(tmp_path / "m.meta")) as source, pytest.raises(FormatError, match="not the values"):
+    with (
+        tf_meta.open_source(str(tmp_path / "m.meta")) as source,
+        pytest.raises(FormatError, match="whose value is not in a graph"),
+    ):
         source.read(next(iter(model.variables)))
 
 

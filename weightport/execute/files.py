@@ -70,12 +70,7 @@ def write_file(
         Error: the destination cannot be written.
     """
     plan.check()
-    items: dict[str, tuple[int, Item]] = {}
-    for name, spec in plan.specs.items():
-        if name in plan.items:
-            items[name] = 0, plan.items[name]
-        elif kept is not None and plan.target.get(name) == KEPT:
-            items[name] = 1, Item(name, spec, Leaf(name, spec), False, "keep")
+    items = _items(plan, kept)
     readers = [Reader(s, watch) for s in (source, kept) if s is not None]
 
     def tiles(name: str) -> Iterator[Array]:
@@ -88,12 +83,38 @@ def write_file(
     specs = {name: item.spec for name, (_, item) in items.items()}
     begun = write.destination(path, specs, tiles, metadata=metadata) if isinstance(write, RangedWriter) else None
     if begun is None:
-        constants = {name for name, (_, item) in items.items() if item.constant}
-        write(path, specs, tiles, metadata=metadata, constants=constants, kept=specs.keys() - plan.items.keys())
+        write(path, specs, tiles, metadata=metadata, **_told(items))
         return
     job = _Job([r.source for r in readers], items, progress, watch)
     with begun as out:
         job.run(out, threads or min(THREADS, processors()), executor)
+
+
+def check_file(plan: Plan, kept: Source | None, path: str, write: FileWriter) -> None:
+    """Raise what :func:`write_file` would, as far as a writer can tell without the values. Nothing is written."""
+    check = getattr(write, "check", None)
+    if check is not None:
+        items = _items(plan.check(), kept)
+        check(path, {name: item.spec for name, (_, item) in items.items()}, **_told(items))
+
+
+def _items(plan: Plan, kept: Source | None) -> dict[str, tuple[int, Item]]:
+    """All that the result holds, and which source it comes from: the plan's, or the target."""
+    items: dict[str, tuple[int, Item]] = {}
+    for name, spec in plan.specs.items():
+        if name in plan.items:
+            items[name] = 0, plan.items[name]
+        elif kept is not None and plan.target.get(name) == KEPT:
+            items[name] = 1, Item(name, spec, Leaf(name, spec), False, "keep")
+    return items
+
+
+def _told(items: Mapping[str, tuple[int, Item]]) -> dict[str, set[str]]:
+    """What a writer is told besides: what becomes constant, and what keeps its value."""
+    return {
+        "constants": {name for name, (_, item) in items.items() if item.constant},
+        "kept": {name for name, (side, _) in items.items() if side},
+    }
 
 
 def processors() -> int:

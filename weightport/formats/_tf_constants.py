@@ -1,13 +1,14 @@
 """The constants of a graph by name, and which of them were variables before the graph was frozen.
 
 Freezing puts a variable's value where the variable was: a ``Const`` of its name, and the nodes that read the variable
-stay behind as ``Identity``. So in a graph that is the whole model (``Constants(..., frozen=True)``) a constant is a
-weight if
+stay behind as ``Identity``. So in a graph that may be frozen (``Constants(..., frozen=True)``) a constant is a weight
+if
 
 1. an ``Identity`` reads it under the name ``VARIABLE/read``, or one named ``.../ReadVariableOp``, directly, into a loop
    (``Enter``), or as the argument of a function; or it stands itself where such a read was (folded by an optimizer);
-2. no constant of the graph is read that way - an optimizer has removed the reads, or there never were any - and it
-   holds more than one number of a type that is not for sizes, indices or text; or it holds numbers that nothing uses.
+2. the graph has no variables, and no constant of it is read that way - an optimizer has removed the reads, or there
+   never were any - and it holds more than one number of a type that is not for sizes, indices or text; or it holds
+   numbers that nothing uses.
 
 The parts of a partitioned variable, ``VARIABLE/part_N``, are one tensor, if the graph proves the axis: it joins them,
 the parts differ in just that dimension, they have but one, or they are what embeddings are looked up in.
@@ -68,23 +69,32 @@ class Constants:
 
     Args:
         graph: whose constants.
-        frozen: the graph is the whole model, so that some constants are weights; otherwise none is.
+        frozen: some constants may be weights; otherwise none is.
+        variables: there are variables beside, so that what is not read as one (rule 2) is no weight.
     """
 
-    def __init__(self, graph: GraphDef, *, frozen: bool) -> None:
+    def __init__(self, graph: GraphDef, *, frozen: bool, variables: bool = False) -> None:
         self._graph = graph
         self.named: dict[str, Constant] = {}
         #: the parts of joined tensors, which can be read by name but are not listed
         self.parts: dict[str, Constant] = {}
         reads = _Reads(graph) if frozen else None
-        self._unused = _unused(graph.main) if frozen and reads and not reads.found else set()
+        self._unused = set()
+        if reads is not None and not reads.found and not variables:
+            self._unused = _unused(graph.main)
         for body in graph.bodies():
             for node in body.nodes.values():
                 if node.op == "Const":
                     role: str | None = "constant"
                     name = node.name
                     if reads is not None:
-                        role = None if not reads.found else "weight" if reads.has(body, node) else "constant"
+                        role = (
+                            None
+                            if not reads.found and not variables
+                            else "weight"
+                            if reads.has(body, node)
+                            else "constant"
+                        )
                         name = _plain(body, node)
                     self._add(body.title(name), Constant(((body, node),), 0, role))
         if frozen:

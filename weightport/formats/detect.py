@@ -54,6 +54,9 @@ WRITERS = {
     "flax-msgpack": "flax_msgpack_write",
     "torch": "torch_write",
     "onnx": "onnx_write",
+    "tf-frozen": "tf_graph_write",
+    "tf-meta": "tf_graph_write",
+    "tf-saved-model": "tf_saved_model_write",
 }
 #: Formats that are written with the structure of a TARGET -> module that reads that.
 _LIKE = {
@@ -62,9 +65,14 @@ _LIKE = {
     "tf-checkpoint": "tf_bundle",
     "flax-msgpack": "flax_msgpack",
     "onnx": "onnx_file",
+    "tf-frozen": "tf_frozen",
+    "tf-meta": "tf_meta",
+    "tf-saved-model": "tf_saved_model",
 }
+#: Formats that are a TARGET with other values in it: without one of the same kind they cannot be written.
+_EDITED = ("tf-frozen", "tf-meta", "tf-saved-model")
 #: Formats that are written in several files of bounded size where that is asked for.
-_SHARDED = ("tf-checkpoint", "safetensors-index")
+_SHARDED = ("tf-checkpoint", "tf-saved-model", "safetensors-index")
 #: suffix -> what an output of that name is.
 SUFFIXES = {
     ".npz": "npz",
@@ -79,6 +87,8 @@ SUFFIXES = {
     ".pth": "torch",
     ".bin": "torch",
     ".onnx": "onnx",
+    ".pb": "tf-frozen",
+    ".meta": "tf-meta",
 }
 # By content: files with a magic number, and after the tables of checkpoints those that only have a structure.
 _BY_MAGIC = ("keras-h5", "npz", "keras", "safetensors", "torch")
@@ -258,6 +268,9 @@ def writer_for(
     """
     named, path = _split_out(out)
     chosen = format or named or _by_suffix(path)
+    if like is not None and chosen in (None, "tf-frozen", "tf-saved-model") and _is_saved_model(path, like):
+        chosen = "tf-saved-model"
+        path = (os.path.dirname(path) or ".") if os.path.basename(path) in tf_paths.SAVED_MODEL else path
     if chosen == "hdf5":
         chosen = "keras-h5"
     if chosen not in WRITERS:
@@ -281,6 +294,9 @@ def writer_for(
         readers = [_LIKE[chosen], *([_LIKE["keras"]] if by_objects else [])]
         if any(_module(reader).sniff(like_path) for reader in readers):
             told["like"] = like_path
+    if chosen in _EDITED and "like" not in told:
+        given = f"{like} is {detect(split_format(like)[1])}" if like is not None else "there is none"
+        raise Error(f"{out}: {chosen} is written as a TARGET of that kind with other values in it: {given}")
     return path, Writer(WRITERS[chosen], told)
 
 
@@ -289,6 +305,13 @@ def _by_suffix(path: str) -> str | None:
     name = os.path.basename(path).lower()
     fits = [suffix for suffix in SUFFIXES if name.endswith(suffix) and name != suffix]
     return SUFFIXES[max(fits, key=len)] if fits else None
+
+
+def _is_saved_model(path: str, like: str) -> bool:
+    """Whether a path that says no format, or the name of the file in it, is to be a SavedModel, as the TARGET is."""
+    if _by_suffix(path) is not None and os.path.basename(path) not in tf_paths.SAVED_MODEL:
+        return False
+    return bool(_module("tf_saved_model").sniff(split_format(like)[1]))
 
 
 def _split_out(out: str) -> tuple[str | None, str]:
@@ -323,9 +346,22 @@ class Writer:
     ) -> None:
         """Write the file; see the ``write`` of the module, which is told what it takes."""
         write = _module(self.module).write
-        takes = inspect.signature(write).parameters
-        also = {key: value for key, value in (("constants", constants), ("kept", kept)) if key in takes}
-        write(path, specs, tiles, metadata=metadata, **self.told, **also)
+        write(path, specs, tiles, metadata=metadata, **self._told(write, constants, kept))
+
+    def check(
+        self, path: str, specs: Mapping[str, TensorSpec], *, constants: Collection[str], kept: Collection[str]
+    ) -> None:
+        """Raise what writing the file would, as far as its values play no role."""
+        check = getattr(_module(self.module), "check", None)
+        if check is not None:
+            check(path, specs, **self._told(check, constants, kept))
+
+    def _told(self, function: Any, constants: Collection[str], kept: Collection[str]) -> dict[str, Any]:
+        takes = inspect.signature(function).parameters
+        return {
+            **self.told,
+            **{key: value for key, value in (("constants", constants), ("kept", kept)) if key in takes},
+        }
 
     def destination(
         self, path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None

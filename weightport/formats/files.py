@@ -61,6 +61,8 @@ def replaced(path: str) -> set[str]:
         found.update(safetensors_index.files_of(path))
     elif os.path.isfile(path):
         found.update(_beside(path))
+    elif any(os.path.isfile(os.path.join(path, name)) for name in tf_paths.SAVED_MODEL):
+        found.update(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
     return found
 
 

@@ -157,6 +157,20 @@ class BundleSource:
                 self._specs = LazySpecs(named, lambda name: self._spec(name, *named[name]))
             return self._specs
 
+    @property
+    def object_based(self) -> bool:
+        """Whether it has a graph of objects, as TensorFlow 2 and Keras write it."""
+        return tf_objects.GRAPH_KEY.encode() in self._entries
+
+    def objects(self) -> tuple[list[list[tuple[str, int]]], dict[int, str]]:
+        """Of an object-based checkpoint: the children of every object, by name; and object -> key of its value."""
+        return tf_objects.objects(self._object_graph(), self.path, self._budget)
+
+    def keys_of(self, name: str) -> list[str]:
+        """The key in the file of a tensor that :meth:`specs` lists, and those of its copies."""
+        own = _text(self._named()[name][0])
+        return [own, *(copy for copy, of in self._aliases.items() if of == name)]
+
     def raw_names(self) -> Mapping[str, str]:
         """Key in the file -> name that :meth:`specs` lists. Copies of a variable map to the variable's name."""
         raw = {_text(key): name for name, (key, _) in self._named().items()}

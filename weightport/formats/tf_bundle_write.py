@@ -160,14 +160,15 @@ def _keyed(
     def keyed(key: str) -> Iterator[Array]:
         if key == GRAPH_KEY:
             return iter([graph])
-        return tiles(names[key]) if names[key] in specs else _tiles_of(model, names[key], theirs[names[key]])
+        return tiles(names[key]) if names[key] in specs else tiles_of(model, names[key], theirs[names[key]])
 
     found = {key: specs.get(name, theirs[name]) for key, name in names.items()}
     given_names = {key: name for key, name in names.items() if name in specs}
     return {**found, GRAPH_KEY: TensorSpec(graph.dtype, (), len(graph.item()))}, keyed, given_names
 
 
-def _tiles_of(model: tf_bundle.BundleSource, name: str, spec: TensorSpec) -> Iterator[Array]:
+def tiles_of(model: tf_bundle.BundleSource, name: str, spec: TensorSpec) -> Iterator[Array]:
+    """The values of a tensor of another checkpoint, in tiles along axis 0."""
     if not spec.shape or spec.nbytes <= _SPOOLED:
         yield model.read(name)
         return

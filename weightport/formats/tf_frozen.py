@@ -1,9 +1,11 @@
-"""Frozen TensorFlow graphs, ``.pb`` and ``.pbtxt``: a GraphDef whose variables have become constants.
+"""TensorFlow graphs, ``.pb`` and ``.pbtxt``: a GraphDef whose variables have become constants, or some of them.
 
 Promise: opening reads the graph's structure, not its constants; a constant, or a part of it, is read where it lies, in
 every encoding that TensorFlow writes; nothing is executed. Variables are told from other constants as
 :mod:`~weightport.formats._tf_constants` says; a constant inside a function is named ``FUNCTION/NODE``. What the graph
-says about a cell (its forget bias, its activations) is traced in its dataflow. Limit: a GraphDef has neither checksums
+says about a cell (its forget bias, its activations) is traced in its dataflow. Variables that are left are listed with
+their types and shapes, under the names that a checkpoint has them by; their values are not in the file. Limit: a
+GraphDef has neither checksums
 nor a count: one that is cut off between two nodes is noticed only if a node that is left needs one that is not.
 
 Source: tensorflow/core/framework/graph.proto.
@@ -14,12 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightport.errors import Error, FormatError, TensorNotFound
+from weightport.errors import Error, FormatError
 from weightport.formats import _tf_facts, tf_graph
 from weightport.formats._io import ByteFile
 from weightport.formats._proto import Readable
-from weightport.formats._tf_constants import Constants
+from weightport.formats._tf_tensors import GraphTensors
 from weightport.tensors import Array, Budget, Index, TensorSpec
+
+_HINT = "open the checkpoint that belongs to it"
 
 
 class FrozenSource:
@@ -37,21 +41,19 @@ class FrozenSource:
     def __init__(self, path: str, file: Readable, handle: ByteFile, *, budget: Budget | None = None) -> None:
         self.path, self._handle = path, handle
         self._closed = False
-        self._graph = tf_graph.GraphDef(file, 0, file.size, budget=budget)
+        self.graph = tf_graph.GraphDef(file, 0, file.size, budget=budget)
         self._refuse_gaps()
-        variable = next((n for b in self._graph.bodies() for n in b.nodes.values() if n.op in tf_graph.VARIABLES), None)
-        self._constants = Constants(self._graph, frozen=True)
-        if variable is not None and not any(c.role == "weight" for c in self._constants.named.values()):
-            raise FormatError(
-                path,
-                f"is a graph that was not frozen: the values of its variables ({variable.name!r}, ...) are not in it",
-                hint="open the checkpoint that belongs to it",
-            )
-        self._facts = _tf_facts.GraphFacts(self._graph)
+        for body in self.graph.functions.values():
+            for node in body.nodes.values():
+                if node.op in tf_graph.VARIABLES:
+                    what = f"the values of its variables ({body.title(node.name)!r}, ...) are not in it"
+                    raise FormatError(path, f"is a graph that was not frozen: {what}", hint=_HINT)
+        self.tensors = GraphTensors(self.graph, plain=True, hint=_HINT)
+        self._facts = _tf_facts.GraphFacts(self.graph)
 
     def _refuse_gaps(self) -> None:
         """A graph says nowhere how many nodes it has: one that is cut off is told by what the others lack."""
-        nodes = self._graph.main.nodes
+        nodes = self.graph.main.nodes
         for node in nodes.values():
             for name in node.inputs:
                 if name not in nodes and tf_graph.reference(name.removeprefix("^"))[0] not in nodes:
@@ -62,22 +64,27 @@ class FrozenSource:
                     )
 
     def specs(self) -> Mapping[str, TensorSpec]:
-        """Name -> spec, in the order of the nodes. What is no variable has the role ``constant``."""
-        return self._constants.specs
+        """Name -> spec: variables that are left, then constants in the order of the nodes.
+
+        A constant that was no variable has the role ``constant``.
+        """
+        return self.tensors.specs()
 
     def read(self, name: str, index: Index = None) -> Array:
-        """The tensor or a part of it; the parts of a partitioned variable can be read by their names too."""
+        """The tensor or a part of it; the parts of a partitioned variable can be read by their names too.
+
+        Raises:
+            FormatError: a variable that is left: its value is not in a graph, unless weightport put it there.
+        """
         if self._closed:
             raise Error(f"{self.path}: is closed")
-        if name not in self._constants.named and name not in self._constants.parts:
-            raise TensorNotFound(name, self._constants.named, self.path)
-        return self._constants.read(name, index)
+        return self.tensors.read(name, index)
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What the graph computes with these tensors, see :class:`~weightport.formats._tf_facts.GraphFacts`."""
         if self._closed:
             raise Error(f"{self.path}: is closed")
-        return self._facts.of(*self._constants.places(names))
+        return self._facts.of(*self.tensors.places(names))
 
     def close(self) -> None:
         """Release the file handle."""
@@ -97,16 +104,9 @@ def sniff(path: str) -> bool:
 
 
 def open_source(path: str, *, budget: Budget | None = None) -> FrozenSource:
-    """Open a frozen graph.
+    """Open a graph.
 
     Raises:
-        FormatError: it is no GraphDef, is malformed, or was not frozen.
+        FormatError: it is no GraphDef, or is malformed.
     """
-    kind, file, handle = tf_graph.open_message(path, budget=budget)
-    try:
-        if kind != "GraphDef":
-            raise FormatError(path, f"is a {kind}, not a GraphDef")
-        return FrozenSource(path, file, handle, budget=budget)
-    except BaseException:
-        handle.close()
-        raise
+    return tf_graph.opened(path, "GraphDef", FrozenSource, budget=budget)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from weightport.errors import FormatError
 from weightport.formats import tf_pbtxt
@@ -23,6 +24,7 @@ from weightport.formats._proto import BYTES, FIXED32, VARINT, Memory, Readable, 
 from weightport.formats._tensorproto import TensorProtoRef
 from weightport.tensors import Budget
 
+Opened = TypeVar("Opened")
 #: Operations that hold a variable, whose value is not in the graph.
 VARIABLES = {"Variable", "VariableV2", "VarHandleOp", "AutoReloadVariable"}
 
@@ -52,6 +54,9 @@ class Body:
     nodes: dict[str, Node] = field(default_factory=dict)
     arguments: list[str] = field(default_factory=list)
     results: list[str] = field(default_factory=list)
+    #: of a function: its place in the file
+    start: int = 0
+    end: int = 0
 
     def title(self, node: str) -> str:
         """A node's name as users see it: a function's stand under the function's name."""
@@ -97,7 +102,7 @@ class GraphDef:
         self.budget.spend("header_bytes", min(size, _SMALL), self.path)
 
     def _add_function(self, start: int, size: int) -> None:
-        body = Body("")
+        body = Body("", start=start, end=start + size)
         returned: dict[str, str] = {}
         for number, wire, value, length in spans(self.file, start, start + size):
             if number == 1 and wire == BYTES:
@@ -366,6 +371,22 @@ def open_message(path: str, *, budget: Budget | None = None) -> tuple[str, Reada
         raise FormatError(path, "is no TensorFlow graph: neither GraphDef, MetaGraphDef nor SavedModel")
     except BaseException:
         file.close()
+        raise
+
+
+def opened(path: str, kind: str, make: Callable[..., Opened], *, budget: Budget | None = None) -> Opened:
+    """What ``make(path, message, handle, budget=budget)`` makes of a file that holds a message of that kind.
+
+    Raises:
+        FormatError: it holds another, or is malformed.
+    """
+    found, file, handle = open_message(path, budget=budget)
+    try:
+        if found != kind:
+            raise FormatError(path, f"is a {found}, not a {kind}")
+        return make(path, file, handle, budget=budget)
+    except BaseException:
+        handle.close()
         raise
 
 

@@ -14,11 +14,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightport.errors import Error, FormatError, TensorNotFound
+from weightport.errors import Error, FormatError
 from weightport.formats import tf_bundle, tf_graph, tf_paths, tf_v1
 from weightport.formats._io import ByteFile
 from weightport.formats._proto import Readable
 from weightport.formats._tf_metagraph import MetaGraph
+from weightport.formats._tf_tensors import GraphTensors
 from weightport.tensors import Array, Budget, Index, Source, TensorSpec
 
 SUFFIX = ".meta"
@@ -39,15 +40,20 @@ class MetaSource:
     def __init__(self, path: str, file: Readable, handle: ByteFile, *, budget: Budget | None = None) -> None:
         self.path, self._handle = path, handle
         self._closed = False
-        self._meta = MetaGraph(file, 0, file.size, budget=budget)
+        self.meta = MetaGraph(file, 0, file.size, budget=budget)
         self._prefix = path.removesuffix(SUFFIX)
-        self._values = _beside(path, budget)
-        if self._values is None:
-            _ = self._meta.variables  # what is wrong with the graph shows now
+        self._beside = _beside(path, budget)
+        self._values: Source | GraphTensors = self._beside or self.tensors()
+
+    def tensors(self) -> GraphTensors:
+        """What the graph has of its own: the variables, and what was one before it became a constant."""
+        prefix = self._prefix
+        where = f"they would be in {prefix + '.index'!r} and its data, or in the V1 file {prefix!r}"
+        return GraphTensors(self.meta.graph, plain=False, hint=where)
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Name -> spec: the checkpoint's if there is one, else as the graph describes its variables."""
-        return self._meta.specs if self._values is None else self._values.specs()
+        return self._values.specs()
 
     def read(self, name: str, index: Index = None) -> Array:
         """The variable or a part of it, from the checkpoint.
@@ -57,29 +63,22 @@ class MetaSource:
         """
         if self._closed:
             raise Error(f"{self.path}: is closed")
-        if self._values is not None:
-            return self._values.read(name, index)
-        if name not in self._meta.variables:
-            raise TensorNotFound(name, self._meta.variables, self.path)
-        raise FormatError(
-            self.path,
-            "a .meta file holds the graph, not the values of its variables",
-            tensor=name,
-            hint=f"they would be in {self._prefix + '.index'!r} and its data, or in the V1 file {self._prefix!r}",
-        )
+        return self._values.read(name, index)
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What the graph computes with these variables, see :class:`~weightport.formats._tf_facts.GraphFacts`."""
         if self._closed:
             raise Error(f"{self.path}: is closed")
-        return self._meta.facts(names)
+        if isinstance(self._values, GraphTensors):
+            return self.meta.graph_facts.of(*self._values.places(names))
+        return self.meta.facts(names)
 
     def close(self) -> None:
         """Release the file handles."""
         self._closed = True
         self._handle.close()
-        if self._values is not None:
-            self._values.close()
+        if self._beside is not None:
+            self._beside.close()
 
     def __enter__(self) -> MetaSource:
         return self
@@ -115,11 +114,4 @@ def open_source(path: str, *, budget: Budget | None = None) -> MetaSource:
     Raises:
         FormatError: it is no MetaGraphDef, or it or the checkpoint is malformed.
     """
-    kind, file, handle = tf_graph.open_message(path, budget=budget)
-    try:
-        if kind != "MetaGraphDef":
-            raise FormatError(path, f"is a {kind}, not a MetaGraphDef")
-        return MetaSource(path, file, handle, budget=budget)
-    except BaseException:
-        handle.close()
-        raise
+    return tf_graph.opened(path, "MetaGraphDef", MetaSource, budget=budget)

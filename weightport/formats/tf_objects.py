@@ -164,6 +164,13 @@ def from_graph(
     return named, aliases
 
 
+def objects(data: bytes, path: object, budget: Budget) -> tuple[list[list[tuple[str, int]]], dict[int, str]]:
+    """The children (name, object) of every object of a TrackableObjectGraph, and object -> key of its value."""
+    nodes = _parse(data, path, budget)
+    keys = {n: key for n, node in enumerate(nodes) for name, _, key in node.attributes if name == "VARIABLE_VALUE"}
+    return [node.children for node in nodes], keys
+
+
 def _plain_role(path: str) -> str:
     if path.rpartition("/")[2] in _COUNTERS | {_SEED} or path == "step" or "keras_api/metrics/" in path:
         return "counter"

@@ -22,6 +22,8 @@ from weightport.formats._table import Table, has_magic
 from weightport.tensors import Budget
 
 STATE = "checkpoint"
+#: What describes a SavedModel in its folder: one of these.
+SAVED_MODEL = ("saved_model.pb", "saved_model.pbtxt")
 #: kind -> what errors call it.
 KINDS = {
     "v2": "a V2 checkpoint",
@@ -80,7 +82,7 @@ def resolve(path: str | os.PathLike[str]) -> Resolved:
 
 def is_told(folder: str) -> bool:
     """Whether a folder has what says which checkpoint, or which SavedModel, it means."""
-    names = (STATE, "saved_model.pb", "saved_model.pbtxt")
+    names = (STATE, *SAVED_MODEL)
     return os.path.isfile(folder + ".index") or any(os.path.isfile(os.path.join(folder, name)) for name in names)
 
 
@@ -167,9 +169,7 @@ def _folder(folder: str) -> Resolved:
     state = os.path.join(folder, STATE)
     if os.path.isfile(state) and not has_magic(state):
         return _from_state(folder, state)
-    if os.path.isfile(os.path.join(folder, "saved_model.pb")) or os.path.isfile(
-        os.path.join(folder, "saved_model.pbtxt")
-    ):
+    if any(os.path.isfile(os.path.join(folder, name)) for name in SAVED_MODEL):
         return Resolved("saved_model", folder, (folder,))
     there = _checkpoints(folder)
     if not there:

@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from weightport.errors import Error, FormatError, TensorNotFound
-from weightport.formats import tf_bundle, tf_graph
+from weightport.formats import tf_bundle, tf_graph, tf_paths
 from weightport.formats._io import ByteFile
 from weightport.formats._lazy import LazySpecs
 from weightport.formats._proto import BYTES, Readable, spans
-from weightport.formats._tf_constants import Constants
+from weightport.formats._tf_constants import Constant, Constants
 from weightport.formats._tf_metagraph import MetaGraph
 from weightport.tensors import Array, Budget, Index, TensorSpec
 
-FILES = ("saved_model.pb", "saved_model.pbtxt")
+FILES = tf_paths.SAVED_MODEL
 _SERVE = "serve"
 
 
@@ -36,6 +37,7 @@ class SavedModelSource:
 
     Args:
         folder: where it lies.
+        described: the file that describes it.
         file: its SavedModel message in binary.
         handle: what to close.
         budget: the bounds to keep to.
@@ -43,35 +45,40 @@ class SavedModelSource:
 
     format = "tf-saved-model"
 
-    def __init__(self, folder: str, file: Readable, handle: ByteFile, *, budget: Budget | None = None) -> None:
-        self.path, self._handle = folder, handle
+    def __init__(
+        self, folder: str, described: str, file: Readable, handle: ByteFile, *, budget: Budget | None = None
+    ) -> None:
+        self.path, self.described, self.file, self._handle = folder, described, file, handle
         self._closed = False
         budget = Budget() if budget is None else budget
-        graphs = [
+        self.graphs = [
             MetaGraph(file, value, value + size, budget=budget)
             for number, wire, value, size in spans(file, 0, file.size)
             if number == 2 and wire == BYTES
         ]
-        if not graphs:
+        if not self.graphs:
             raise FormatError(file.path, "is a SavedModel without a graph")
         #: The tags of every graph, in the file's order.
-        self.tags = tuple(tuple(graph.tags) for graph in graphs)
-        self._meta = min(graphs, key=lambda graph: (_SERVE not in graph.tags, len(graph.tags) > 1))
-        self._variables = self._checkpoint(budget)
+        self.tags = tuple(tuple(graph.tags) for graph in self.graphs)
+        self.meta = min(self.graphs, key=lambda graph: (_SERVE not in graph.tags, len(graph.tags) > 1))
+        self.variables = self._checkpoint(budget)
         try:
-            self._constants = Constants(self._meta.graph, frozen=self._variables is None)
+            # An object-based checkpoint keeps the values of what is a constant in the graph.
+            keeps = self.variables is not None and self.variables.object_based
+            left = self.variables is not None
+            self._constants = Constants(self.meta.graph, frozen=not keeps, variables=left)
             # Name -> the name among the constants, None for a variable.
             self._names: dict[str, str | None] = {}
-            if self._variables is not None:
-                self._names.update(dict.fromkeys(self._variables.specs()))
+            if self.variables is not None:
+                self._names.update(dict.fromkeys(self.variables.specs()))
             for name in self._constants.named:
                 listed = name
                 while listed in self._names:
                     listed += "'"
                 self._names[listed] = name
         except BaseException:
-            if self._variables is not None:
-                self._variables.close()
+            if self.variables is not None:
+                self.variables.close()
             raise
         self._specs = LazySpecs(self._names, self._spec)
 
@@ -79,18 +86,23 @@ class SavedModelSource:
         prefix = os.path.join(self.path, "variables", "variables")
         if os.path.isfile(prefix + ".index"):
             return tf_bundle.BundleSource(prefix, budget=budget)
-        for body in self._meta.graph.bodies():
+        for body in self.meta.graph.bodies():
             for node in body.nodes.values():
                 if node.op in tf_graph.VARIABLES:
                     raise FormatError(prefix + ".index", f"is not there: the graph has variables ({node.name!r}, ...)")
         return None
 
+    @property
+    def constants(self) -> dict[str, Constant]:
+        """Name -> constant of the graph, as they are listed."""
+        return {listed: self._constants.named[name] for listed, name in self._names.items() if name is not None}
+
     def _spec(self, name: str) -> TensorSpec:
         constant = self._names[name]
         if constant is not None:
             return self._constants.specs[constant]
-        assert self._variables is not None
-        return self._variables.specs()[name]
+        assert self.variables is not None
+        return self.variables.specs()[name]
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Name -> spec: the variables in the checkpoint's order, then the constants in the graph's."""
@@ -105,28 +117,28 @@ class SavedModelSource:
             return self._constants.read(constant, index)
         if name in self._constants.parts and name not in self._names:
             return self._constants.read(name, index)
-        if self._variables is not None and (name in self._names or name in self._variables.raw_names()):
-            return self._variables.read(name, index)
+        if self.variables is not None and (name in self._names or name in self.variables.raw_names()):
+            return self.variables.read(name, index)
         raise TensorNotFound(name, self._names, self.path)
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What the graph computes with these tensors, see :class:`~weightport.formats._tf_facts.GraphFacts`."""
         if self._closed:
             raise Error(f"{self.path}: is closed")
-        if self._variables is not None:
+        if self.variables is not None:
             keys: dict[str, list[str]] = {}
-            for key, name in self._variables.raw_names().items():
+            for key, name in self.variables.raw_names().items():
                 keys.setdefault(name, []).append(key)
-            return self._meta.facts(names, keys)
+            return self.meta.facts(names, keys)
         constants = [self._names.get(name) or name for name in names]
-        return self._meta.graph_facts.of(*self._constants.places(constants))
+        return self.meta.graph_facts.of(*self._constants.places(constants))
 
     def close(self) -> None:
         """Release the file handles."""
         self._closed = True
         self._handle.close()
-        if self._variables is not None:
-            self._variables.close()
+        if self.variables is not None:
+            self.variables.close()
 
     def __enter__(self) -> SavedModelSource:
         return self
@@ -158,12 +170,5 @@ def open_source(path: str, *, budget: Budget | None = None) -> SavedModelSource:
     described = _file(path)
     if described is None:
         raise FormatError(path, f"is no SavedModel: it has neither {FILES[0]} nor {FILES[1]}")
-    kind, file, handle = tf_graph.open_message(described, budget=budget)
-    try:
-        if kind != "SavedModel":
-            raise FormatError(described, f"is a {kind}, not a SavedModel")
-        folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
-        return SavedModelSource(folder, file, handle, budget=budget)
-    except BaseException:
-        handle.close()
-        raise
+    folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    return tf_graph.opened(described, "SavedModel", partial(SavedModelSource, folder), budget=budget)

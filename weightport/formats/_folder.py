@@ -1,0 +1,111 @@
+"""Folders that appear whole: the destination is the old folder or the complete new one.
+
+Promise: the files are written to a folder beside it and made durable; then one rename puts it in place, or, where there
+is a folder already, one exchange of the two, after which the old one is removed. What a killed writer left is removed
+by the next. Limit: only Linux and macOS can exchange two folders at once; elsewhere, and on file systems that cannot, a
+folder that exists is refused.
+
+Source: renameat2(2) with ``RENAME_EXCHANGE``; renamex_np(2) with ``RENAME_SWAP`` on macOS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import shutil
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from weightport.errors import Error, Problem, RefusedError
+from weightport.formats._io import fsync_folder
+
+_SUFFIX = ".weightport-tmp"
+_EXCHANGE, _SWAP, _AT_FDCWD = 2, 2, -100
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[str]:
+    """A temporary folder to write to, beside ``path``; it takes its place on success, and is removed on failure.
+
+    A symbolic link is written through, and the mode of an existing folder is kept.
+
+    Raises:
+        Error: the folder above does not exist or cannot be written to.
+        RefusedError: there is a folder already that cannot be exchanged at once.
+    """
+    final = Path(os.path.realpath(path))
+    try:
+        temporary = tempfile.mkdtemp(prefix=f".{final.name}.", suffix=_SUFFIX, dir=final.parent)
+    except OSError as error:
+        raise Error(f"{path}: cannot be written: {error.strerror}") from None
+    lock = os.open(temporary, os.O_RDONLY)
+    try:
+        _try_lock(lock)
+        os.chmod(temporary, _mode(final))
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                fsync_folder(os.path.join(folder, name))
+            fsync_folder(folder)
+        if not final.is_dir() or not os.listdir(final):
+            os.rename(temporary, final)
+        elif not _exchange(temporary, str(final)):
+            what = "is there already, and two folders cannot be exchanged at once here"
+            raise RefusedError(Problem(str(path), what, "remove it first, or write to another path"))
+        fsync_folder(final.parent)
+        _remove_stale(final)
+    except OSError as error:
+        raise Error(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        os.close(lock)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _mode(final: Path) -> int:
+    try:
+        return stat.S_IMODE(final.stat().st_mode)
+    except FileNotFoundError:
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o777 & ~umask
+
+
+def _exchange(one: str, other: str) -> bool:
+    """Let two folders change places, in one step; False where that is not possible."""
+    library = ctypes.CDLL(None, use_errno=True)
+    paths = os.fsencode(one), os.fsencode(other)
+    try:
+        if sys.platform == "darwin":
+            return bool(library.renamex_np(*paths, _SWAP) == 0)
+        return bool(library.renameat2(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _EXCHANGE) == 0)
+    except AttributeError:  # the C library has no such function
+        return False
+
+
+def _remove_stale(final: Path) -> None:
+    """Remove what writers of this folder left that were killed: nobody holds a lock of it."""
+    pattern = re.compile(rf"\.{re.escape(final.name)}\.\w+{re.escape(_SUFFIX)}")
+    for name in filter(pattern.fullmatch, os.listdir(final.parent)):
+        left = final.parent / name
+        with contextlib.suppress(OSError):
+            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if _try_lock(handle):
+                    shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,169 @@
+"""What a graph saves and restores, without the variables that became constants; and nodes that nobody needs any more.
+
+Promise: the savers that are left save and restore the other variables, under their names, from checkpoints old and
+new; one that has nothing left to save does nothing. Limit: the main graph only. Savers of object-based checkpoints
+write from inside functions: they go on saving a constant's value, and what they restore of it goes nowhere.
+
+Sources: tensorflow/core/ops/io_ops.cc, tensorflow/python/training/saver.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+
+from weightport.formats._tf_edit import GraphEdit, attr_types, number_value, strings_value, type_value, types_value
+from weightport.formats._tf_variables import SAVES
+from weightport.formats.tf_graph import VARIABLES, reference
+
+_MAX_CHAIN = 64
+# What a graph may be fed by: never removed.
+_FED = {"Placeholder", "PlaceholderV2", "PlaceholderWithDefault"}
+
+
+def prune(edit: GraphEdit, starts: Iterable[str], pinned: Callable[[str], bool]) -> None:
+    """Remove nodes of the main graph that were there for others that need them no more, and what was there for them."""
+    main = edit.main
+    users = {name: len(found) for name, found in main.users().items()}
+    todo = list(starts)
+    while todo:
+        name = todo.pop()
+        node = main.body.nodes.get(name)
+        if node is None or name in main.removed or users.get(name) or pinned(name):
+            continue
+        if node.op in VARIABLES or node.op in _FED:
+            continue
+        given = main.inputs(name)
+        main.removed.add(name)
+        for other in given:
+            at = reference(other.removeprefix("^"))[0]
+            users[at] = users.get(at, 1) - 1
+            todo.append(at)
+
+
+def saves(edit: GraphEdit) -> int:
+    """How many operations of the main graph save something."""
+    return sum(edit.main.op(name) in SAVES for name in edit.main.body.nodes)
+
+
+def forget(edit: GraphEdit, gone: Collection[str]) -> list[str]:
+    """Take variables out of the savers. Returns nodes that may not be needed any more."""
+    left: list[str] = []
+    main = edit.main
+    restores = {name for name in main.body.nodes if main.op(name) == "RestoreV2"}
+    before: set[tuple[str, int]] = set()
+    takers: dict[tuple[str, int], list[str]] = {}
+    for name, node in main.body.nodes.items():
+        for given in node.inputs:
+            if reference(given)[0] in restores:
+                before.add(reference(given))
+        for given in main.inputs(name):
+            if reference(given)[0] in restores:
+                takers.setdefault(reference(given), []).append(name)
+    for name in main.body.nodes:
+        if main.op(name) in SAVES:
+            left.extend(_unsaved(edit, name, gone))
+        elif name in restores:
+            _unrestored(edit, name, before, takers)
+    return left
+
+
+def _unsaved(edit: GraphEdit, name: str, gone: Collection[str]) -> list[str]:
+    first, sliced = SAVES[edit.main.op(name)]
+    data, waits = _split(edit.main.inputs(name))
+    keep = [n for n, tensor in enumerate(data[first:]) if _origin(edit, tensor) not in gone]
+    if len(keep) == len(data) - first:
+        return []
+    if not keep:
+        edit.main.edit(name).becomes("NoOp", waits, bare=True)
+        _unmerged(edit, data[0])
+        return [reference(i)[0] for i in data[:first]]
+    lists = [1, 2] if sliced else [1]
+    changed = {at: _strings(edit, data[at], keep) for at in lists}
+    if None in changed.values():
+        return []  # names that are computed: it goes on saving the constant
+    attr = "dtypes" if edit.main.op(name) == "SaveV2" else "T"
+    types = attr_types(edit.graph, edit.main.body.nodes[name], attr)
+    head = [changed.get(at) or given for at, given in enumerate(data[:first])]
+    inputs = [*head, *(data[first + n] for n in keep), *waits]
+    edit.main.edit(name).becomes(edit.main.op(name), inputs, {attr: types_value([types[n] for n in keep])})
+    return []
+
+
+def _unrestored(
+    edit: GraphEdit, name: str, before: Collection[tuple[str, int]], takers: Mapping[tuple[str, int], list[str]]
+) -> None:
+    """Without the outputs that nobody takes since the variable is gone."""
+    types = attr_types(edit.graph, edit.main.body.nodes[name], "dtypes")
+    keep = [n for n in range(len(types)) if (name, n) in takers or (name, n) not in before]
+    data, waits = _split(edit.main.inputs(name))
+    if len(keep) == len(types) or not keep or len(data) < 3:
+        return
+    changed = [_strings(edit, data[at], keep) for at in (1, 2)]
+    if None in changed:
+        return
+    inputs = [data[0], *(given or "" for given in changed), *data[3:], *waits]
+    edit.main.edit(name).becomes("RestoreV2", inputs, {"dtypes": types_value([types[n] for n in keep]), **_NO_SHAPES})
+    for new, old in enumerate(keep):
+        for user in takers.get((name, old), ()) if new != old else ():
+            changes = edit.main.edit(user)
+            changes.inputs = [
+                (f"{name}:{new}" if new else name) if not i.startswith("^") and reference(i) == (name, old) else i
+                for i in changes.inputs
+            ]
+
+
+def _unmerged(edit: GraphEdit, prefix: str) -> None:
+    """A shard that is not written is not merged with the others."""
+    for name in edit.main.body.nodes:
+        if edit.main.op(name) != "MergeV2Checkpoints":
+            continue
+        data, waits = _split(edit.main.inputs(name))
+        pack = reference(data[0])[0]
+        if edit.main.op(pack) != "Pack":
+            continue
+        left = [i for i in edit.main.inputs(pack) if i != prefix]
+        count = sum(not i.startswith("^") for i in left)
+        if not count:
+            edit.main.edit(name).becomes("NoOp", waits, bare=True)
+        elif len(left) < len(edit.main.inputs(pack)):
+            edit.main.edit(pack).becomes("Pack", left, {"N": number_value(count), **_NO_SHAPES})
+
+
+def _strings(edit: GraphEdit, given: str, keep: list[int]) -> str | None:
+    """An input that has only those of the strings that ``given`` has; None if they are no constant."""
+    name = reference(given)[0]
+    if edit.main.op(name) != "Const":
+        return None
+    changes = edit.main.edit(name)
+    values = edit.graph.const(changes.node, name).read(edit.graph.file).reshape(-1).tolist()
+    if len(values) <= max(keep) or not all(isinstance(value, bytes) for value in values):
+        return None
+    value = strings_value([values[n] for n in keep])
+    if len(edit.main.users().get(name, ())) == 1:
+        changes.becomes("Const", attrs={"value": value, **_NO_SHAPES})
+        return given
+    fresh = edit.fresh(f"{name}/left")
+    edit.add_node(fresh, "Const", attrs={"dtype": type_value(7), "value": value})
+    return fresh
+
+
+def _origin(edit: GraphEdit, given: str) -> str | None:
+    at = reference(given)[0]
+    for _ in range(_MAX_CHAIN):
+        inputs = edit.main.inputs(at)
+        if edit.main.op(at) not in ("Identity", "ReadVariableOp") or not inputs:
+            return at
+        at = reference(inputs[0])[0]
+    return None
+
+
+def _split(inputs: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Data and control inputs."""
+    data: list[str] = []
+    waits: list[str] = []
+    for given in inputs:
+        (waits if given.startswith("^") else data).append(given)
+    return data, waits
+
+
+_NO_SHAPES = {"_output_shapes": None}

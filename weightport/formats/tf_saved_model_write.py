@@ -1,0 +1,281 @@
+"""SavedModels written anew from a TARGET SavedModel, without TensorFlow: other values for its variables, and variables
+that become constants of its graph.
+
+Promise: the folder is the old one or the complete new one (:mod:`~weightport.formats._folder`); of what is not
+concerned, every byte is the TARGET's: the nodes and functions of the graph, its signatures and tags, assets and
+``keras_metadata.pb``. Initial values go into the checkpoint in ``variables/``, and what is kept is copied there. A
+variable whose rule says ``as: constant`` becomes a constant in every graph of the model. In a SavedModel of TensorFlow
+1 it leaves the checkpoint, too; in one of TensorFlow 2 its object becomes a constant, and the checkpoint goes on
+holding its value, for Keras, which makes the model's layers anew and looks for their values there. Limits:
+``fingerprint.pb``, a digest of the old graph, is left out; a graph of more than 2 GiB is refused.
+
+Sources: tensorflow/python/saved_model/{loader_impl,load,constants}.py.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+
+from weightport.errors import Error, Problem, RefusedError
+from weightport.formats import _tf_collections as collections
+from weightport.formats import _tf_saver_edit, tf_bundle, tf_bundle_write, tf_saved_model
+from weightport.formats._folder import atomic_folder
+from weightport.formats._message import MOST_BYTES, Message, fields_of
+from weightport.formats._proto import BYTES
+from weightport.formats._tf_change import Change, Values
+from weightport.formats._tf_freeze import Kind
+from weightport.formats._tf_metagraph import MetaGraph
+from weightport.formats._tf_saved_objects import OBJECTS, SavedObjects
+from weightport.formats._tf_variables import Variable
+from weightport.formats.tf_saved_model import FILES, SavedModelSource
+from weightport.tensors import Array, TensorSpec, Tiles, size
+
+_FINGERPRINT = "fingerprint.pb"
+_VARIABLES = "variables"
+#: All that a SavedModel may have in its folder: one with more in it is not replaced.
+_OWN = {*FILES, _FINGERPRINT, _VARIABLES, "keras_metadata.pb", "assets", "assets.extra", "debug"}
+
+
+def write(
+    path: str,
+    specs: Mapping[str, TensorSpec],
+    tiles: Tiles,
+    *,
+    metadata: Mapping[str, str] | None = None,  # noqa: ARG001
+    like: str,
+    constants: Collection[str] = (),
+    kept: Collection[str] = (),
+    shard_size: int | None = None,
+) -> None:
+    """Write the SavedModel.
+
+    Args:
+        path: its folder.
+        specs: name -> dtype and shape, as in ``like``.
+        tiles: yields each tensor's consecutive tiles along axis 0.
+        metadata: not stored.
+        like: the SavedModel.
+        constants: the variables that become constants.
+        kept: what stays as it is in ``like``.
+        shard_size: bytes that a data shard of the checkpoint should not pass.
+
+    Raises:
+        Error: a variable is used in a way that forbids a constant; all of these at once. Nothing was written.
+        RefusedError: the graph would be larger than protobuf reads, or the folder holds something else.
+    """
+    with _job(path, Values(path, specs, tiles), like, constants, kept) as (job, message), atomic_folder(path) as made:
+        job.copy_files(made)
+        job.write_variables(made, shard_size)
+        with open(os.path.join(made, FILES[0]), "wb") as handle:
+            message.write(handle)
+
+
+def check(
+    path: str,
+    specs: Mapping[str, TensorSpec],
+    *,
+    like: str,
+    constants: Collection[str] = (),
+    kept: Collection[str] = (),
+    shard_size: int | None = None,  # noqa: ARG001
+) -> None:
+    """Raise what :func:`write` would, as far as the values play no role."""
+    with _job(path, Values.none(path, specs), like, constants, kept):
+        pass
+
+
+@contextmanager
+def _job(
+    path: str, values: Values, like: str, constants: Collection[str], kept: Collection[str]
+) -> Iterator[tuple[_Job, Message]]:
+    """What is to be done, and the graph, as long as ``like`` is open."""
+    _refuse(path, like)
+    with tf_saved_model.open_source(like) as source:
+        job = _Job(source, values, [name for name in values.specs if name not in kept], constants)
+        message = job.message()
+        if message.size > MOST_BYTES:
+            what = f"its graph would be {size(message.size)}, and protobuf reads at most 2 GiB"
+            raise RefusedError(Problem(path, what, "make some of the constants initial values: as: initial"))
+        yield job, message
+
+
+def _refuse(folder: str, like: str) -> None:
+    """Refuse a destination that is not there to be replaced."""
+    model = os.path.realpath(like if os.path.isdir(like) else os.path.dirname(like) or ".")
+    final = os.path.realpath(folder)
+    if final == model or final.startswith(os.path.join(model, "")) or model.startswith(os.path.join(final, "")):
+        raise RefusedError(Problem(folder, f"is in the place of {like}, which is only read", "write to another path"))
+    if os.path.lexists(final) and not os.path.isdir(final):
+        raise RefusedError(Problem(folder, "is a file, not the folder of a SavedModel", "write to another path"))
+    others = sorted(set(os.listdir(final)) - _OWN) if os.path.isdir(final) else []
+    if others:
+        what = f"holds something else than a SavedModel ({others[0]!r}), which would be lost"
+        raise RefusedError(Problem(folder, what, "write to another path"))
+
+
+class _Job:
+    """One SavedModel, and its new values."""
+
+    def __init__(self, source: SavedModelSource, values: Values, moved: list[str], constants: Collection[str]) -> None:
+        self._source, self._values = source, values
+        self._checkpoint = source.variables
+        named = source.constants
+        self._frozen = [name for name in moved if name in constants and name not in named]
+        self._given = [name for name in moved if name not in named]
+        self._replaced = [name for name in moved if name in named]
+        if self._replaced and len(source.graphs) > 1:
+            what = f"is a constant, and there are several graphs ({', '.join('+'.join(t) for t in source.tags)})"
+            raise Error([Problem(f"tensor {name!r} of {source.path}", what) for name in self._replaced])
+
+    # The graph -------------------------------------------------------------------------------------------------------
+
+    def message(self) -> Message:
+        """The SavedModel message."""
+        out = Message()
+        graphs = iter(self._source.graphs)
+        missing = set(self._frozen)
+        for found in fields_of(self._source.file, 0, self._source.file.size):
+            if found.number == 2 and found.wire == BYTES:
+                graph = next(graphs)
+                made, done = self._graph(graph)
+                missing -= done
+                out.bytes_field(2, made if made is not None else found.content)
+            else:
+                out.copied(found)
+        if missing:
+            what = "is in no graph as a variable, so it cannot become a constant"
+            raise Error([Problem(f"tensor {n!r} of {self._source.path}", what) for n in self._frozen if n in missing])
+        return out
+
+    def _graph(self, meta: MetaGraph) -> tuple[Message | None, set[str]]:
+        """A MetaGraphDef with the constants in it (None: as it is), and the variables that it has of them."""
+        objects = _Objects.of(meta, self._checkpoint, self._frozen)
+        variables = objects.variables if objects is not None else meta.variables.named
+        frozen = [name for name in self._frozen if name in variables]
+        moved = [*frozen, *(self._replaced if meta is self._source.meta else ())]
+        if not moved:
+            return None, set()
+        change = Change(
+            meta.graph,
+            self._values,
+            constants=self._source.constants,
+            variables=variables,
+            initializers=collections.initializers(meta.file, meta.start, meta.end),
+            roots=objects.roots if objects is not None else lambda _: {},
+            same=objects.same if objects is not None else {},
+        )
+        saved = _tf_saver_edit.saves(change.edit)
+        change.make(moved, self._frozen)
+        around = collections.Surroundings(meta.file, meta.start, meta.end, change.frozen, change.initial)
+        change.finish(around)
+        other = {} if objects is None else {OBJECTS: objects.message(change.frozen)}
+        left = not saved or bool(_tf_saver_edit.saves(change.edit))
+        return around.message(change.edit.message(*meta.place), saver=left, other=other), set(frozen)
+
+    # The files -------------------------------------------------------------------------------------------------------
+
+    def copy_files(self, made: str) -> None:
+        """Copy what is neither graph nor variables."""
+        for name in sorted(_OWN - {*FILES, _FINGERPRINT, _VARIABLES}):
+            here = os.path.join(self._source.path, name)
+            if os.path.isdir(here):
+                shutil.copytree(here, os.path.join(made, name))
+            elif os.path.isfile(here):
+                shutil.copyfile(here, os.path.join(made, name))
+
+    def write_variables(self, made: str, shard_size: int | None) -> None:
+        """Write the checkpoint: new values, those that are kept, and what belongs to its objects."""
+        model = self._checkpoint
+        if model is None:
+            return
+        gone = () if model.object_based else set(self._frozen)
+        theirs = model.specs()
+        given = set(self._given)
+        specs = {
+            name: self._values.specs[name] if name in given else spec
+            for name, spec in theirs.items()
+            if name not in gone
+        }
+        if not specs:
+            return
+        folder = os.path.join(made, _VARIABLES)
+        os.mkdir(folder)
+
+        def tiles(name: str) -> Iterator[Array]:
+            return self._values.tiles(name) if name in given else tf_bundle_write.tiles_of(model, name, theirs[name])
+
+        prefix = os.path.join(folder, _VARIABLES)
+        tf_bundle_write.write(prefix, specs, tiles, like=model.path, shard_size=shard_size)
+
+
+class _Objects:
+    """The objects of a graph of TensorFlow 2 that are to become constants."""
+
+    def __init__(
+        self,
+        meta: MetaGraph,
+        saved: SavedObjects,
+        variables: Mapping[str, Variable],
+        same: Mapping[str, str],
+        ids: Mapping[int, str],
+    ) -> None:
+        self._meta, self._saved = meta, saved
+        #: name -> the nodes that hold it; node -> the first of those
+        self.variables, self.same = variables, same
+        self._ids = ids  # object -> node
+
+    @classmethod
+    def of(cls, meta: MetaGraph, checkpoint: tf_bundle.BundleSource | None, names: Collection[str]) -> _Objects | None:
+        """None where the graph has no objects, or nothing is to become a constant."""
+        if checkpoint is None or not checkpoint.object_based or not names:
+            return None
+        for found in fields_of(meta.file, meta.start, meta.end):
+            if found.number == OBJECTS and found.wire == BYTES:
+                saved = SavedObjects(meta.file, found.value, found.end, meta.budget)
+                return cls._matched(meta, saved, checkpoint, names)
+        return None
+
+    @classmethod
+    def _matched(
+        cls, meta: MetaGraph, saved: SavedObjects, checkpoint: tf_bundle.BundleSource, names: Collection[str]
+    ) -> _Objects:
+        children, key_of = checkpoint.objects()
+        places = meta.graph_facts.saved()
+        object_of = {key_of[theirs]: mine for theirs, mine in saved.variables(children).items() if theirs in key_of}
+        problems, variables, same, ids = [], dict[str, Variable](), dict[str, str](), dict[int, str]()
+        for name in names:
+            # Keras' export wraps every variable twice: each is an object with a node, and a key in the checkpoint.
+            found = []
+            for key in checkpoint.keys_of(name):
+                nodes = [node for body, node in places.get(key, ()) if not body]
+                if len(nodes) == 1 and key in object_of:
+                    found.append((nodes[0], object_of[key]))
+            if len(found) != len(checkpoint.keys_of(name)):
+                what = "cannot become a constant: the model does not say for certain which node and which object it is"
+                problems.append(Problem(f"variable {name!r}", what, "make it an initial value"))
+                continue
+            for node, number in found:
+                ids[number] = node
+                same[node] = found[0][0]
+            variables[name] = Variable([node for node, _ in found], cuts=[""] * len(found))
+        if problems:
+            raise Error(problems)
+        return cls(meta, saved, variables, same, ids)
+
+    def roots(self, frozen: Mapping[str, Kind]) -> dict[str, dict[int, Kind]]:
+        """Function -> the arguments that are captured and frozen."""
+        kinds = {number: frozen[node] for number, node in self._ids.items() if node in frozen}
+        found: dict[str, dict[int, Kind]] = {}
+        for function, bound in self._saved.bound.items():
+            body = self._meta.graph.functions.get(function)
+            if body is not None:
+                first = len(body.arguments) - len(bound)
+                found[function] = {first + n: kinds[at] for n, at in enumerate(bound) if at in kinds}
+        return found
+
+    def message(self, frozen: Collection[str]) -> Message:
+        """The object graph, without those variables."""
+        return self._saved.message({n: self.same[node] for n, node in self._ids.items() if node in frozen})
