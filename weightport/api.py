@@ -142,8 +142,9 @@ def transfer(
             new model, or None.
         mapping: a path, a dict or a loaded mapping.
         out: the file to write: ``.npz``, ``.safetensors``, ``.pt``, ``.h5``, a checkpoint prefix
-            ``tf-checkpoint:PREFIX`` or one that ends in ``.ckpt``. It holds the target's tensors, kept values included;
-            without a target, what the mapping produces.
+            ``tf-checkpoint:PREFIX`` or one that ends in ``.ckpt``; with a ``target`` of that kind also ``.pb``,
+            ``.meta`` and the folder of a SavedModel, where constants become constants of the graph. It holds the
+            target's tensors, kept values included; without a target, what the mapping produces.
         format: the format of ``out``, where its suffix does not say.
         sources: name -> path or open source, of the further sources that the mapping names.
         shard_size: for formats of several files: bytes of values in one of them, a number or ``"2GB"``. A larger tensor

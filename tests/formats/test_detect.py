@@ -174,6 +174,31 @@ def test_writers(tmp_path: Path) -> None:
     assert detect.writer_for("m.h5", like=str(tmp_path / "no.npz")) == ("m.h5", detect.Writer("keras_h5_write"))
     assert detect.writer_for("m.ckpt", like=str(tmp_path / "no.npz")) == ("m.ckpt", detect.Writer("tf_bundle_write"))
     assert detect.writer_for("m.ckpt", shard_size=5) == ("m.ckpt", detect.Writer("tf_bundle_write", {"shard_size": 5}))
+    graph, meta = fixture("a_seed_char_lstm").path("frozen"), fixture("a_seed_char_lstm").path("meta_graph")
+    saved, writer = fixture("a_seed_char_lstm").path("saved_model"), "tf_saved_model_write"
+    assert detect.writer_for("o.pb", like=graph) == ("o.pb", detect.Writer("tf_graph_write", {"like": graph}))
+    assert detect.writer_for("o.meta", like=meta) == ("o.meta", detect.Writer("tf_graph_write", {"like": meta}))
+    for out in ("out", "out.v2", "out/saved_model.pb", "tf-saved-model:out"):
+        path = "out.v2" if out == "out.v2" else "out"
+        for like in (saved, saved + "/saved_model.pb"):
+            assert detect.writer_for(out, like=like) == (path, detect.Writer(writer, {"like": like}))
+    for out, like, told in (
+        ("o.pb", meta, f"tf-frozen is written as a TARGET of that kind with other values in it: {meta} is tf-meta"),
+        (
+            "o.pb",
+            saved,
+            f"tf-frozen is written as a TARGET of that kind with other values in it: {saved} is tf-saved-model",
+        ),
+        ("o.meta", None, "tf-meta is written as a TARGET of that kind with other values in it: there is none"),
+        (
+            "tf-saved-model:o",
+            None,
+            "tf-saved-model is written as a TARGET of that kind with other values in it: there is none",
+        ),
+    ):
+        with pytest.raises(Error) as caught:
+            detect.writer_for(out, like=like)
+        assert str(caught.value) == f"{out}: {told}"
     with pytest.raises(Error, match=r"^m.npz: npz is not written in shards; known: .*tf-checkpoint"):
         detect.writer_for("m.npz", shard_size=5)
     with pytest.raises(Error) as caught:
