@@ -121,7 +121,7 @@ def test_where_to_write_has_to_be_said(model: Path) -> None:
         wp.transfer(model, None, document(RULES), out="x.npz", session=None)
     with pytest.raises(wp.Error, match="with out=, the target is a file, not int"):
         wp.transfer(model, 3, document(RULES), out="x.npz")
-    with pytest.raises(wp.Error, match=r"a source is a path or what weightport\.open returns, not int"):
+    with pytest.raises(wp.Error, match=r"a source is a path, what weightport\.open returns, or a live model, not int"):
         wp.transfer(3, None, document(RULES), out="x.npz")
     with pytest.raises(wp.Error, match="the suffix says no format to write"):
         wp.transfer(model, None, document(RULES), out="x.what")

@@ -134,8 +134,8 @@ def transfer(
     """Move weights into a live model, or into a file.
 
     Args:
-        source: a path or an open source. One that is given open has to stay open as long as a TensorFlow graph may run
-            its initializers.
+        source: a path, an open source, or a live model that shows its values (of JAX). One that is given open has to
+            stay open as long as a TensorFlow graph may run its initializers.
         target: a live model - a ``tf.Graph`` (``tf.compat.v1``), a Keras 3 or legacy Keras model or layer, a
             ``tf.Module``, a list of ``tf.Variable``, a ``torch.nn.Module``, an nnx module, a
             JAX tree of arrays (the new one is the result's ``target``) - or, with ``out``, a file that describes the
@@ -293,10 +293,6 @@ def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False, so
     from weightport.proof import verify as prove
 
     rules = load_mapping(mapping)
-    if not isinstance(out, str | os.PathLike | Source):
-        from weightport.targets.registry import live_source
-
-        out = live_source(out)
     with reading(source, rules, sources) as opened, as_source(out) as written:
         expected(opened, None, rules)
         return prove(opened, written, rules, live=live)

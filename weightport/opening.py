@@ -114,10 +114,20 @@ def as_source(source: Any) -> Iterator[Source]:
             yield inner
         finally:
             inner.close()
-    elif isinstance(source, Source):
-        yield source
     else:
-        raise Error(f"a source is a path or what weightport.open returns, not {type(source).__name__}")
+        yield _given(source)
+
+
+def _given(source: Any) -> Source:
+    """What was given open, or a live model that shows its values."""
+    if isinstance(source, Source):
+        return source
+    from weightport.targets.registry import is_live, live_source
+
+    if is_live(source):
+        return live_source(source)
+    what = "a source is a path, what weightport.open returns, or a live model"
+    raise Error(f"{what}, not {type(source).__name__}")
 
 
 def gather(source: Any, rules: Rules, sources: Named = None) -> tuple[Source, list[Source]]:
@@ -130,9 +140,7 @@ def gather(source: Any, rules: Rules, sources: Named = None) -> tuple[Source, li
         if isinstance(given, str | os.PathLike):
             own.append(open(given))
             return own[-1]
-        if not isinstance(given, Source):
-            raise Error(f"a source is a path or what weightport.open returns, not {type(given).__name__}")
-        return given
+        return _given(given)
 
     try:
         main = opened(source)

@@ -124,6 +124,34 @@ def test_abstract_trees_become_arrays() -> None:
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(found))
 
 
+def test_abstract_leaves_cannot_be_kept(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", w=np.ones((2, 3), np.float32))
+    old = jax.eval_shape(lambda: {"w": jnp.ones((2, 3)), "b": jnp.ones(3)})
+    mapping = {"weightport": 1, "rules": [{"from": "w", "to": "w"}], "keep": ["b"]}
+    with pytest.raises(wp.PlanError) as caught:
+        wp.transfer(str(tmp_path / "a.npz"), old, mapping, dry_run=True)
+    assert str(caught.value) == (
+        "the jax model: target tensor 'b' (float32 [3]) has no value to keep; move or initialize: it by a rule"
+    )
+
+
+def test_trees_are_sources_too(tmp_path: Path) -> None:
+    """Weights that were trained go back by the mapping that brought them, also below ``params``."""
+    w = np.arange(6, dtype=np.float32).reshape(2, 3)
+    np.savez(tmp_path / "a.npz", w=w)
+    old = {"params": {"dense": {"kernel": jnp.zeros((3, 2))}}}
+    mapping = wp.load_mapping(
+        {"weightport": 1, "rules": [{"from": "w", "to": "dense/kernel", "rearrange": "a b -> b a"}]}
+    )
+    trained = jax.tree.map(lambda x: x + 1, wp.transfer(str(tmp_path / "a.npz"), old, mapping).target)
+    out = str(tmp_path / "back.npz")
+    wp.transfer(trained, str(tmp_path / "a.npz"), mapping.reversed(), out=out)
+    with np.load(out) as back:
+        assert back["w"].tolist() == (w + 1).tolist()
+    assert wp.verify(trained, out, mapping.reversed()).equal
+    assert wp.plan(trained, old, {"weightport": 1, "rules": [{"from": "{x**}", "to": "{x**}"}]}).problems == ()
+
+
 def test_the_mask_has_the_structure_of_the_tree() -> None:
     old = {**tree(), "name": "net", "act": jnp.tanh}
     target = JaxTreeTarget(old)

@@ -88,6 +88,7 @@ def test_abstract_modules_become_arrays() -> None:
     with pytest.raises(RefusedError) as caught:
         target.assign([bias])
     assert str(caught.value).startswith("nnx module Linear: leaf 'kernel' is abstract and gets no value")
+    assert target.hollow == ["bias", "kernel"]
     target.assign([bias, value("kernel", np.float32([[3], [4]]))])
     assert net(jnp.ones((1, 2))).tolist() == [[9]]
 

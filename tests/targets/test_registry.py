@@ -83,4 +83,4 @@ def test_models_that_show_their_values() -> None:
     assert live_source({"a": jax.numpy.ones(2)}).read("a").tolist() == [1, 1]
     with pytest.raises(Error) as caught:
         live_source([tf.Variable(1.0, name="v")])
-    assert str(caught.value) == "the tf.Module model cannot be verified: write a file, and verify that"
+    assert str(caught.value) == "the tf.Module model does not show its values: write a file, and give that"

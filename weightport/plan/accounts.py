@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from weightport.errors import Problem
 from weightport.mapping.rules import Rule
-from weightport.plan.model import IGNORED, KEPT, MOVED, UNCLAIMED, UNCOVERED, Item, Outcome
+from weightport.plan.model import IGNORED, KEPT, MOVED, UNCLAIMED, UNCOVERED, Item, Outcome, TargetView
 from weightport.scopes import separator_of
 from weightport.tensors import Source, TensorSpec
 from weightport.values import Expr
@@ -92,6 +92,18 @@ def target(
     hint = "move or initialize: it by a rule, or list it under keep:"
     problems += [Problem(name, f"target {_named(n, specs[n])} gets no value", hint) for n in left[:LISTED]]
     return found, problems + _more(left, "target tensors get no value", name)
+
+
+def hollow(model: TargetView, target: Mapping[str, str], where: str) -> list[Problem]:
+    """The problems of tensors of a live model that would keep a value which they do not have (abstract ones).
+
+    Args:
+        target: what becomes of each.
+    """
+    left = [n for n in getattr(model, "hollow", ()) if target.get(n) == KEPT]
+    specs, hint = model.specs(), "move or initialize: it by a rule"
+    problems = [Problem(where, f"target {_named(n, specs[n])} has no value to keep", hint) for n in left[:LISTED]]
+    return problems + _more(left, "target tensors have no value to keep", where)
 
 
 def averaged(source: dict[str, str], outcomes: list[Outcome], read: Source) -> tuple[dict[str, str], list[Outcome]]:

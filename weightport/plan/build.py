@@ -353,6 +353,7 @@ class Builder:
             self.target_specs, self.items, self.kept, self.target_name, self.refused, self.tied
         )
         self.problems.extend(problems)
+        self.problems.extend(accounts.hollow(self.target, target, self.target_name))
         return source, target
 
     # Messages --------------------------------------------------------------------------------------------------------

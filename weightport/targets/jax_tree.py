@@ -68,6 +68,7 @@ class JaxTreeTarget:
     partitioned parameters (``nn.Partitioned``, ``nnx.Param``) add nothing to a name.
 
     Attributes:
+        hollow: the names of abstract leaves, which have no value to keep.
         frozen: after :meth:`assign`, a tree of the same structure: True where the value is a constant, and at leaves
             that are no arrays, which nothing can train.
 
@@ -101,6 +102,7 @@ class JaxTreeTarget:
         if not self._at:
             raise RefusedError(Problem(self._where, "has no arrays", "give the parameters, as init returns them"))
         self._specs = with_roles({n: arrays.spec_of(_value(self._leaves[at])) for n, at in self._at.items()})
+        self.hollow = [n for n, at in self._at.items() if arrays.is_abstract(_value(self._leaves[at]))]
         self.root = "params" if all(n.startswith("params/") for n in self._at) else ""
         self.frozen: Any = None
 
@@ -142,7 +144,8 @@ class JaxTreeTarget:
         given = {v.name for v in values}
         refuse_abstract({n: self._leaf(n) for n in self._at if n not in given}, self._where)
         leaves = list(self._leaves)
-        frozen = [not is_passing(leaf) and at not in set(self._at.values()) for at, leaf in enumerate(leaves)]
+        listed = set(self._at.values())
+        frozen = [at not in listed and not is_passing(leaf) for at, leaf in enumerate(leaves)]
         for value in values:
             at = self._at[value.name]
             leaves[at] = _boxed(leaves[at], arrays.made(_value(leaves[at]), value, self._where))

@@ -39,6 +39,7 @@ class NnxTarget:
     in several places has the first of its paths.
 
     Attributes:
+        hollow: the names of abstract variables, which have no value to keep.
         frozen: after :meth:`assign`, an nnx filter: whether the variable at a path is a constant.
 
     Raises:
@@ -70,6 +71,7 @@ class NnxTarget:
         if not self._variables:
             raise RefusedError(Problem(self._where, "has no variables"))
         self._specs = with_roles({n: arrays.spec_of(_array(v)) for n, v in self._variables.items()})
+        self.hollow = [n for n, v in self._variables.items() if arrays.is_abstract(_array(v))]
         self.frozen: Any = None
 
     def specs(self) -> Mapping[str, TensorSpec]:

@@ -29,6 +29,11 @@ def is_graph(obj: object) -> bool:
     return bool(inherits(obj, "Graph", "tensorflow.python.framework.ops"))
 
 
+def is_live(obj: object) -> bool:
+    """Whether this is a live model of a known kind. Imports nothing."""
+    return is_graph(obj) or any(import_module(f"weightport.targets.{name}").accepts(obj) for name in _TARGETS)
+
+
 def live_target(obj: Any, **options: Any) -> Target:
     """The target for a live model.
 
@@ -60,12 +65,12 @@ def live_target(obj: Any, **options: Any) -> Target:
 
 
 def live_source(obj: Any) -> Source:
-    """A live model that shows its values: for those whose target is a source, too.
+    """A live model as a source of its own values, for those kinds that show them.
 
     Raises:
         Error: no known kind of model, or one that does not.
     """
     model: Any = live_target(obj)
     if not isinstance(model, Source):
-        raise Error(f"the {model.kind} model cannot be verified: write a file, and verify that")
+        raise Error(f"the {model.kind} model does not show its values: write a file, and give that")
     return model
