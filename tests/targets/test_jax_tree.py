@@ -340,6 +340,30 @@ def test_haikus_names() -> None:
     assert list(JaxTreeTarget(old).specs()) == ["net/~/lstm/linear/b", "net/~/lstm/linear/w"]
 
 
+def test_equinox_cells_record_themselves() -> None:
+    eqx = need("equinox")
+    key = jax.random.key(0)
+
+    class Own(eqx.nn.LSTMCell):  # type: ignore[misc, name-defined]
+        pass
+
+    tree = {
+        "a": [eqx.nn.LSTMCell(2, 3, key=key), eqx.nn.GRUCell(2, 3, use_bias=False, key=key)],
+        "b": Own(2, 3, key=key),
+    }
+    target = JaxTreeTarget(tree)
+    both = {"activation": "tanh", "recurrent_activation": "sigmoid", "units": 3}
+    assert target.facts(["a/0/weight_ih", "a/0/bias"]) == {
+        "class": "LSTMCell",
+        "use_bias": True,
+        "forget_bias": 0.0,
+        **both,
+    }
+    assert target.facts(["a/1/weight_ih"]) == {"class": "GRUCell", "use_bias": False, "reset_after": True, **both}
+    assert target.facts(["b/weight_ih"]) == {}
+    assert target.facts(["a/0/weight_ih", "a/1/weight_ih"]) == {}
+
+
 def test_equinox_trees_and_their_mask() -> None:
     eqx, optax = need("equinox"), need("optax")
     model = eqx.nn.MLP(2, 1, 4, 1, key=jax.random.key(0))

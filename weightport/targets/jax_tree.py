@@ -8,7 +8,7 @@ Limits: leaves that are no arrays - Python numbers, functions, typed random keys
 ``FlatMap`` does not name its keys: give the dict of it. A tree whose paths are alike, joined, is refused.
 
 Sources: jax/_src/tree_util.py (``tree_flatten_with_path``, key types), flax/core/meta.py (``AxisMetadata``),
-flax/nnx/variablelib.py (``Variable`` as a pytree node).
+flax/nnx/variablelib.py (``Variable`` as a pytree node), equinox/nn/_rnn.py (``LSTMCell``, ``GRUCell``).
 """
 
 from __future__ import annotations
@@ -88,14 +88,16 @@ class JaxTreeTarget:
         except Exception as exc:  # keys that cannot be sorted, a class' own flatten
             raise RefusedError(Problem(self._where, f"is no tree for JAX: {exc}")) from exc
         self._leaves: list[Any] = [leaf for _, leaf in flat]
+        self._tree = tree
         self._at: dict[str, int] = {}
+        self._keys: dict[str, tuple[Any, ...]] = {}
         count: Counter[str] = Counter()
         for position, (keys, leaf) in enumerate(flat):
             name = "/".join(key_name(key) for key in keys)
             if is_passing(leaf) or not arrays.is_array(_value(leaf), f"{self._where}: leaf {name!r}"):
                 continue
             count[name] += 1
-            self._at[name] = position
+            self._at[name], self._keys[name] = position, tuple(keys)
         alike = [name for name, times in count.items() if times > 1]
         if alike:
             raise RefusedError([Problem(self._where, f"two leaves are named {n!r}", "rename a key") for n in alike])
@@ -111,14 +113,18 @@ class JaxTreeTarget:
         return self._specs
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
-        """Nothing: a tree does not record what its arrays are for.
+        """What the tree records about the RNN cell that owns these arrays: of a cell of Equinox, what its class does.
+
+        Keys: ``class``, ``units``, ``use_bias``, ``activation``, ``recurrent_activation``, ``forget_bias`` of an LSTM,
+        ``reset_after`` of a GRU. Empty for all else: dicts do not record what their arrays are for.
 
         Raises:
             TensorNotFound: no such leaf.
         """
         for name in names:
             self._leaf(name)
-        return {}
+        owners = {self._keys[name][:-1] for name in names}
+        return _equinox_facts(_at(self._tree, owners.pop())) if len(owners) == 1 else {}
 
     def read(self, name: str, index: Index = None) -> Array:
         """The values of a leaf, or the part that ``index`` cuts out.
@@ -168,6 +174,28 @@ def key_name(key: Any) -> str:
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
     return str(key)
+
+
+def _at(tree: Any, keys: tuple[Any, ...]) -> Any:
+    """The node at a path; None where a key does not say how it is reached."""
+    for key in keys:
+        if hasattr(key, "name"):
+            tree = getattr(tree, key.name, None)
+        elif hasattr(key, "idx") or isinstance(tree, Mapping):
+            tree = tree[key.idx if hasattr(key, "idx") else key.key]
+        else:
+            return None
+    return tree
+
+
+def _equinox_facts(node: Any) -> dict[str, Any]:
+    """Of Equinox' own cells; a subclass may compute something else."""
+    kind = type(node)
+    if kind.__module__ != "equinox.nn._rnn" or kind.__name__ not in ("LSTMCell", "GRUCell"):
+        return {}
+    always = {"forget_bias": 0.0} if kind.__name__ == "LSTMCell" else {"reset_after": True}
+    facts = {"class": kind.__name__, "units": node.hidden_size, "use_bias": node.use_bias}
+    return {**facts, "activation": "tanh", "recurrent_activation": "sigmoid", **always}
 
 
 def is_box(node: object) -> bool:
