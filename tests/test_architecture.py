@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "mapping": _may("tensors", "layouts", "initializers"),
     "plan": _may("tensors", "ranges", "values", "scopes", "layouts", "mapping", "initializers"),
     "inputs": _may("tensors", "mapping", "formats.files"),
-    "opening": _may("tensors", "scopes", "layouts", "mapping", "inputs", "formats.detect", "targets"),
+    "opening": _may("tensors", "ranges", "scopes", "layouts", "mapping", "inputs", "formats.detect", "targets"),
     "lockfile": _may("tensors", "mapping", "inputs", "formats.files", "formats._io"),
     "execute": _may("tensors", "checksums", "ranges", "values", "plan", "formats._io"),
     "targets": _may("tensors", "formats"),

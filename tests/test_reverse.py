@@ -152,6 +152,8 @@ rules:
   - {from: g, to: h, vocab: {from: old.txt, to: new.txt}}
   - {from: "{x}/w", to: same}
   - {from: i, to: j}
+  - {from: k, to: l, dequantize: true}
+  - {from: m, to: n, dequantize: false}
 """
     )
     rules = wp.load_mapping(path)
@@ -165,6 +167,8 @@ rules:
         f"{path}:6 rules[3] backwards: vocab cannot be undone: rows of words that only one side has are not there any "
         f"more; {hint}",
         f"{path}:7 rules[4] backwards: {{x}} does not stand in 'same': the way back has no name for it; {hint}",
+        f"{path}:9 rules[6] backwards: dequantize cannot be undone: floats have more values than what is stored; "
+        f"{hint}",
     ]
 
 

@@ -42,14 +42,24 @@ class OpenSource:
         """Name -> spec (dtype, shape, nbytes, role), in the file's order. No tensor bytes are read."""
         return self._inner.specs()
 
-    def read(self, name: str, index: Index = None) -> Array:
+    def read(self, name: str, index: Index = None, *, dequantize: bool = False) -> Array:
         """A tensor, or the part of it that ``index`` (slices of the leading axes) cuts out, as a numpy array.
+
+        Args:
+            dequantize: of a quantized tensor, the floats that its stored numbers stand for.
 
         Raises:
             TensorNotFound: no such name; the message lists the closest.
             FormatError: truncated or corrupt; checksums are verified where the format has them.
         """
-        return self._inner.read(name, index)
+        how = spec.quantized if dequantize and (spec := self.specs().get(name)) is not None else None
+        if how is None:
+            return self._inner.read(name, index)
+        from weightport.ranges import ranges_of, slices_of
+
+        how.check()
+        ranges = ranges_of(index, how.shape)
+        return how.decode(self._inner.read(name, slices_of(how.stored(ranges))), ranges)
 
     def extent(self, name: str) -> Extent | None:
         """Where a tensor lies in a file as it lies in memory; None if it does not, or nobody knows."""
@@ -93,8 +103,8 @@ def open(path: str | os.PathLike[str], *, budget: Budget | None = None) -> OpenS
 
     Args:
         path: a checkpoint prefix, its ``.index``, a folder that holds a checkpoint or a SavedModel, ``.pb``,
-            ``.pbtxt``, ``.meta``, ``.h5``, ``.keras``, ``.npz``, ``.npy``, ``.safetensors``, ``.pt``, ``.bin`` or
-            ``.onnx``. The format is told by the content; ``FORMAT:PATH`` forces one.
+            ``.pbtxt``, ``.meta``, ``.h5``, ``.keras``, ``.npz``, ``.npy``, ``.safetensors``, ``.pt``, ``.bin``,
+            ``.onnx``, ``.tflite`` or ``.gguf``. The format is told by the content; ``FORMAT:PATH`` forces one.
         budget: bounds on what the reader takes in, whatever the file claims.
 
     Raises:

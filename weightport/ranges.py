@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 
 from weightport.tensors import Array, Index
-
-#: One range per axis, every step positive.
-Ranges: TypeAlias = tuple[range, ...]
+from weightport.tensors import Ranges as Ranges
 
 # Transposes are copied in strips of this many columns: numpy's own order thrashes the cache.
 _STRIP = 64

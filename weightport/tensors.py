@@ -19,10 +19,47 @@ from weightport.errors import BudgetExceeded, Error, FormatError, Problem
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 #: One slice per leading axis (steps are positive, axes are kept); ``None`` is the whole tensor.
 Index: TypeAlias = tuple[slice, ...] | None
+#: A part of a tensor: one range per axis, every step positive.
+Ranges: TypeAlias = tuple[range, ...]
 
 #: What a stored tensor is. ``weight``: a variable; ``slot``: an optimizer's per-variable state; ``optimizer``: the
 #: optimizer's own state; ``counter``: a step or save counter; ``constant``: a constant of a graph that is no variable.
 ROLES = ("weight", "slot", "optimizer", "counter", "constant")
+
+
+class Quantized(Protocol):
+    """How stored numbers stand for others. Equal ones compare equal."""
+
+    @property
+    def title(self) -> str:
+        """The kind, for people: ``Q4_0``, ``scale 0.1, zero point 3``."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the values that are meant."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the values that are meant; that of what is stored may differ in the last axis."""
+        ...
+
+    def stored(self, ranges: Ranges) -> Ranges:
+        """The part of what is stored that a part of the values, one range for each axis, is computed from."""
+        ...
+
+    def decode(self, stored: Array, ranges: Ranges) -> Array:
+        """That part of the values, from what :meth:`stored` says."""
+        ...
+
+    def check(self) -> None:
+        """Whether it can be decoded here.
+
+        Raises:
+            Error: it cannot; the message says what is missing.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +73,7 @@ class TensorSpec:
         role: one of :data:`ROLES`.
         unread: why its values cannot be read (``quantized ...``, ``sparse ...``); empty for a tensor that can be. The
             dtype is then that of what is stored, or ``object``.
+        quantized: how the stored numbers, of this dtype and shape, stand for others; None where they are the values.
     """
 
     dtype: np.dtype[Any]
@@ -43,6 +81,7 @@ class TensorSpec:
     nbytes: int
     role: str = "weight"
     unread: str = ""
+    quantized: Quantized | None = None
 
     @classmethod
     def of(cls, dtype: str | np.dtype[Any], shape: Sequence[int], role: str = "weight") -> TensorSpec:

@@ -137,7 +137,7 @@ def archive(*names: str) -> bytes:
         (b'{"a": 1}', "this is JSON"),
         (b"hello there", "this is text that begins with 'hello there'"),
         (b"\x08\x07\x12\x07pytorch\x1a\x05", "this may be an ONNX model, cut off or damaged; get the file again"),
-        (b"\x1c\0\0\0TFL3\0\0", "this is a TensorFlow Lite model: not supported"),
+        (b"lmgg\1\0\0\0", "this is a model of llama.cpp's, of before GGUF: not supported; convert it to GGUF"),
         (b"\xfe\xed\xfa\xce\0\1\2\3\4", "it begins with the bytes fe ed fa ce 00 01 02 03"),
     ],
     ids=lambda given: given if isinstance(given, str) else "file",  # the archives have the time in them

@@ -17,7 +17,8 @@ from tests.formats._onnx import attribute, field, fixed32, graph, model, node, r
 from tests.support import fixture, need
 from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
 from weightport.formats import detect, onnx_file
-from weightport.formats._onnx_tensor import BITS, DTYPES
+from weightport.formats._onnx_tensor import DTYPES
+from weightport.formats._subbyte import BITS
 from weightport.tensors import Budget, TensorSpec
 
 NUMBERS = {name: number for number, name in DTYPES.items() if name != "object"}

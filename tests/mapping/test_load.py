@@ -217,7 +217,10 @@ INITIALIZER = "expected an initializer such as zeros or {glorot_uniform: {seed: 
 SCOPE = "expected a scope such as encoder/lstm: no / at either end, no braces"
 CAPTURE = "expected {name}, {name**}, {name+1} or {name-1}; a brace itself is written twice: {{ or }}"
 MOVED = "operations are for tensors that are moved by name"
-KEYS = "from, to, as, optional, initialize, concat, slice, reshape, rearrange, vocab, pad, scale, cast, split"
+KEYS = (
+    "from, to, as, optional, slots, initialize, dequantize, concat, slice, reshape, rearrange, vocab, pad, scale, "
+    "cast, split"
+)
 TF1 = "from: {layout: lstm.tf1, scope: a}, to: {layout: lstm.tf1, scope: a"
 
 

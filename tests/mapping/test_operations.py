@@ -129,6 +129,7 @@ def test_what_cannot_be_rearranged(value: Any, message: str) -> None:
 @pytest.mark.parametrize(
     ("given", "field", "value"),
     [
+        ({"dequantize": True}, "dequantize", True),
         ({"concat": -1}, "concat", -1),
         ({"reshape": [-1, 3]}, "reshape", (-1, 3)),
         ({"reshape": []}, "reshape", ()),
@@ -200,6 +201,10 @@ def test_what_is_no_operation(given: dict[str, Any], message: str) -> None:
 
 
 def test_operations_are_given_in_the_order_of_application() -> None:
-    found = ops(split=0, cast="float16", scale=2, slice=":", concat=0, reshape=[4], pad=[[0, 0]], rearrange="a->a")
+    found = ops(
+        split=0, cast="float16", scale=2, slice=":", concat=0, reshape=[4], pad=[[0, 0]], rearrange="a->a",
+        dequantize=True,
+    )  # fmt: skip
     assert found.given() == tuple(name for name in OPERATIONS if name != "vocab")
+    assert ops(scale=0, dequantize=False).given() == ("scale",)  # what is moved as it is stored is moved
     assert Ops().given() == ()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 import weightport as wp
 from tests.plan.stub import Stub, document, numbers, planned, problems, results
 from weightport.execute import Reader
+from weightport.formats._quantized import Affine, Blocks
 from weightport.initializers import initialize
 from weightport.mapping.rules import TensorRule
 from weightport.plan import ops
@@ -379,3 +382,83 @@ def test_a_tile_of_words_reads_near_rows_only(tmp_path: Path) -> None:
     found = made.items["b"].expr.read(fetch, whole((3, 256)))
     np.testing.assert_array_equal(found, leaf[[399, 0, 1]])
     assert rows == [2, 1]
+
+
+# Quantized -----------------------------------------------------------------------------------------------------------
+
+CODES = np.random.default_rng(5).integers(-128, 128, (4, 6), np.int8)
+SCALES = Affine((4, 6), (0.5, 0.25, 2.0, 1.0), (1, 0, -3, 7))
+FLOATS = (CODES.astype(np.float32) - np.array([[1], [0], [-3], [7]], np.float32)) * np.array(
+    [[0.5], [0.25], [2], [1]], np.float32
+)
+
+
+def quantized(**roles: str) -> Stub:
+    """``q`` is quantized, ``f`` is not."""
+    source = Stub({"q": CODES, "f": M}, roles=roles)
+    source._specs["q"] = replace(source._specs["q"], quantized=SCALES)
+    return source
+
+
+def test_quantized_tensors_become_floats_where_that_is_asked_for() -> None:
+    source = quantized()
+    made = planned(source, None, [{"from": "{x}", "to": "new/{x}", "dequantize": True}])
+    found = results(made, source)
+    assert found["new/q"].dtype == np.float32
+    np.testing.assert_array_equal(found["new/q"], FLOATS)
+    np.testing.assert_array_equal(found["new/f"], M)
+    assert [(o.classed, o.exact) for o in made.outcomes] == [("exact", True)]
+
+
+def test_the_other_operations_see_the_floats() -> None:
+    source = quantized()
+    rule = {"from": ["q", "f"], "to": "b", "dequantize": True, "concat": 0, "slice": "1:6:2, :3", "scale": 2}
+    made = planned(source, None, [rule, {"from": "q", "to": "h", "dequantize": True, "cast": "float16"}])
+    found = results(made, source)
+    np.testing.assert_array_equal(found["b"], np.concatenate([FLOATS, M])[1:6:2, :3] * 2)
+    np.testing.assert_array_equal(found["h"], FLOATS.astype(np.float16))
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_parts_of_quantized_tensors_are_parts_of_the_whole(draw: st.DataObject) -> None:
+    source = quantized()
+    made = planned(source, None, [{"from": "q", "to": "b", "dequantize": True}, {"from": "f", "to": "f"}])
+    ranges = tuple(range(n)[draw.draw(st.slices(n))] for n in (4, 6))
+    cut = tuple(slice(min(r), max(r) + 1, abs(r.step)) if r else slice(0) for r in ranges)
+    part = Reader(source).value(made.items["b"], cut)
+    np.testing.assert_array_equal(part, FLOATS[cut])
+
+
+def test_quantized_tensors_can_move_as_they_are_stored() -> None:
+    source = quantized(f="constant")
+    made = planned(source, None, [{"from": "q", "to": "b", "dequantize": False}])
+    np.testing.assert_array_equal(results(made, source)["b"], CODES)
+    assert made.outcomes[0].classed == "bijective"
+
+
+def test_quantized_tensors_are_refused_where_nothing_is_said() -> None:
+    title = "quantized: 4 scales along axis 0"
+    made = planned(quantized(f="constant"), None, [{"from": "q", "to": "b"}])
+    hint = "say dequantize: true, or false to move the numbers as they are stored"
+    assert problems(made) == [f"rules[0]: 'q': 'q' is {title}; {hint}"]
+    made = planned({"f": M}, quantized(), [{"from": "f", "to": "f"}], keep=["q"])
+    assert problems(made) == [f"new: 'q' is {title}; it cannot be kept in another file"]
+
+
+def test_quantized_cells_are_refused() -> None:
+    source = Stub({"a/kernel": numbers(7, 16), "a/bias": numbers(16)})
+    source._specs["a/kernel"] = replace(source._specs["a/kernel"], quantized=SCALES)
+    rule = {"from": {"layout": "lstm.tf1", "scope": "a"}, "to": {"layout": "lstm.keras", "scope": "b"}}
+    (problem,) = problems(planned(source, None, [rule]))
+    assert problem == (
+        "rules[0]: a -> b: 'a/kernel' is quantized: 4 scales along axis 0: move it by its name, with dequantize: true"
+    )
+
+
+def test_what_cannot_be_dequantized_here_is_said_in_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    source = Stub({"q": np.zeros((2, 18), np.uint8)})
+    source._specs["q"] = replace(source._specs["q"], quantized=Blocks("Q4_0", 2, (2, 32), 32, 18))
+    made = planned(source, None, [{"from": "q", "to": "b", "dequantize": True}])
+    assert problems(made)[0] == "dequantizing Q4_0 needs gguf; pip install 'weightport[gguf]'"

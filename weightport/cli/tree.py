@@ -164,13 +164,14 @@ def _beside(spec: TensorSpec, below: Scope) -> str:
 
 def described(spec: TensorSpec) -> str:
     """Dtype, shape and role in a few words."""
-    return _described(spec.dtype, spec.shape, spec.role, spec.unread)
+    told = spec.quantized.title if spec.quantized is not None else spec.unread
+    return _described(spec.dtype, spec.shape, spec.role, told)
 
 
 @functools.lru_cache(4096)
-def _described(dtype: np.dtype[Any], shape: tuple[int, ...], role: str, unread: str) -> str:
+def _described(dtype: np.dtype[Any], shape: tuple[int, ...], role: str, told: str) -> str:
     text = "×".join(map(str, shape)) or "scalar"
-    return f"{dtype.name} {text}" + ("" if role == "weight" else f" ({role})") + (f" ({unread})" if unread else "")
+    return f"{dtype.name} {text}" + ("" if role == "weight" else f" ({role})") + (f" ({told})" if told else "")
 
 
 def ranges(numbers: Iterable[str]) -> str:

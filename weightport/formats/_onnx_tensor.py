@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from weightport.errors import FormatError
-from weightport.formats import _strided
+from weightport.formats import _strided, _subbyte
 from weightport.formats._onnx_external import External, ExternalFiles
 from weightport.formats._proto import BYTES, FIXED32, FIXED64, VARINT, Readable, signed, spans
+from weightport.formats._subbyte import BITS, unpacked
 from weightport.formats._tensorproto import packed_varints
 from weightport.tensors import Array, Budget, Index, TensorSpec, dtype_named
 
@@ -57,8 +58,6 @@ DTYPES: dict[int, str] = {
 STRING = 8
 #: Types that are known and not read.
 _PACKED = {27: "FLOAT6E2M3", 28: "FLOAT6E3M2"}
-#: Bits of an element, where it is less than a byte: packed, the first element lowest.
-BITS = {"uint4": 4, "int4": 4, "float4_e2m1fn": 4, "uint2": 2, "int2": 2}
 # Fields of TensorProto.
 DIMS, DATA_TYPE, SEGMENT, NAME, RAW, EXTERNAL, LOCATION = 1, 2, 3, 8, 9, 13, 14
 _FLOAT, _INT32, _STRINGS, _INT64, _DOUBLE, _UINT64 = 4, 5, 6, 7, 10, 11
@@ -153,8 +152,7 @@ class TensorRef:
     @property
     def stored(self) -> int:
         """Bytes that the values take where they are stored raw."""
-        bits = BITS.get(self.dtype.name)
-        return self.nbytes if bits is None else -(-prod(self.shape) * bits // 8)
+        return _subbyte.nbytes(self.dtype, self.shape) if self.number != STRING else self.nbytes
 
     def spec(self, role: str) -> TensorSpec:
         """The header as the rest of weightport sees it."""
@@ -172,21 +170,7 @@ class TensorRef:
             source, offset = others.open(self.external, self.title)
         if offset < 0:
             return part(self._typed(file), cuts)
-        if self.dtype.name in BITS:
-            return self._packed(source, offset, cuts)
-        return _strided.read_part(source, offset, self.dtype, self.shape, cuts, tensor=self.title)
-
-    def _packed(self, source: Readable, offset: int, cuts: _strided.Bounds) -> Array:
-        """Elements of less than a byte: those of the rows that are wanted."""
-        bits, total = BITS[self.dtype.name], prod(self.shape)
-        row = total // self.shape[0] if total else 0
-        first, last = (cuts[0][0] * row, cuts[0][1] * row) if self.shape else (0, 1)
-        low, high = first * bits // 8, -(-last * bits // 8)
-        packed = np.frombuffer(source.read(offset + low, high - low, tensor=self.title), np.uint8)
-        values = unpacked(packed, bits)[first - low * 8 // bits :][: last - first]
-        rows = values.view(self.dtype).reshape((cuts[0][1] - cuts[0][0], *self.shape[1:]) if self.shape else ())
-        inner = (slice(None, None, cuts[0][2]), *_strided.as_slices(cuts[1:])) if cuts else ()
-        return np.array(rows[inner], order="C")
+        return _subbyte.read_part(source, offset, self.dtype, self.shape, cuts, tensor=self.title)
 
     def _typed(self, file: Readable) -> Array:
         total = prod(self.shape)
@@ -248,27 +232,6 @@ def entry(file: Readable, start: int, size: int, title: str) -> tuple[str, str]:
                 raise FormatError(file.path, f"an entry of {length:,} bytes", tensor=title, offset=value)
             pair[field] = file.read(value, length).decode("utf-8", "backslashreplace")
     return pair[1], pair[2]
-
-
-def unpacked(packed: Array, bits: int) -> Array:
-    """Elements of less than a byte, one to a byte, unsigned."""
-    each = 8 // bits
-    out = np.empty(packed.size * each, np.uint8)
-    for place in range(each):
-        out[place::each] = (packed >> (bits * place)) & ((1 << bits) - 1)
-    return out
-
-
-def packed(values: Array) -> Array:
-    """The reverse, of a flat array of a dtype of :data:`BITS`."""
-    bits = BITS[values.dtype.name]
-    each = 8 // bits
-    raw = np.zeros(-(-values.size // each) * each, np.uint8)
-    raw[: values.size] = values.view(np.uint8) & ((1 << bits) - 1)
-    out = np.zeros(raw.size // each, np.uint8)
-    for place in range(each):
-        out |= raw[place::each] << (bits * place)
-    return out
 
 
 def part(whole: Array, cuts: _strided.Bounds) -> Array:

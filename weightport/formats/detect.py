@@ -42,6 +42,8 @@ READERS = {
     "orbax": "orbax_folder",
     "torch": "torch_file",
     "onnx": "onnx_file",
+    "tflite": "tflite_file",
+    "gguf": "gguf_file",
 }
 #: name -> module that writes it.
 WRITERS = {
@@ -91,7 +93,7 @@ SUFFIXES = {
     ".meta": "tf-meta",
 }
 # By content: files with a magic number, and after the tables of checkpoints those that only have a structure.
-_BY_MAGIC = ("keras-h5", "npz", "keras", "safetensors", "torch")
+_BY_MAGIC = ("keras-h5", "npz", "keras", "safetensors", "torch", "tflite", "gguf")
 _BY_STRUCTURE = ("onnx", "flax-msgpack", "tf-saved-model", "tf-meta", "tf-frozen")
 # Folders that are no TensorFlow checkpoint and no SavedModel.
 _BY_FOLDER = ("keras", "safetensors", "flax-msgpack", "orbax")
@@ -217,10 +219,8 @@ def _looks(path: str, head: bytes) -> tuple[str, str]:
             return f"this is compressed with {name}", "unpack it first"
     if head[257:262] == b"ustar":
         return "this is a tar archive", "unpack it first"
-    if head[4:8] == b"TFL3":
-        return "this is a TensorFlow Lite model: not supported", ""
-    if head.startswith((b"GGUF", b"GGML")):
-        return "this is a GGUF model: not supported", ""
+    if head[:4] in (b"lmgg", b"fmgg", b"tjgg", b"GGML"):
+        return "this is a model of llama.cpp's, of before GGUF: not supported", "convert it to GGUF"
     if b"onnx" in head or b"pytorch" in head or re.match(rb"\x08[\x01-\x0f]\x12", head):
         return "this may be an ONNX model, cut off or damaged", "get the file again"
     if text[:1] in (b"{", b"["):

@@ -28,8 +28,9 @@ from weightport.formats import _strided, _tiles
 from weightport.formats._io import atomic_file, fsync_folder
 from weightport.formats._onnx_edit import Chunks, Edit
 from weightport.formats._onnx_graph import LITERALS, Constant
-from weightport.formats._onnx_tensor import BITS, EXTERNAL, LOCATION, RAW, STRING, VALUES, TensorRef, packed
+from weightport.formats._onnx_tensor import EXTERNAL, LOCATION, RAW, STRING, VALUES, TensorRef
 from weightport.formats._proto import BYTES, FIXED32, VARINT, located
+from weightport.formats._subbyte import BITS, packed
 from weightport.formats._table import put_varint
 from weightport.formats.onnx_file import OnnxSource, sniff
 from weightport.tensors import TensorSpec, Tiles

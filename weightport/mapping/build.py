@@ -354,6 +354,7 @@ class _Builder:
 
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
+    "dequantize": bool,
     "concat": int,
     "slice": operations.parse_slices,
     "reshape": operations.parse_reshape,

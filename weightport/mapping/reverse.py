@@ -56,6 +56,8 @@ def _turned(rule: Rule) -> Rule:
 def _stuck(rule: TensorRule) -> list[Problem]:
     """Why a rule cannot be undone."""
     found = [f"{name} cannot be undone: {why}" for name, why in _LOSSY.items() if getattr(rule.ops, name) is not None]
+    if rule.ops.dequantize:
+        found.append("dequantize cannot be undone: floats have more values than what is stored")
     if rule.ops.scale is not None and (not rule.ops.scale or abs(math.frexp(rule.ops.scale)[0]) != 0.5):
         found.append(f"scale: {rule.ops.scale:g} cannot be undone exactly (a power of two can)")
     bound = rule.tos[0].names

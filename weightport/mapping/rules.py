@@ -15,7 +15,7 @@ from weightport.layouts.table import Layout
 from weightport.mapping.patterns import Glob, Pattern
 
 #: The operations of a tensor rule, in the order in which they are applied, however the file orders them.
-OPERATIONS = ("concat", "slice", "reshape", "rearrange", "vocab", "pad", "scale", "cast", "split")
+OPERATIONS = ("dequantize", "concat", "slice", "reshape", "rearrange", "vocab", "pad", "scale", "cast", "split")
 
 Slices: TypeAlias = tuple[slice, ...]
 
@@ -136,6 +136,8 @@ class Ops:
     """The operations of a tensor rule; None is one that the rule does not have. Applied in :data:`OPERATIONS`' order.
 
     Attributes:
+        dequantize: whether quantized tensors become the floats that they stand for (others stay what they are), or are
+            moved as they are stored; None refuses them.
         concat: the axis along which several sources are joined.
         slice: one slice per axis from the first on, with a positive step or None; every axis is kept.
         reshape: the new shape; at most one -1.
@@ -143,6 +145,7 @@ class Ops:
         cast: numpy's or ml_dtypes' name of the dtype.
     """
 
+    dequantize: bool | None = None
     concat: int | None = None
     slice: Slices | None = None
     reshape: tuple[int, ...] | None = None
@@ -155,7 +158,8 @@ class Ops:
 
     def given(self) -> tuple[str, ...]:
         """The names of the operations that the rule has, in order of application."""
-        return tuple(name for name in OPERATIONS if getattr(self, name) is not None)
+        found = ((name, getattr(self, name)) for name in OPERATIONS)
+        return tuple(name for name, value in found if value is not None and value is not False)
 
 
 @dataclass(frozen=True, slots=True)

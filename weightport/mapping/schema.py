@@ -206,6 +206,7 @@ class RuleShape(Shape):
     initialize: Initialize = _key(
         "Fill targets that the source does not cover.", "zeros", {"glorot_uniform": {"seed": 7}}
     )
+    dequantize: bool = _key("Quantized tensors become floats (true), or are moved as they are stored (false).", True)
     concat: Axis = _key("Join several sources along this axis.", 1)
     slice: Annotated[
         Annotated[Name, Tag(TEXT)] | Annotated[Names, Tag(LIST)],

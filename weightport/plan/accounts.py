@@ -89,9 +89,11 @@ def target(
             found[tensor] = UNCOVERED
             if tensor not in refused:
                 left.append(tensor)
+    quantized = ((n, specs[n].quantized) for n, said in found.items() if said == KEPT)
+    stuck = [Problem(name, f"{n!r} is {q.title}", "it cannot be kept in another file") for n, q in quantized if q]
     hint = "move or initialize: it by a rule, or list it under keep:"
     problems += [Problem(name, f"target {_named(n, specs[n])} gets no value", hint) for n in left[:LISTED]]
-    return found, problems + _more(left, "target tensors get no value", name)
+    return found, stuck + problems + _more(left, "target tensors get no value", name)
 
 
 def hollow(model: TargetView, target: Mapping[str, str], where: str) -> list[Problem]:

@@ -23,7 +23,7 @@ from weightport.plan.names import Names, aliases, ended, finds, listed
 from weightport.plan.names import matching as matching
 from weightport.plan.undo import made_up, undo
 from weightport.tensors import Source, TensorSpec
-from weightport.values import Expr, Leaf
+from weightport.values import Expr
 
 
 def plan(source: Source, target: TargetView | None, mapping: Rules, *, target_name: str = "") -> Plan:
@@ -186,7 +186,7 @@ class Builder:
                 if any(n not in self.specs for n in names):
                     self._missing(rule, names)
                     continue
-                exprs: list[Expr] = [Leaf(n, self.specs[n]) for n in names]
+                exprs = ops.leaves(rule.ops, names, self.specs)
                 if not plain:
                     exprs, said = self._computed(rule, exprs, outs)
                     notes.update(dict.fromkeys(said))

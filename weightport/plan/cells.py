@@ -28,6 +28,7 @@ from weightport.layouts.units import (
     stored_rows,
 )
 from weightport.mapping.rules import CellRef, CellRule
+from weightport.plan.ops import unasked
 from weightport.ranges import Ranges, extent
 from weightport.scopes import is_cell, resolve_cell
 from weightport.tensors import TensorSpec
@@ -248,7 +249,7 @@ def conversion_of(pair: Pair, specs: Mapping[str, TensorSpec]) -> tuple[Conversi
     biases = (float(mine.forget_bias.value), float(its.forget_bias.value))
     conversion = Conversion(pair.source, pair.target, specs, biases, mine.reset.value or its.reset.value)
     problems, assumed = conflicts(mine, its)
-    return conversion, [*problems, *conversion.problems()], assumed
+    return conversion, [*problems, *conversion.problems(), *unasked(pair.source.names, specs)], assumed
 
 
 def convert(pair: Pair, specs: Mapping[str, TensorSpec], rule: CellRule, moved: Moved) -> None:

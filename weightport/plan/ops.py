@@ -18,7 +18,7 @@ from weightport.initializers import initialize
 from weightport.mapping.rules import Initializer, Ops, Pad, Rearrange, Slices, Split, Vocab
 from weightport.mapping.vocab import read_vocab
 from weightport.ranges import Ranges, whole
-from weightport.tensors import dtype_named
+from weightport.tensors import TensorSpec, dtype_named
 from weightport.values import Expr
 
 
@@ -33,6 +33,34 @@ BIJECTIONS = {"concat", "rearrange", "reshape", "split"}
 def classed(ops: Ops) -> str:
     """``bijective`` where every operation is one, else ``exact``."""
     return "bijective" if set(ops.given()) <= BIJECTIONS else "exact"
+
+
+def leaves(ops: Ops, names: Sequence[str], specs: Mapping[str, TensorSpec]) -> list[Expr]:
+    """The source tensors of a rule; quantized ones as the rule says.
+
+    Raises:
+        Unfit: one is quantized, and the rule says nothing.
+        Error: it cannot be dequantized here.
+    """
+    found: list[Expr] = []
+    for name in names:
+        leaf = values.Leaf(name, specs[name])
+        how = leaf.spec.quantized
+        if how is not None and ops.dequantize is None:
+            hint = "say dequantize: true, or false to move the numbers as they are stored"
+            raise Unfit(f"{name!r} is {how.title}", hint)
+        if how is not None and ops.dequantize:
+            how.check()
+            found.append(values.Dequantized(leaf, how))
+        else:
+            found.append(leaf)
+    return found
+
+
+def unasked(names: Sequence[str], specs: Mapping[str, TensorSpec]) -> list[str]:
+    """What is to be said of the quantized tensors of a cell: whole cells are moved as they are stored."""
+    titles = ((name, specs[name].quantized) for name in names if name in specs)
+    return [f"{n!r} is {q.title}: move it by its name, with dequantize: true" for n, q in titles if q is not None]
 
 
 def rounds(expr: Expr) -> bool:

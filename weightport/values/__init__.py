@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from weightport.values.building import add, assemble, concat, cut, negate, permute, reshape
 from weightport.values.moves import Assemble, Cut, Expr, Fetch, Leaf, Permute, Reshape, operands, turned
-from weightport.values.numbers import Cast, Fill, Made, Mean, Scale, Sum, Take
+from weightport.values.numbers import Cast, Dequantized, Fill, Made, Mean, Scale, Sum, Take
 
 __all__ = [
     "Assemble",
     "Cast",
     "Cut",
+    "Dequantized",
     "Expr",
     "Fetch",
     "Fill",

@@ -14,7 +14,7 @@ import numpy as np
 
 from weightport.errors import Error, Problem
 from weightport.ranges import Ranges, cut_out, extent, slices_of, whole
-from weightport.tensors import Array
+from weightport.tensors import Array, Quantized
 from weightport.values.moves import Expr, Fetch, Like, Of
 
 # Rows that are read together though some between them are not wanted; and at most so many bytes at once.
@@ -37,6 +37,31 @@ class Fill:
 
     def leaves(self) -> frozenset[str]:
         return frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Dequantized:
+    """The values that a quantized tensor's stored numbers stand for."""
+
+    of: Expr
+    how: Quantized
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.how.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.how.dtype
+
+    def read(self, fetch: Fetch, ranges: Ranges) -> Array:
+        return self.how.decode(self.of.read(fetch, self.how.stored(ranges)), ranges)
+
+    def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:
+        return self.of.needs(self.how.stored(ranges))
+
+    def leaves(self) -> frozenset[str]:
+        return self.of.leaves()
 
 
 @dataclass(frozen=True, slots=True)
