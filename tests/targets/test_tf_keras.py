@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from tests.targets.live import batch, constants, drawn, failing, value
 from weightport.errors import Error, RefusedError
 from weightport.targets import keras3, tf_keras_model, tf_module
 from weightport.targets.tf_keras_model import TfKerasTarget
-from weightport.tensors import Target, TensorSpec
+from weightport.tensors import Target, TensorSpec, Value
 
 tf = need("tensorflow")
 keras = need("tf_keras")
@@ -445,3 +446,30 @@ def test_graph_mode_is_refused() -> None:
     assert str(caught.value) == (
         "tf_keras model 'm': TensorFlow is not executing eagerly; in graph mode transfer into the graph itself"
     )
+
+
+def test_shards_of_one_variable() -> None:
+    """As parameter servers have an embedding's table: one tensor, of which each shard gets its rows."""
+    container = importlib.import_module("tensorflow.python.distribute.sharded_variable").ShardedVariable
+
+    class Table(keras.layers.Layer):  # type: ignore[misc, name-defined, unused-ignore]
+        def build(self, shape: Any) -> None:  # noqa: ARG002
+            parts = [tf.Variable(tf.zeros([n, 2]), name=f"table/rows/part_{n}") for n in (3, 1)]
+            self.rows = container(parts, name="table/rows")
+
+        def call(self, x: Any) -> Any:
+            return tf.nn.embedding_lookup(self.rows, tf.cast(x, tf.int32)) * 1.0
+
+    layers = [keras.layers.InputLayer((2,)), Table(name="table"), keras.layers.Dense(1, name="head")]
+    model = keras.Sequential(layers)
+    target = TfKerasTarget(model)
+    assert list(target.specs()) == ["table/rows", "head/kernel", "head/bias"]
+    rows = np.arange(8, dtype="f4").reshape(4, 2)
+    spec = target.specs()["table/rows"]
+    target.assign([Value("table/rows", spec, True, lambda index: rows if index is None else rows[index])])
+    shards = model.get_layer("table").rows.variables
+    assert np.array_equal(np.concatenate([v.numpy() for v in shards]), rows)
+    assert [w.name for w in model.trainable_weights] == ["head/kernel:0", "head/bias:0"]
+    model.compile("sgd", "mse")
+    model.fit(np.ones((4, 2)), np.ones((4, 2, 1)), verbose=0)
+    assert np.array_equal(np.concatenate([v.numpy() for v in shards]), rows)

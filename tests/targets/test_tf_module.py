@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from tests.targets.live import constants, drawn, failing, value
 from weightport.errors import Error, RefusedError, TensorNotFound
 from weightport.targets import keras3, tf_keras_model, tf_module
 from weightport.targets.tf_module import TfModuleTarget
-from weightport.tensors import Target, TensorSpec
+from weightport.tensors import Target, TensorSpec, Value
 
 tf = need("tensorflow")
 
@@ -164,3 +165,52 @@ def test_graph_mode_is_refused() -> None:
     target = TfModuleTarget(Net())
     with tf.Graph().as_default(), pytest.raises(RefusedError, match="TensorFlow is not executing eagerly"):
         target.assign([value("head/b", np.ones(1, np.float32))])
+
+
+def sharded(rows: tuple[int, ...], name: str) -> Any:
+    """A variable as parameter servers have it: its rows in several variables."""
+    container = importlib.import_module("tensorflow.python.distribute.sharded_variable").ShardedVariable
+    parts = [tf.Variable(tf.zeros([n, 2]), name=f"{name}/part_{at}") for at, n in enumerate(rows)]
+    return container(parts, name=name)
+
+
+def test_shards_of_one_variable_read_their_own_rows() -> None:
+    module = tf.Module()
+    module.table, module.b = sharded((3, 1, 2), "emb/table"), tf.Variable([1.0], name="b")
+    target = TfModuleTarget(module)
+    assert {n: s.shape for n, s in target.specs().items()} == {"b": (1,), "emb/table": (6, 2)}
+    rows = np.arange(12, dtype="f4").reshape(6, 2)
+    asked: list[Any] = []
+
+    def produce(index: Any) -> np.ndarray:
+        asked.append(index)
+        return rows[index]
+
+    assert target.assign([Value("emb/table", target.specs()["emb/table"], True, produce)]) is module
+    assert asked == [(slice(0, 3),), (slice(3, 4),), (slice(4, 6),)]
+    assert np.array_equal(np.concatenate([v.numpy() for v in module.table.variables]), rows)
+    assert [v.name for v in module.trainable_variables] == ["b:0"]
+    listed = TfModuleTarget([*module.table.variables, module.b])
+    assert list(listed.specs()) == ["emb/table", "b"]
+
+
+def test_shards_that_get_the_wrong_rows_have_their_old_ones_again() -> None:
+    module = tf.Module()
+    module.table = sharded((2, 2), "table")
+    module.table.assign(np.ones((4, 2), "f4"))
+    target = TfModuleTarget(module)
+
+    def produce(index: Any) -> np.ndarray:
+        return np.zeros((2, 2) if index == (slice(0, 2),) else (1, 2), "f4")
+
+    with pytest.raises(
+        Error, match=r"the value has dtype float32 and shape \[1, 2\], its plan said float32 and \[2, 2\]"
+    ):
+        target.assign([Value("table", target.specs()["table"], False, produce)])
+    assert np.array_equal(tf.convert_to_tensor(module.table), np.ones((4, 2)))
+
+
+def test_paths_of_shards_without_names() -> None:
+    module = tf.Module()
+    module.first, module.second = sharded((1, 1), "Variable"), sharded((1, 2), "Variable")
+    assert {n: s.shape for n, s in TfModuleTarget(module).specs().items()} == {"first": (2, 2), "second": (3, 2)}

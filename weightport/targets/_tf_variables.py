@@ -1,22 +1,64 @@
 """Eager ``tf.Variable`` objects: their specs, values and trainability, for the targets that hold such variables.
 
-Promise: a distributed or autocasting variable is treated as the variables that it wraps. Limit: eager execution only;
-the variables of a graph are another target's business.
+Promise: a distributed or autocasting variable is treated as the variables that it wraps: each replica gets the value.
+The shards of a ``ShardedVariable`` (parameter servers) are one variable, and each reads its own rows only. Limit: eager
+execution only; the variables of a graph are another target's business.
+
+Source: tensorflow/python/distribute/{values,sharded_variable}.py.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from weightport.errors import Problem, RefusedError
-from weightport.targets._variables import Undo
-from weightport.tensors import TensorSpec
+from weightport.targets._variables import Undo, produced
+from weightport.tensors import TensorSpec, Value
 
 
 def scoped_name(variable: Any) -> str:
     """The variable's name without its output number: ``lstm/lstm_cell/kernel:0`` -> ``lstm/lstm_cell/kernel``."""
     return re.sub(r":\d+$", "", str(variable.name))
+
+
+def container_of(variable: Any) -> Any:
+    """The ``ShardedVariable`` that a variable is a shard of, else the variable itself."""
+    held = getattr(variable, "_sharded_container", None)
+    found = held() if held is not None else None
+    return variable if found is None else found
+
+
+def shards_of(variable: Any) -> list[Any]:
+    """The shards of a ``ShardedVariable``, in their order along axis 0; of any other, it alone."""
+    return list(variable.variables) if is_sharded(variable) else [variable]
+
+
+def is_sharded(variable: Any) -> bool:
+    """Whether this is a ``ShardedVariable``."""
+    return any(c.__name__ == "ShardedVariableMixin" for c in type(variable).__mro__)
+
+
+def write(variable: Any, value: Any) -> None:
+    """Assign an array, or the rows of a :class:`~weightport.tensors.Value` to the shard that they belong to."""
+    if not isinstance(value, Value):
+        variable.assign(value)
+        return
+    start = 0
+    for shard in shards_of(variable):
+        stop = start + int(shard.shape[0])
+        shard.assign(produced(value, scoped_name(shard), (slice(start, stop),)))
+        start = stop
+
+
+def taking(variables: Callable[[str], Any]) -> Callable[[Value, str], Any]:
+    """How values are read: whole, or (of a sharded variable) not before each shard takes its part."""
+
+    def take(value: Value, where: str) -> Any:
+        return value if is_sharded(variables(value.name)) else produced(value, where)
+
+    return take
 
 
 def spec_of(variable: Any) -> TensorSpec:
@@ -48,7 +90,8 @@ def freeze(variable: Any, undo: list[Undo]) -> None:
     (``tensorflow/python/ops/resource_variable_ops.py``). A mixed precision variable of Keras wraps another one
     (``_variable``), a distributed one has a variable per replica (``_values``).
     """
-    for part in (getattr(variable, "_variable", None), *getattr(variable, "_values", ())):
+    shards = variable.variables if is_sharded(variable) else ()
+    for part in (getattr(variable, "_variable", None), *getattr(variable, "_values", ()), *shards):
         if part is not None and hasattr(part, "trainable"):
             freeze(part, undo)
     if "_trainable" in vars(variable):

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from weightport.errors import Error, Problem, RefusedError, TensorNotFound, closest
-from weightport.tensors import Array, TensorSpec, Value
+from weightport.tensors import Array, Index, TensorSpec, Value
 
 Undo = Callable[[], None]
 
@@ -213,15 +213,18 @@ def check_values(values: Sequence[Value], specs: Mapping[str, TensorSpec], where
         raise Error(problems)
 
 
-def produced(value: Value, where: str) -> Array:
-    """The value, read now, after checking that it is what its spec says."""
-    array = value.produce(None)
-    if tuple(array.shape) != value.spec.shape or array.dtype != value.spec.dtype:
+def produced(value: Value, where: str, index: Index = None) -> Array:
+    """The value or a part of it, read now, after checking that it is what its spec says."""
+    array = value.produce(index)
+    cut = () if index is None else index
+    whole = value.spec.shape[len(cut) :]
+    shape = (*(len(range(*s.indices(dim))) for s, dim in zip(cut, value.spec.shape, strict=False)), *whole)
+    if tuple(array.shape) != shape or array.dtype != value.spec.dtype:
         raise Error(
             Problem(
                 f"{where}: variable {value.name!r}",
                 f"the value has dtype {array.dtype.name} and shape {list(array.shape)}, "
-                f"its plan said {value.spec.dtype_name} and {list(value.spec.shape)}",
+                f"its plan said {value.spec.dtype_name} and {list(shape)}",
             )
         )
     return array
@@ -252,14 +255,22 @@ def assign_values(
     undo: list[Undo],
     snapshot: Callable[[str], Any],
     write: Callable[[str, Any], None],
+    take: Callable[[Value, str], Any] = produced,
 ) -> None:
-    """Assign one value after the other, each released before the next is read; the ways back go into ``undo``."""
+    """Assign one value after the other, each released before the next is read; the ways back go into ``undo``.
+
+    Args:
+        snapshot: a variable's old value, for ``write`` to put back.
+        take: reads a value, in the form that ``write`` takes.
+    """
     for value in values:
-        array = produced(value, where)
+        array = take(value, where)
         try:
             old = snapshot(value.name)
             undo.append(lambda name=value.name, old=old: write(name, old))  # type: ignore[misc]
             write(value.name, array)
+        except Error:
+            raise
         except Exception as exc:
             raise Error(
                 Problem(f"{where}: variable {value.name!r}", f"the framework refused the value: {exc}")

@@ -1,14 +1,18 @@
 """Live Keras 3 models and layers, on any backend.
 
 Promise: every weight of the model, seen through Keras' own interface only; a constant is frozen by itself, the other
-variables of its layer train on, and neither ``compile``, ``fit`` nor ``layer.trainable = True`` moves or thaws it.
+variables of its layer train on, and neither ``compile``, ``fit`` nor ``layer.trainable = True`` moves or thaws it. On
+PyTorch the parameters are filled in place; of a variable that ``keras.distribution`` spreads over devices, each device
+gets its part, of which alone the source's bytes are read; under a ``tf.distribute`` strategy every replica gets the
+value.
 Limits: state that is no weight (seed generators, metrics, optimizers, the states of stateful RNNs) is not listed.
 Keras does not save which variables are frozen: a model that is loaded or cloned has to be frozen again. An optimizer
 of another model that trains this one as a part cannot be seen from here: compile it after the transfer. Setting
 ``layer.trainable = True`` on a batch normalization with constant statistics makes Keras update them again.
 
 Sources: ``keras/src/layers/layer.py`` (``weights``, ``trainable``), ``keras/src/backend/common/variables.py``,
-``keras/src/optimizers/base_optimizer.py``, ``keras/src/activations/activations.py`` (``hard_sigmoid``).
+``keras/src/optimizers/base_optimizer.py``, ``keras/src/activations/activations.py`` (``hard_sigmoid``),
+``keras/src/backend/{jax,torch}/core.py``, ``keras/src/distribution/distribution_lib.py``.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from weightport.targets._variables import (
     inherits,
     layers_to_freeze,
     owned_variables,
+    produced,
     refuse_trained,
     require_built,
 )
@@ -97,7 +102,7 @@ class Keras3Target:
         refuse_trained(self.model, [v for v in constants if v.trainable], _held, self._where)
         resting = layers_to_freeze(self.model, constants, self._where)
         with all_or_nothing(self._where) as undo:
-            assign_values(values, self._where, undo, self._snapshot, self._write)
+            assign_values(values, self._where, undo, self._snapshot, self._write, self._take)
             for variable in constants:
                 was, cls = variable.trainable, type(variable)
                 undo.append(lambda v=variable, was=was, cls=cls: _thaw(v, cls, was))  # type: ignore[misc]
@@ -109,6 +114,22 @@ class Keras3Target:
 
     def _write(self, name: str, array: Any) -> None:
         self._owned[name].variable.assign(array)
+
+    def _take(self, value: Value, where: str) -> Any:
+        """The value; of a variable that lies on several devices of JAX, each device's part of it alone is read."""
+        sharding = getattr(getattr(self._owned[value.name].variable, "value", None), "sharding", None)
+        if sharding is None or sharding.is_fully_replicated:
+            return produced(value, where)
+        import jax
+
+        read: dict[str, Any] = {}  # devices may hold the same part
+
+        def part(index: tuple[slice, ...]) -> Any:
+            if str(index) not in read:
+                read[str(index)] = produced(value, where, index)
+            return read[str(index)]
+
+        return jax.make_array_from_callback(value.spec.shape, sharding, part)
 
     def _snapshot(self, name: str) -> Any:
         import keras

@@ -19,8 +19,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from weightport.errors import Problem, RefusedError
-from weightport.targets._tf_variables import freeze, require_eager, scoped_name, snapshot, spec_of
+from weightport.targets._tf_variables import (
+    container_of,
+    freeze,
+    require_eager,
+    scoped_name,
+    shards_of,
+    snapshot,
+    spec_of,
+    taking,
+    write,
+)
 from weightport.targets._variables import (
+    Owned,
     Undo,
     all_or_nothing,
     assign_values,
@@ -57,7 +68,7 @@ class TfKerasTarget:
         self.model = model
         self._where = f"tf_keras model {model.name!r}"
         require_built(model, ("_build_input_shape", "_batch_input_shape"))
-        self._owned = owned_variables(model, scoped_name)
+        self._owned = _whole(owned_variables(model, scoped_name))
         self._specs = {n: spec_of(o.variable) for n, o in self._owned.items()}
 
         self.root = model.name if all(n.startswith(f"{model.name}/") for n in self._specs) else ""
@@ -92,13 +103,14 @@ class TfKerasTarget:
         """
         check_values(values, self._specs, self._where)
         require_eager(self._where)
-        constants = [self._owned[v.name].variable for v in values if v.constant]
+        constants = [shard for v in values if v.constant for shard in shards_of(self._owned[v.name].variable)]
         training = {id(w) for w in self.model.trainable_weights}
         refuse_trained(self.model, [v for v in constants if id(v) in training], _held, self._where)
         resting = layers_to_freeze(self.model, constants, self._where)
         self._warn_of_order(constants)
         with all_or_nothing(self._where) as undo:
-            assign_values(values, self._where, undo, self._snapshot, self._write)
+            take = taking(lambda name: self._owned[name].variable)
+            assign_values(values, self._where, undo, self._snapshot, self._write, take)
             for variable in constants:
                 freeze(variable, undo)
             _move(self.model, constants, undo)
@@ -109,7 +121,7 @@ class TfKerasTarget:
         return self.model
 
     def _write(self, name: str, value: Any) -> None:
-        self._owned[name].variable.assign(value)
+        write(self._owned[name].variable, value)
 
     def _snapshot(self, name: str) -> Any:
         return snapshot(self._owned[name].variable)
@@ -129,7 +141,12 @@ class TfKerasTarget:
 
     def _require_frozen(self, constants: Sequence[Any]) -> None:
         training = {id(w) for w in self.model.trainable_weights}
-        stuck = [n for n, o in self._owned.items() if id(o.variable) in training and _in(o.variable, constants)]
+        stuck = [
+            name
+            for name, owned in self._owned.items()
+            for shard in shards_of(owned.variable)
+            if id(shard) in training and _in(shard, constants)
+        ]
         if stuck:
             raise RefusedError(
                 [
@@ -137,6 +154,18 @@ class TfKerasTarget:
                     for n in stuck
                 ]
             )
+
+
+def _whole(owned: Mapping[str, Owned]) -> dict[str, Owned]:
+    """The variables, those that are shards of one (parameter servers) as that one."""
+    found: dict[str, Owned] = {}
+    for name, part in owned.items():
+        variable = container_of(part.variable)
+        if variable is part.variable:
+            found[name] = part
+        else:
+            found.setdefault(scoped_name(variable), Owned(variable, part.chain, scoped_name(variable)))
+    return found
 
 
 def _in(variable: Any, variables: Sequence[Any]) -> bool:

@@ -15,7 +15,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightport.errors import Problem, RefusedError, TensorNotFound
-from weightport.targets._tf_variables import freeze, require_eager, scoped_name, snapshot, spec_of
+from weightport.targets._tf_variables import (
+    container_of,
+    freeze,
+    is_sharded,
+    require_eager,
+    scoped_name,
+    snapshot,
+    spec_of,
+    taking,
+    write,
+)
 from weightport.targets._variables import all_or_nothing, assign_values, check_values, inherits
 from weightport.tensors import TensorSpec, Value
 
@@ -48,7 +58,8 @@ class TfModuleTarget:
         self.module = module
         listed = isinstance(module, (list, tuple))
         self._where = "list of tf.Variable" if listed else f"tf.Module {type(module).__name__}"
-        found = list(module) if listed else _variables(module)
+        each = module if listed else _variables(module)
+        found = list({id(whole): whole for whole in map(container_of, each)}.values())
         names = [scoped_name(v) for v in found]
         alike = sorted(n for n, times in Counter(names).items() if times > 1)
         if alike and listed:
@@ -87,14 +98,15 @@ class TfModuleTarget:
         check_values(values, self._specs, self._where)
         require_eager(self._where)
         with all_or_nothing(self._where) as undo:
-            assign_values(values, self._where, undo, self._snapshot, self._write)
+            take = taking(self._variables.__getitem__)
+            assign_values(values, self._where, undo, self._snapshot, self._write, take)
             for value in values:
                 if value.constant:
                     freeze(self._variables[value.name], undo)
         return self.module
 
     def _write(self, name: str, value: Any) -> None:
-        self._variables[name].assign(value)
+        write(self._variables[name], value)
 
     def _snapshot(self, name: str) -> Any:
         return snapshot(self._variables[name])
@@ -118,6 +130,8 @@ def _paths(module: Any) -> dict[int, str]:
     """The first path of attributes to each variable, by the variable's id."""
     paths: dict[int, str] = {}
     for path, v in module._flatten(predicate=_is_variable, with_path=True, expand_composites=True):
+        paths.setdefault(id(v), "/".join(str(key) for key in path))
+    for path, v in module._flatten(predicate=is_sharded, with_path=True):
         paths.setdefault(id(v), "/".join(str(key) for key in path))
     return paths
 
