@@ -62,15 +62,29 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def execute(text: str, document: Path, match: re.Match[str], folder: Path) -> None:
-    """Run a program in the folder, with names of its own. Here: in a process it would import TensorFlow anew."""
+    """Run a program in the folder, with names of its own. Here: in a process it would import TensorFlow anew.
+
+    One that has a file name can be imported by the programs after it; one that sets the environment needs a process.
+    """
     before, line = Path.cwd(), int(line_of(document, match).rpartition(":")[2])
+    if "os.environ[" in text:
+        done = run([sys.executable, "-c", text], folder)
+        assert done.returncode == 0, f"{line_of(document, match)}: {done.stdout}"
+        return
+    if match["file"]:
+        (folder / match["file"]).write_text(text, encoding="utf-8")
+    known = set(sys.modules)
     os.chdir(folder)
+    sys.path.insert(0, str(folder))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exec(compile("\n" * (line - 1) + text, str(document), "exec"), {"__name__": "__main__"})
     finally:
         os.chdir(before)
+        sys.path.remove(str(folder))
+        for name in {file.stem for file in folder.glob("*.py")} - known:
+            sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
