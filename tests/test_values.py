@@ -140,3 +140,28 @@ def test_negation_keeps_the_payload_of_a_nan() -> None:
     assert found.tobytes() == bits.tobytes()
     flipped = values.negate(made).read(fetch, (range(3),)).view(np.uint32)
     assert flipped.tolist() == [0xFFC12345, 0x7F812345, 0]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_what_is_needed_holds_what_is_read(name: str) -> None:
+    expr, expected = TABLE[name]
+    for ranges in (whole(expr.shape), tuple(range(len(r) // 3, len(r), 2) for r in whole(expr.shape))):
+        fetch, asked = reading()
+        expr.read(fetch, ranges)
+        told = list(expr.needs(ranges))
+        if not any(isinstance(e, values.Take | values.Mean) for e in every(expr)):
+            assert {n for n, _ in asked} == {n for n, _ in told}
+        for tensor, part in told:
+            assert any(tensor == n and part == r for n, r in asked)
+    assert expected.shape == expr.shape
+
+
+def every(expr: Expr) -> list[Expr]:
+    return [expr, *(inner for operand in values.operands(expr) for inner in every(operand))]
+
+
+def test_crossed() -> None:
+    assert values.crossed(values.permute(M, [1, 0]))
+    assert values.crossed(values.concat([values.permute(M, [1, 0])] * 2, 0))
+    assert not values.crossed(values.permute(C, [1, 0, 2]))
+    assert not values.crossed(values.permute(values.reshape(M, (4, 3, 2)), [2, 1, 0]))

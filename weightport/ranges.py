@@ -13,8 +13,9 @@ import numpy as np
 from weightport.tensors import Array, Index
 from weightport.tensors import Ranges as Ranges
 
-# Transposes are copied in strips of this many columns: numpy's own order thrashes the cache.
-_STRIP = 64
+# Transposes are copied in strips of this many columns: numpy's own order thrashes the cache. Fewer, where the distance
+# of rows is such that they push one another out of the cache.
+_STRIP, _NARROW_STRIP = 128, 64
 _STRIP_FROM = 1 << 16
 
 
@@ -51,6 +52,9 @@ def extent(ranges: Sequence[range]) -> tuple[int, ...]:
 
 def intersect(a: range, b: range) -> range:
     """The numbers that both hold (positive steps), as a range."""
+    if a.step == 1 == b.step:
+        start = a.start if a.start > b.start else b.start
+        return range(start, max(start, a.stop if a.stop < b.stop else b.stop))
     gap = math.gcd(a.step, b.step)
     if not a or not b or (b.start - a.start) % gap:
         return range(0)
@@ -68,6 +72,8 @@ def intersect(a: range, b: range) -> range:
 
 def position(part: range, of: range) -> range:
     """Where the members of ``part`` stand in ``of``."""
+    if part.step == 1 == of.step:
+        return range(part.start - of.start, part.stop - of.start)
     step = part.step // of.step if len(part) > 1 else 1
     first = (part.start - of.start) // of.step
     return range(first, first + (len(part) - 1) * max(step, 1) + 1, max(step, 1))
@@ -78,8 +84,9 @@ def copy(out: Array, part: Array) -> None:
     if part.nbytes < _STRIP_FROM or part.ndim < 2 or abs(part.strides[-1]) <= min(map(abs, part.strides)):
         out[...] = part
         return
-    for start in range(0, part.shape[-1], _STRIP):
-        out[..., start : start + _STRIP] = part[..., start : start + _STRIP]
+    strip = _STRIP if part.strides[-1] % 2048 else _NARROW_STRIP
+    for start in range(0, part.shape[-1], strip):
+        out[..., start : start + strip] = part[..., start : start + strip]
 
 
 def contiguous(array: Array) -> Array:

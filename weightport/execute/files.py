@@ -18,9 +18,11 @@ from weightport import values
 from weightport.checksums import function
 from weightport.errors import FormatError
 from weightport.execute import boxes
+from weightport.execute.holding import SCRATCH
 from weightport.execute.ledger import Sheet
+from weightport.execute.mover import run
 from weightport.execute.reader import Reader
-from weightport.execute.tasks import Done, Piece, Side, Task, run
+from weightport.execute.tasks import Done, Piece, Side, Task
 from weightport.execute.watch import Unchanged
 from weightport.formats._io import ByteFile
 from weightport.plan.model import KEPT, Item, Plan
@@ -146,6 +148,7 @@ class _Job:
         elif threads == 1:
             for task in tasks:
                 self._take(run(task), out)
+            SCRATCH.release()
         else:
             with ThreadPoolExecutor(threads, "weightport") as pool:
                 self._spread(tasks, out, pool, threads + _AHEAD)

@@ -10,11 +10,12 @@ import contextlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from weightport.errors import Error, FormatError
+from weightport.tensors import Array
 
 #: How much is read at a time where a byte range is streamed: fits the second-level cache.
 CHUNK = 256 * 1024
@@ -79,6 +80,24 @@ class ByteFile:
             if not got:
                 raise FormatError(self.path, "the file shrank while it was read", tensor=tensor, offset=offset + done)
             done += got
+
+    def read_rows(
+        self,
+        offsets: Sequence[int],
+        rows: Array,
+        checksum: Callable[[Any, int], int] | None,
+        *,
+        tensor: str | None = None,
+    ) -> list[int]:
+        """Fill each row of a byte array ``[n, size]`` from its own offset. Returns the rows' checksums, or zeros."""
+        size = rows.shape[1]
+        self.check(min(offsets), max(offsets) - min(offsets) + size, tensor=tensor)
+        found, fd, read = [], self._fd, os.preadv
+        for offset, row in zip(offsets, rows, strict=True):
+            if read(fd, (row,), offset) != size:
+                self.read_into(offset, row.data, tensor=tensor)
+            found.append(checksum(row, 0) if checksum is not None else 0)
+        return found
 
     def chunks(self, offset: int, count: int, *, tensor: str | None = None) -> Iterator[bytes]:
         """The byte range in pieces of at most :data:`CHUNK`."""

@@ -12,7 +12,7 @@ once in the tensor's own dtype.
 from __future__ import annotations
 
 from weightport.values.building import add, assemble, concat, cut, negate, permute, reshape
-from weightport.values.moves import Assemble, Cut, Expr, Fetch, Leaf, Permute, Reshape, operands, turned
+from weightport.values.moves import Assemble, Cut, Expr, Fetch, Leaf, Permute, Reshape, crossed, operands, turned
 from weightport.values.numbers import Cast, Dequantized, Fill, Made, Mean, Scale, Sum, Take
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "add",
     "assemble",
     "concat",
+    "crossed",
     "cut",
     "negate",
     "operands",

@@ -259,6 +259,20 @@ def operands(expr: Expr) -> Iterator[Expr]:
     yield from (part for _, part in getattr(expr, "parts", ()))
 
 
+def crossed(expr: Expr) -> bool:
+    """Whether elements that stand side by side lie apart in the tensors, and no axes are regrouped."""
+    every = list(_every(expr))
+    return any(isinstance(e, Permute) and e.axes[-1] != len(e.axes) - 1 for e in every) and not any(
+        isinstance(e, Reshape) for e in every
+    )
+
+
+def _every(expr: Expr) -> Iterator[Expr]:
+    yield expr
+    for operand in operands(expr):
+        yield from _every(operand)
+
+
 def turned(expr: Expr) -> bool:
     """Whether rows of the expression lie scattered in its tensors, because another axis comes first there."""
     if isinstance(expr, Permute) and expr.axes[:1] != (0,):
