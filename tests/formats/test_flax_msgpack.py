@@ -172,6 +172,21 @@ def test_only_the_bytes_asked_for_are_read(tmp_path: Path, monkeypatch: pytest.M
         source.read("b")
 
 
+def test_extents_are_where_the_values_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(need("flax.serialization"), "MAX_CHUNK_SIZE", 16)
+    path = stored(tmp_path / "a", {"a": np.arange(3, dtype=np.float32), "long": np.arange(9), "n": 5})
+    with wp.open(path) as source:
+        found = source.extent("a")
+        assert found is not None
+        assert found.path == path
+        raw = Path(path).read_bytes()[found.offset : found.offset + found.nbytes]
+        assert np.frombuffer(raw, np.float32).tolist() == [0, 1, 2]
+        assert source.extent("long") is None
+        assert source.extent("n") is None
+        with pytest.raises(TensorNotFound):
+            source.extent("m")
+
+
 def test_names_that_are_not_there(tmp_path: Path) -> None:
     with fm.open_source(stored(tmp_path / "a", {"lstm": {"kernel": np.zeros(2)}})) as source:
         with pytest.raises(TensorNotFound, match="closest: 'lstm/kernel'"):

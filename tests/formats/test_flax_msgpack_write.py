@@ -114,5 +114,8 @@ def test_what_cannot_be_written(tmp_path: Path, arrays: dict, message: str) -> N
     with pytest.raises(Error) as caught:
         writer.write(str(path), specs_of(arrays), tiles_of(arrays))
     assert str(caught.value) == f"{path}: {message}"
+    with pytest.raises(Error) as caught:
+        writer.check(str(path), specs_of(arrays))
+    assert str(caught.value) == f"{path}: {message}"
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

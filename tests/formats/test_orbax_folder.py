@@ -201,6 +201,25 @@ def test_standard_checkpointer_and_training_state(tmp_path: Path) -> None:
         }
 
 
+def test_states_of_nnx(tmp_path: Path) -> None:
+    """The boxes of variables are no part of the names: those of the live module."""
+    ocp, nnx = need("orbax.checkpoint"), need("flax.nnx")
+
+    def made(seed: int) -> Any:
+        return nnx.RNN(nnx.LSTMCell(2, 3, rngs=nnx.Rngs(seed)), rngs=nnx.Rngs(seed))
+
+    old, new = made(0), made(1)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((tmp_path / "a").absolute(), nnx.state(old))
+    with wp.open(tmp_path / "a") as source:
+        assert {n for n, s in source.specs().items() if s.role == "counter"} == {"rngs/key", "rngs/count"}
+        assert [(c.scope, c.layout.name) for c in source.cells()] == [("cell", "lstm.flax")]
+    mapping = {"weightport": 1, "rules": [{"from": "{x**}", "to": "{x**}"}], "ignore": ["rngs/*"]}
+    wp.transfer(tmp_path / "a", new, mapping)
+    x = np.ones((1, 4, 2), np.float32)
+    assert np.array_equal(old(x), new(x))
+
+
 def test_managers_of_steps(tmp_path: Path) -> None:
     ocp = need("orbax.checkpoint")
     folder = tmp_path / "run"

@@ -13,6 +13,7 @@ of msgpack itself is in :mod:`weightport.formats._msgpack`.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +23,9 @@ import numpy as np
 from weightport.errors import FormatError, TensorNotFound
 from weightport.formats import _jax_paths, _strided
 from weightport.formats._io import ByteFile
-from weightport.formats._jax_names import with_roles
+from weightport.formats._jax_names import unboxed, with_roles
 from weightport.formats._msgpack import ARRAY, BINARY, BOOL, EXT, FLOAT, INT, MAP, NIL, TEXT, Token, Walker, is_map
-from weightport.tensors import Array, Budget, Index, TensorSpec, dtype_named
+from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, dtype_named
 
 #: Flax' ext types.
 NDARRAY, COMPLEX, SCALAR = 1, 2, 3
@@ -73,6 +74,8 @@ class FlaxSource:
             end = self._value(0, (), 0)
             if end != self.file.size:
                 raise FormatError(self.path, f"{self.file.size - end:,} bytes follow the tree", offset=end)
+            names = unboxed(self.entries)
+            self.entries = {names[stored]: entry for stored, entry in self.entries.items()}
             self._specs = with_roles({name: entry.spec for name, entry in self.entries.items()})
         except BaseException:
             self.file.close()
@@ -244,6 +247,15 @@ class FlaxSource:
         data = self.file if len(entry.runs) == 1 else _Runs(self.file, entry.runs)
         start = entry.runs[0][0] if len(entry.runs) == 1 else 0
         return _strided.read_part(data, start, spec.dtype, spec.shape, cuts, tensor=name)
+
+    def extent(self, name: str) -> Extent | None:
+        """Where a tensor lies, if it is one array; there is no checksum."""
+        entry = self.entries.get(name)
+        if entry is None:
+            raise TensorNotFound(name, self.entries, self.path)
+        if len(entry.runs) != 1 or sys.byteorder != "little":
+            return None
+        return Extent(self.path, *entry.runs[0])
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:  # noqa: ARG002
         """Nothing: a tree of arrays records no cells."""

@@ -10,6 +10,7 @@ Source: flax/serialization.py (``_ndarray_to_bytes``, ``_chunk``, ``MAX_CHUNK_SI
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -47,19 +48,36 @@ def write(
         Error: a dtype that the format cannot hold, a name that is both a tensor and a scope, or values that are not as
             their spec says.
     """
+    with _tree(path, specs, like) as tree, atomic_file(path) as out:
+        if isinstance(tree, FlaxSource):
+            _write_like(path, specs, tiles, tree, out)
+        else:
+            _write_tree(path, tree, specs, tiles, out)
+
+
+def check(path: str, specs: Mapping[str, TensorSpec], *, like: str | None = None) -> None:
+    """Raise what :func:`write` would, as far as the values play no role."""
+    with _tree(path, specs, like):
+        pass
+
+
+@contextmanager
+def _tree(path: str, specs: Mapping[str, TensorSpec], like: str | None) -> Iterator[FlaxSource | dict[str, Any]]:
+    """What the file is made by: the TARGET whose tree is repeated, or the names as maps."""
     for name, spec in specs.items():
         if spec.dtype.kind in "OSU" or dtype_of(spec.dtype.name) != spec.dtype:
             what = "strings" if spec.dtype.kind in "OSU" else f"the dtype {spec.dtype.name}"
             raise Error(f"{path}: tensor {name!r}: Flax' msgpack cannot hold {what}")
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError:
+            raise Error(f"{path}: the name {name!r} is no valid text") from None
     if like is not None:
         with FlaxSource(like) as old:
             if set(specs) <= set(old.entries):
-                with atomic_file(path) as out:
-                    _write_like(path, specs, tiles, old, out)
+                yield old
                 return
-    tree = _nested(path, specs)
-    with atomic_file(path) as out:
-        _write_tree(path, tree, specs, tiles, out)
+    yield _nested(path, specs)
 
 
 def _write_like(path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, old: FlaxSource, out: BinaryIO) -> None:
@@ -100,10 +118,7 @@ def _write_tree(path: str, tree: Any, specs: Mapping[str, TensorSpec], tiles: Ti
         return
     out.write(mp.head(MAP, len(tree)))
     for key, value in tree.items():
-        try:
-            out.write(mp.text(key))
-        except UnicodeEncodeError:
-            raise Error(f"{path}: the name {key!r} is no valid text") from None
+        out.write(mp.text(key))
         _write_tree(path, value, specs, tiles, out)
 
 

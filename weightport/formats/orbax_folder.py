@@ -21,7 +21,7 @@ import numpy as np
 from weightport.errors import FormatError, TensorNotFound
 from weightport.formats import _jax_paths, _strided
 from weightport.formats._io import ByteFile
-from weightport.formats._jax_names import with_roles
+from weightport.formats._jax_names import unboxed, with_roles
 from weightport.formats._orbax_store import ArrayStore, Header
 from weightport.formats.flax_msgpack import FlaxSource
 from weightport.tensors import Array, Budget, Index, TensorSpec
@@ -49,6 +49,8 @@ class OrbaxSource:
         self._store = ArrayStore(self.path, ocdbt=ocdbt, fill_missing=fill, budget=self._budget)
         try:
             self._stored = self._names(meta)
+            bare = unboxed(self._stored)
+            self._stored = {bare[name]: stored for name, stored in self._stored.items()}
             zarr3 = meta.get("use_zarr3")
             self._headers = self._store.headers(self._stored, zarr3=zarr3 if isinstance(zarr3, bool) else None)
             specs = {name: _spec(header) for name, header in self._headers.items()}
