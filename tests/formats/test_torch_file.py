@@ -6,6 +6,7 @@ import argparse
 import os
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -626,3 +627,34 @@ def test_detection(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="another magic number"):
         wp.open(f"torch:{tmp_path / 'p.pkl'}")
     assert not torch_file.sniff(str(tmp_path / "nothing"))
+
+
+def test_many_tensors(tmp_path: Path) -> None:
+    tensors = {f"w{n}": torch.ones(1) for n in range(3000)}
+    with opened({"model": tensors}, tmp_path / "m.pt") as source:
+        assert list(source.specs()) == [f"model.{name}" for name in tensors]
+
+
+def test_extents_are_where_the_values_lie(tmp_path: Path) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    tensors = {"own": torch.arange(5.0), "base": base, "part": base[1], "turned": torch.ones(2, 3).T, "none": base[:0],
+               "conj": torch.ones(2, dtype=torch.complex64).conj(), "sparse": torch.eye(2).to_sparse()}  # fmt: skip
+    found = {}
+    for legacy in (False, True):
+        path = save(tensors, tmp_path / "m.pt", legacy=legacy)
+        data = Path(path).read_bytes()
+        with open_source(path) as source:
+            extents = {name: source.extent(name) for name in tensors}
+            for name, place in extents.items():
+                if place is not None:
+                    values = data[place.offset : place.offset + place.nbytes]
+                    assert values == array(tensors[name]).tobytes()
+                    assert (place.path, place.checksum is None) == (path, legacy)
+                    assert place.checksum is None or place.checksum.value == zlib.crc32(values)
+            with pytest.raises(TensorNotFound):
+                source.extent("other")
+        found[legacy] = [name for name, place in extents.items() if place is not None]
+    assert found == {False: ["own", "base"], True: ["own", "base", "part"]}
+    deflated = repacked(save(tensors, tmp_path / "m.pt"), tmp_path / "d.pt", zipfile.ZIP_DEFLATED)
+    with open_source(deflated) as source:
+        assert source.extent("own") is None

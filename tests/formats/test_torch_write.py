@@ -151,3 +151,29 @@ def test_a_transfer_into_it(tmp_path: Path, suffix: str) -> None:
     wp.transfer(tmp_path / "target.pt", tmp_path / "keras.npz", back, out=tmp_path / "again.npz")
     with np.load(tmp_path / "keras.npz") as first, np.load(tmp_path / "again.npz") as second:
         assert all(same(first[name], second[name]) for name in first.files)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_tasks_write_the_same_bytes_as_a_stream(tmp_path: Path, threads: int) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"a": rng.normal(size=(700, 900)), "b": rng.normal(size=(40, 30)).astype("f4"), "e": np.zeros((0, 3))}
+    source = written(tmp_path / "source.pt", arrays)
+    rules = [{"from": "a", "to": "turned", "rearrange": "x y -> y x"}, {"from": "{x}", "to": "same.{x}"}]
+    mapping = {"weightport": 1, "rules": rules}
+    wp.transfer(source, None, mapping, out=tmp_path / "out.pt", threads=threads)
+    expected = {"turned": np.ascontiguousarray(arrays["a"].T)} | {f"same.{n}": a for n, a in arrays.items()}
+    with torch_file.open_source(str(tmp_path / "out.pt")) as found, zipfile.ZipFile(tmp_path / "out.pt") as archive:
+        assert archive.testzip() is None
+        streamed = written(tmp_path / "streamed.pt", expected, metadata=found.metadata)
+    assert (tmp_path / "out.pt").read_bytes() == Path(streamed).read_bytes()
+
+
+def test_a_flipped_bit_of_the_source_is_seen_while_tasks_write(tmp_path: Path) -> None:
+    path = Path(written(tmp_path / "source.pt", {"a": np.arange(4000.0), "b": np.arange(3.0)}))
+    data = bytearray(path.read_bytes())
+    data[data.index(np.arange(1, 4.0).tobytes()) + 2000] ^= 1
+    path.write_bytes(data)
+    mapping = {"weightport": 1, "rules": [{"from": "{x}", "to": "{x}"}]}
+    with pytest.raises(wp.FormatError, match=r"tensor 'a' at byte \d+: corrupt: the member's CRC is"):
+        wp.transfer(path, None, mapping, out=tmp_path / "out.pt")
+    assert not (tmp_path / "out.pt").exists()

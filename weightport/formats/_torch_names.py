@@ -108,7 +108,7 @@ class _Walk:
 
     def run(self, root: Any, alone: str) -> Named:
         self._look(root)
-        self.left = 10_000 + _PATHS * len(self.children)
+        self.left = 10_000 + _PATHS * (len(self.children) + len(self.tensors))
         if id(root) in self.tensors:
             self._add(alone, self.tensors[id(root)], "weight")
         elif id(root) in self.wanted:

@@ -15,8 +15,10 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
+from weightport.checksums import CRC32
 from weightport.errors import FormatError
 from weightport.formats._io import CHUNK, ByteFile
+from weightport.tensors import Checksum, Extent
 
 LOCAL = b"PK\x03\x04"
 _MAX_RATIO = 1032  # what deflate can reach
@@ -46,6 +48,11 @@ class Stored:
     def read_into(self, offset: int, buffer: memoryview, *, tensor: str | None = None) -> None:
         self.check(offset, len(buffer), tensor=tensor)
         self.file.read_into(self.offset + offset, buffer, tensor=tensor)
+
+    def extent(self) -> Extent:
+        """Where it lies, with its CRC as long as that was not checked."""
+        crc = None if self._crc is None else Checksum(CRC32, self._crc, self.offset, self.size)
+        return Extent(self.path, self.offset, self.size, crc)
 
     def verify_read(self, content: memoryview, tensor: str) -> None:
         """Check the CRC of the member's whole content, which was just read."""

@@ -93,7 +93,7 @@ SUFFIXES = {
     ".meta": "tf-meta",
 }
 # By content: files with a magic number, and after the tables of checkpoints those that only have a structure.
-_BY_MAGIC = ("keras-h5", "npz", "keras", "safetensors", "torch", "tflite", "gguf")
+_BY_MAGIC = ("keras-h5", "npz", "torch", "keras", "safetensors", "tflite", "gguf")
 _BY_STRUCTURE = ("onnx", "flax-msgpack", "tf-saved-model", "tf-meta", "tf-frozen")
 # Folders that are no TensorFlow checkpoint and no SavedModel.
 _BY_FOLDER = ("keras", "safetensors", "flax-msgpack", "orbax")

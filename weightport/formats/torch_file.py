@@ -26,7 +26,7 @@ from weightport.formats._torch_facts import facts_of
 from weightport.formats._torch_places import INDICES, MAGIC, Archive, Legacy
 from weightport.formats._torch_tensors import Tensor
 from weightport.formats._zipmember import LOCAL, Deflated, Stored, directory
-from weightport.tensors import Array, Budget, Index, TensorSpec
+from weightport.tensors import Array, Budget, Extent, Index, TensorSpec
 
 # How a pickle says the number that the format before 1.6 begins with: protocols 2 and up, and text.
 _MAGIC = (b"\x8a\x0a" + MAGIC.to_bytes(10, "little"), str(MAGIC).encode())
@@ -114,6 +114,23 @@ class TorchSource:
             np.conjugate(out, out=out)
         return np.negative(out, out=out) if tensor.negative else out
 
+    def extent(self, name: str) -> Extent | None:
+        """Where a tensor lies that has a storage of its own, or lies in a file of before 1.6, as it does in memory."""
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise TensorNotFound(name, self._tensors, self.path)
+        spec = self._specs[name]
+        plain = not (spec.unread or tensor.conj or tensor.negative) and _views.is_dense(tensor.shape, tensor.stride)
+        if not plain or not spec.nbytes or self._places.big_endian:
+            return None
+        assert tensor.storage is not None
+        file, start = self._places.find(tensor.storage, name)
+        start += tensor.offset * spec.dtype.itemsize
+        if isinstance(file, Stored):
+            # One of several views of a storage would have the whole storage read to prove its part.
+            return file.extent() if not start and file.size == spec.nbytes else None
+        return Extent(self.path, start, spec.nbytes) if isinstance(file, ByteFile) else None
+
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What a module that was saved whole, or as TorchScript, records about the RNN that owns these tensors.
 
@@ -141,6 +158,9 @@ def sniff(path: str) -> bool:
             head = file.read(0, min(_HEAD, file.size))
             if not head.startswith(LOCAL):
                 return any(magic in head for magic in _MAGIC)
+            size = int.from_bytes(head[26:28], "little")
+            if file.size > 30 + size and file.read(30, size).endswith(b"/data.pkl"):
+                return True  # torch.save puts it first: no need to look further
             infos, _ = directory(file)
     except (FormatError, OSError):
         return False

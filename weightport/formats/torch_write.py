@@ -12,21 +12,21 @@ inline_container.cc (``PyTorchStreamWriter``, ``getPadding``).
 
 from __future__ import annotations
 
+import contextlib
 import json
-import zipfile
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from weightport.checksums import CRC32
 from weightport.errors import Error
-from weightport.formats import _strided, _tiles
-from weightport.formats._io import CHUNK, atomic_file
+from weightport.formats._io import atomic_path
+from weightport.formats._ranged import Place, Ranged
 from weightport.formats._torch_tensors import DTYPES
+from weightport.formats._zipwrite import Archive
 from weightport.tensors import TensorSpec, Tiles
 
 _PREFIX = "archive"
-_ALIGNED = 64
 _VERSION = b"3\n"
 #: numpy's or ml_dtypes' name -> the class of its storage; the others are untyped, and name their dtype.
 _STORAGES = {
@@ -37,9 +37,14 @@ _STORAGES = {
 _NAMES = set(DTYPES.values())
 
 
-def write(
-    path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
-) -> None:
+@contextlib.contextmanager
+def _destination(
+    path: str,
+    specs: Mapping[str, TensorSpec],
+    tiles: Tiles,  # noqa: ARG001
+    *,
+    metadata: Mapping[str, str] | None = None,
+) -> Iterator[Place]:
     """Write a state dict. ``metadata`` is the archive's comment (JSON).
 
     Raises:
@@ -49,38 +54,22 @@ def write(
     if len(comment) > 0xFFFF:
         raise Error(f"{path}: {len(comment)} bytes of metadata, a zip archive holds 65535")
     index = _Index()
+    data: dict[str, int | bytes] = {}
     for number, (name, spec) in enumerate(specs.items()):
         index.add(path, name, spec, str(number))
-    with atomic_file(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        archive.comment = comment
-        _put(archive, "data.pkl", index.done())
-        _put(archive, "byteorder", b"little")
-        for number, (name, spec) in enumerate(specs.items()):
-            size = TensorSpec.of(spec.dtype, spec.shape).nbytes
-            with _member(archive, f"data/{number}", size) as member:
-                for tile in _tiles.checked(path, name, spec, tiles):
-                    view = _strided.byte_view(tile) if tile.size else memoryview(b"")
-                    for at in range(0, len(view), CHUNK):
-                        member.write(view[at : at + CHUNK])
-        _put(archive, "version", _VERSION)
+        data[f"{_PREFIX}/data/{number}"] = TensorSpec.of(spec.dtype, spec.shape).nbytes
+    before = {f"{_PREFIX}/data.pkl": index.done(), f"{_PREFIX}/byteorder": b"little"}
+    archive = Archive({**before, **data, f"{_PREFIX}/version": _VERSION}, comment)
+    with atomic_path(path) as temporary:
+        with open(temporary, "r+b") as out:
+            archive.begin(out)
+        place = Place({name: (temporary, archive.offsets[key]) for name, key in zip(specs, data, strict=True)}, CRC32)
+        yield place
+        with open(temporary, "r+b") as out:
+            archive.finish(out, {key: place.checksums.get(name, 0) for name, key in zip(specs, data, strict=True)})
 
 
-def _put(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
-    with _member(archive, name, len(content)) as member:
-        member.write(content)
-
-
-def _member(archive: zipfile.ZipFile, name: str, size: int) -> Any:
-    """A member whose content begins at a multiple of 64 bytes, as PyTorch pads it: by an extra field ``FB``."""
-    info = zipfile.ZipInfo(f"{_PREFIX}/{name}", (1980, 1, 1, 0, 0, 0))
-    info.external_attr = 0o600 << 16
-    info.create_system = 3
-    large = size >= zipfile.ZIP64_LIMIT
-    assert archive.fp is not None
-    start = archive.fp.tell() + 30 + len(info.filename) + (20 if large else 0) + 4
-    padding = -start % _ALIGNED
-    info.extra = b"FB" + padding.to_bytes(2, "little") + b"Z" * padding
-    return archive.open(info, "w", force_zip64=large)
+write = Ranged(_destination)
 
 
 class _Index:
