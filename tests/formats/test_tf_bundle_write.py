@@ -9,14 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import crc32c
 import numpy as np
 import pytest
 
 from tests.formats.test_tf_bundle import random_value, same
 from tests.support import fixture, need
-from weightport.errors import Error
+from weightport.errors import Error, FormatError
 from weightport.formats import _tf_bundle_files, tf_bundle, tf_bundle_write
+from weightport.formats._io import ByteFile
+from weightport.formats._table import mask
 from weightport.formats._tensorproto import NUMBERS
+from weightport.formats._tf_variants import variants
 from weightport.tensors import TensorSpec, dtype_named
 
 
@@ -250,6 +254,75 @@ def test_shards_of_objects(tmp_path: Path) -> None:
     tf.train.Checkpoint(model=other).read(ours).assert_consumed()
     for mine, his in zip(other.get_weights(), model.get_weights(), strict=True):
         same(mine, his + 1)
+
+
+def test_what_has_no_values_is_carried_over(tmp_path: Path) -> None:
+    """An iterator, a table, a generator of random numbers: they are restored to where they stood."""
+    tf = need("tensorflow")
+    theirs, ours = str(tmp_path / "theirs"), str(tmp_path / "ours")
+
+    def objects() -> dict[str, Any]:
+        table = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1)
+        random = tf.random.Generator.from_seed(1)
+        return {"w": tf.Variable([1.0]), "data": iter(tf.data.Dataset.range(9)), "table": table, "random": random}
+
+    made = objects()
+    for _ in range(3):
+        next(made["data"])
+    made["table"].insert(["a"], tf.constant([5], tf.int64))
+    made["random"].normal([3])
+    tf.train.Checkpoint(**made).write(theirs)
+    with tf_bundle.open_source(theirs) as source:
+        specs = source.specs()
+        assert {name: (spec.role, bool(spec.unread)) for name, spec in specs.items()} == {
+            "data/.ATTRIBUTES/ITERATOR_STATE": ("constant", True),
+            "random/_state_var": ("counter", False),
+            "table/.ATTRIBUTES/table-keys": ("constant", False),
+            "table/.ATTRIBUTES/table-values": ("constant", False),
+            "w": ("weight", False),
+        }
+        assert specs["data/.ATTRIBUTES/ITERATOR_STATE"].unread == "a variant, which has no values"
+        assert source.read("table/.ATTRIBUTES/table-keys").tolist() == [b"a"]
+    save(ours, {"w": np.float32([7])}, like=theirs)
+    back = objects()
+    tf.train.Checkpoint(**back).read(ours).assert_consumed()
+    assert (int(next(back["data"])), back["w"].numpy().tolist()) == (3, [7])
+    assert back["table"].lookup(tf.constant(["a", "b"])).numpy().tolist() == [5, -1]
+    same(back["random"].state.numpy(), made["random"].state.numpy())
+    again = str(tmp_path / "again")
+    save(again, {"w": np.float32([7])}, like=ours)
+    assert Path(f"{again}.data-00000-of-00001").read_bytes() == Path(f"{ours}.data-00000-of-00001").read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["a bit", "a length", "the end"])
+def test_variants_that_are_damaged(tmp_path: Path, fault: str) -> None:
+    def element(raw: bytes, crc: int) -> tuple[bytes, int]:
+        crc = crc32c.crc32c(raw, crc32c.crc32c(len(raw).to_bytes(8, "little"), crc))
+        check = mask(crc).to_bytes(4, "little")
+        return bytes([len(raw)]) + raw + check, crc32c.crc32c(check, crc)
+
+    one, crc = element(b"one", 0)
+    two, crc = element(b"twos", crc)
+    stored = bytearray(one + two)
+    told = "a variant does not have its checksum: damaged"
+    if fault == "a bit":
+        stored[2] ^= 1
+    elif fault == "a length":
+        stored[0] = 99
+        told = "a variant is longer than its place"
+    else:
+        stored += b"."
+        told = "variants do not have their checksum: damaged"
+    file = tmp_path / "data"
+    file.write_bytes(stored)
+    with ByteFile(file) as opened, pytest.raises(FormatError, match=told):
+        list(variants(opened, 0, len(stored), 2, mask(crc), "v"))
+    if fault == "the end":
+        file.write_bytes(stored[:-1])
+        with ByteFile(file) as opened:
+            assert b"".join(variants(opened, 0, len(stored) - 1, 2, mask(crc), "v")) == stored[:-1]
+        with ByteFile(file) as opened, pytest.raises(FormatError, match=told):
+            list(variants(opened, 0, len(stored) - 1, 2, mask(crc) ^ 1, "v"))
 
 
 def test_too_many_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

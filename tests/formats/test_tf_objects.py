@@ -218,7 +218,8 @@ def test_keras_3(tmp_path: Path) -> None:
     # The export has every weight twice, and a seed.
     exported = listing(tmp_path / "exported" / "variables" / "variables")
     seeds = {name for name in exported if "seed" in name}
-    assert exported == dict.fromkeys({*layers, *seeds}, "weight")
+    assert exported == {**dict.fromkeys(layers, "weight"), **dict.fromkeys(seeds, "counter")}
+    assert seeds
 
     # The checkpoint has the weights under the optimizer's keys.
     wanted = dict.fromkeys(layers, "weight")
@@ -247,3 +248,28 @@ def test_copies_that_differ_are_all_listed() -> None:
 def test_where_keras_random_numbers_stand_is_no_weight() -> None:
     spec = TensorSpec.of("uint32", (2,))
     assert tf_objects.role_of("dropout/seed_generator/seed_generator_state", spec, lambda _: None) == "counter"
+
+
+def test_what_others_keep_beside_their_variables() -> None:
+    """The state that tables and iterators save themselves is no weight; nor is where a generator stands."""
+    state, sharded = f"random/_state_var{VALUE}", f"wide{VALUE}"
+    result = named(
+        node({"random": 1, "wide": 3}),
+        node({"_state_var": 2}),
+        node(variable=("StateVar", state)),
+        node(variable=("ShardedVariable", sharded)),
+        keys=(state, sharded, "data/.ATTRIBUTES/ITERATOR_STATE", "table/.ATTRIBUTES/table-keys"),
+    )
+    assert {name: role for name, (_, role) in result.items()} == {
+        "random/_state_var": "counter",
+        "wide": "weight",
+        "data/.ATTRIBUTES/ITERATOR_STATE": "constant",
+        "table/.ATTRIBUTES/table-keys": "constant",
+    }
+
+
+def test_keras_random_numbers_below_a_mere_collection() -> None:
+    """Where a model was exported, its variables have no path but the collection of all of them."""
+    key = f"variables/0{VALUE}"
+    nodes = node({"variables": 1}), node({"0": 2}), node(variable=("seed/seed_generator_state", key))
+    assert named(*nodes, keys=(key,)) == {"seed/seed_generator_state": (key, "counter")}

@@ -59,6 +59,7 @@ DTYPES: dict[int, str] = {
 STRING = 7
 #: What can be stored but is no array of values.
 OPAQUE: dict[int, str] = {20: "resource handle", 21: "variant"}
+VARIANT = 21
 #: numpy's or ml_dtypes' name -> the DataType that stores it.
 NUMBERS: dict[str, int] = {name: number for number, name in DTYPES.items() if number not in (11, 12, 13, 15, 16)}
 

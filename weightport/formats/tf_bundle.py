@@ -16,6 +16,7 @@ import gc
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import crc32c
@@ -28,8 +29,9 @@ from weightport.formats._io import CHUNK, ByteFile
 from weightport.formats._lazy import LazySpecs
 from weightport.formats._proto import FIXED32, VARINT, Memory, fields, signed, varint
 from weightport.formats._table import Table, mask, streamed_crc, unmask
-from weightport.formats._tensorproto import OPAQUE, STRING, dtype_of, is_sub_byte, shape_of, sub_byte
+from weightport.formats._tensorproto import OPAQUE, STRING, VARIANT, dtype_of, is_sub_byte, shape_of, sub_byte
 from weightport.formats._tf_beside import GraphBeside
+from weightport.formats._tf_variants import variants
 from weightport.tensors import Array, Budget, Checksum, Extent, Index, TensorSpec
 
 #: The newest layout of a bundle that this reader knows (``kTensorBundleVersion``).
@@ -92,6 +94,9 @@ class Entry:
 
     def spec(self, role: str) -> TensorSpec:
         """The header as the rest of weightport sees it."""
+        if self.number in OPAQUE:  # the state of an iterator, ...
+            unread = f"a {OPAQUE[self.number]}, which has no values"
+            return TensorSpec(self.dtype, self.shape, self.size, "constant", unread)
         nbytes = self.size if self.dtype.kind == "O" else self.nbytes
         return TensorSpec(self.dtype, self.shape, nbytes, role)
 
@@ -228,7 +233,7 @@ class BundleSource:
             spec = TensorSpec(entry.dtype, entry.shape, sum(parts), role or "weight")
         else:
             spec = entry.spec(role or "weight")
-        if role is None:
+        if role is None and not spec.unread:
             found = tf_objects.role_of(name, spec, self._shape)
             if found != "weight":
                 spec = TensorSpec(spec.dtype, spec.shape, spec.nbytes, found)
@@ -257,6 +262,18 @@ class BundleSource:
         file.check(entry.offset, entry.size, tensor=name)
         checksum = Checksum(CRC32C, unmask(entry.crc), entry.offset, entry.size)
         return Extent(file.path, entry.offset, entry.size, checksum)
+
+    def stored(self, name: str) -> tuple[int, int, Iterator[bytes]]:
+        """Of variants, whose values cannot be read: DataType, checksum (masked), and their bytes as they lie there.
+
+        Raises:
+            FormatError: these are none, or are damaged.
+        """
+        entry = self._entry(self._key(name), name)
+        if entry.number != VARIANT or entry.slices:
+            raise FormatError(self._index, "is no variant, which could be carried over", tensor=name)
+        file = self._shard(entry.shard, name)
+        return VARIANT, entry.crc, variants(file, entry.offset, entry.size, prod(entry.shape), entry.crc, name)
 
     def _key(self, name: str) -> bytes:
         if self._closed:

@@ -21,7 +21,8 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import BinaryIO
 
 import crc32c
@@ -42,6 +43,8 @@ from weightport.tensors import Array, TensorSpec, Tiles
 # are carried over from another checkpoint are read in tiles of that size.
 _SPOOLED = 4 << 20
 
+#: Writes a tensor's bytes; returns DataType, checksum and size.
+Carry = Callable[[BinaryIO], tuple[int, int, int]]
 #: dtype number, shape, shard, offset, size, masked checksum
 _Entry = tuple[int, tuple[int, ...], int, int, int, int]
 
@@ -64,7 +67,7 @@ def _destination(
         tiles: yields each tensor's consecutive tiles along axis 0.
         metadata: not stored.
         like: a V2 checkpoint. An object-based one gives its keys and its object graph, and its names must be those of
-            ``specs``; any other makes no difference.
+            ``specs``; of any other, what cannot be read is carried over (the state of an iterator).
         shard_size: bytes that a data shard should not pass.
 
     Raises:
@@ -74,10 +77,13 @@ def _destination(
     prefix = path.removesuffix(".index")
     with contextlib.ExitStack() as stack:
         names = {name: name for name in specs}
+        opaque: dict[str, Carry] = {}
         if like is not None:
             model = stack.enter_context(tf_bundle.open_source(like))
-            specs, tiles, names = _keyed(prefix, specs, tiles, model) or (specs, tiles, names)
-        yield stack.enter_context(_data(prefix, specs, tiles, names, shard_size))
+            others = {name: spec for name, spec in model.specs().items() if spec.unread}
+            specs, tiles, names = _keyed(prefix, specs, tiles, model) or ({**specs, **others}, tiles, names)
+            opaque = {key: partial(_carry, model, key) for key, spec in specs.items() if spec.unread}
+        yield stack.enter_context(_data(prefix, specs, tiles, names, opaque, shard_size))
 
 
 write = Ranged(_destination)
@@ -85,7 +91,12 @@ write = Ranged(_destination)
 
 @contextlib.contextmanager
 def _data(
-    prefix: str, specs: Mapping[str, TensorSpec], tiles: Tiles, names: Mapping[str, str], shard_size: int | None
+    prefix: str,
+    specs: Mapping[str, TensorSpec],
+    tiles: Tiles,
+    names: Mapping[str, str],
+    opaque: Mapping[str, Carry],
+    shard_size: int | None,
 ) -> Iterator[Place]:
     """The data shards in the making; the checkpoint appears at the end.
 
@@ -94,6 +105,7 @@ def _data(
         specs: by key.
         tiles: by key, of what is written at once: strings, and what has no name.
         names: key -> name, of the tensors that the caller has values for. Two keys of one name share its bytes.
+        opaque: by key, of what has no values: writes the bytes of another checkpoint.
         shard_size: bytes that a shard should not pass.
     """
     numbers = {key: _number(prefix, key, spec) for key, spec in specs.items()}
@@ -106,7 +118,11 @@ def _data(
             places: dict[str, tuple[str, int]] = {}
             for key, spec in specs.items():
                 size, crc, name = TensorSpec.of(spec.dtype, spec.shape).nbytes, 0, names.get(key)
-                if name is None or numbers[key] == STRING:
+                if key in opaque:
+                    data = shards.room_for(spec.nbytes)
+                    shard, at = shards.paths[-1], data.tell()
+                    numbers[key], crc, size = opaque[key](data)
+                elif name is None or numbers[key] == STRING:
                     data = shards.room_for(spec.nbytes)
                     shard, at = shards.paths[-1], data.tell()
                     size, crc = _write_tensor(data, prefix, key, spec, numbers[key], tiles)
@@ -165,6 +181,16 @@ def _keyed(
     found = {key: specs.get(name, theirs[name]) for key, name in names.items()}
     given_names = {key: name for key, name in names.items() if name in specs}
     return {**found, GRAPH_KEY: TensorSpec(graph.dtype, (), len(graph.item()))}, keyed, given_names
+
+
+def _carry(model: tf_bundle.BundleSource, key: str, data: BinaryIO) -> tuple[int, int, int]:
+    """Write what cannot be read as it is stored. Returns DataType, checksum and size."""
+    number, checksum, chunks = model.stored(key)
+    size = 0
+    for chunk in chunks:
+        data.write(chunk)
+        size += len(chunk)
+    return number, checksum, size
 
 
 def tiles_of(model: tf_bundle.BundleSource, name: str, spec: TensorSpec) -> Iterator[Array]:

@@ -4,7 +4,7 @@ Object-based checkpoints (``tf.train.Checkpoint``, Keras' ``save_weights`` in Te
 key their tensors by the path through the object graph that the saver happened to take. :func:`from_graph` names them:
 
 1. a variable that the model reaches: its ``full_name`` (``lstm/lstm_cell/kernel``), if the checkpoint stores one, no
-   other variable has the same, and it is not the default ``Variable``; else its object path: the shortest path from the
+   other variable has the same, and it is no default (``Variable``); else its object path: the shortest path from the
    root that avoids mere collections (``variables/0``, ``keras_api/...``) and optimizers, the first in the graph's own
    order, so ``layer_with_weights-0/cell/kernel`` before ``layer-1/cell/kernel`` where the saver lists it first;
 2. a slot: ``<variable's name>/.OPTIMIZER_SLOT/<optimizer's path>/<slot>``, also where newer optimizers keep their slots
@@ -32,6 +32,7 @@ from weightport.tensors import Budget, TensorSpec
 GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 _SLOT = "/.OPTIMIZER_SLOT/"
+_ATTRIBUTE = "/.ATTRIBUTES/"
 
 # TF 1 optimizers name a slot after themselves, numbered; the last two are BERT's own Adam.
 _TF1_SLOT = re.compile(
@@ -40,8 +41,8 @@ _TF1_SLOT = re.compile(
 )
 _TF1_OPTIMIZER = re.compile(r"beta[12]_power(?:_\d+)?")
 _COUNTERS = {"global_step", "save_counter"}
-#: Keras 3's, where its random numbers stand.
-_SEED = "seed_generator_state"
+#: Where random numbers stand: Keras 3's, and what ``tf.random.Generator`` calls its own.
+_SEED, _STATE = "seed_generator_state", "_state_var"
 
 _COLLECTIONS = {
     *("variables", "trainable_variables", "non_trainable_variables", "_all_variables", "keras_api"),
@@ -51,7 +52,7 @@ _OPTIMIZER_REFERENCE = re.compile(r"_?(?:base_|inner_)?optimizers?")
 _OPTIMIZER_CHILDREN = {"iter", "_iterations", "beta1_power", "beta2_power"}
 # Longer paths are not spelt out: no name of a chain of a million objects is one that a person recognises.
 _MAX_DEPTH = 100
-_DEFAULT_NAME = re.compile(r"(?:.*/)?Variable(?:_\d+)?")
+_DEFAULT_NAME = re.compile(r"(?:.*/)?(?:Variable|ShardedVariable|StateVar)(?:_\d+)?")
 
 
 def role_of(name: str, spec: TensorSpec, shape_of: Callable[[str], tuple[int, ...] | None]) -> str:
@@ -126,13 +127,16 @@ def from_graph(
     for key in keys:
         if key in attribute and attribute[key][0] != "VARIABLE_VALUE":
             wished[key] = (key, "constant")
+        elif key not in owner and _ATTRIBUTE in key and not key.endswith(_SUFFIX):
+            wished[key] = (key, "constant")  # the state of a table or an iterator, which saves it itself
         elif key not in owner:
             plain = key.removesuffix(_SUFFIX)
             wished[key] = (plain, "slot" if _SLOT in key else _plain_role(plain))
         elif owner[key] in reached and _SLOT not in key:
             full = full_names.get(key, "")
             name = full if full and full not in shared else natural.get(owner[key]) or key.removesuffix(_SUFFIX)
-            wished[key] = (name, _plain_role(natural.get(owner[key]) or reached[owner[key]] or name))
+            role = _plain_role(natural.get(owner[key]) or reached[owner[key]] or name)
+            wished[key] = (name, "counter" if name.rpartition("/")[2] == _SEED else role)
     variables = {
         attribute[key][1]: name for key, (name, role) in wished.items() if role == "weight" and key in attribute
     }
@@ -172,7 +176,7 @@ def objects(data: bytes, path: object, budget: Budget) -> tuple[list[list[tuple[
 
 
 def _plain_role(path: str) -> str:
-    if path.rpartition("/")[2] in _COUNTERS | {_SEED} or path == "step" or "keras_api/metrics/" in path:
+    if path.rpartition("/")[2] in _COUNTERS | {_SEED, _STATE} or path == "step" or "keras_api/metrics/" in path:
         return "counter"
     first = path.partition("/")[0]
     return "optimizer" if _OPTIMIZER_REFERENCE.fullmatch(first) else "weight"
