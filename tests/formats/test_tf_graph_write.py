@@ -9,13 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from tests.formats._graphdef import const, graph, meta_graph, node, shape_proto
+from tests.formats._graphdef import const, function, graph, meta_graph, node, shape_proto
 from tests.formats._graphdef import write as save
 from tests.formats.test_tf_bundle import bytes_field, number_field
+from tests.formats.test_tf_fuzz import mutated
 from tests.support import Fixture, fixture, fixtures, need
 from weightport.errors import Error, RefusedError
-from weightport.formats import _tf_uses, detect, tf_graph_write
+from weightport.formats import _tf_freeze, _tf_uses, detect, tf_graph_write
 from weightport.formats._message import MOST_BYTES
 from weightport.tensors import TensorSpec
 
@@ -619,3 +622,69 @@ def test_what_takes_references() -> None:
             if not ours.fullmatch(op.name):
                 assert _tf_uses.takes_reference(op.name, at) == reference, (op.name, at)
     assert references > 100
+
+
+# Hostile -------------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+@pytest.mark.parametrize("kind", ["pb", "meta"])
+def test_damaged_targets_end_in_an_error(tmp_path: Path, kind: str, data: st.DataObject) -> None:
+    """Whatever the TARGET holds: a graph, or an error of ours, and then the old file."""
+    call = node("call", "PartitionedCall", "h", "v", f="f", Tin=bytes_field(1, bytes_field(6, b"\x14\x01")))
+    body = [node("r", "ReadVariableOp", "a", dtype=FLOAT), node("b", "Identity", "r:value:0")]
+    names = np.array([b"v", b"h"], object)
+    nodes = [
+        variable("v", "VariableV2"), node("v/Assign", "Assign", "v", "zero"), node("v/read", "Identity", "v"),
+        variable("h"), node("h/Assign", "AssignVariableOp", "h", "zero"), call,
+        const("zero", np.zeros(2, np.float32)),
+        const("names", names), const("cuts", np.array([b"", b""], object)), const("prefix", names[0]),
+        node("save", "SaveV2", "prefix", "names", "cuts", "v", "h", dtypes=bytes_field(1, bytes_field(6, b"\1\1"))),
+        node("restore", "RestoreV2", "prefix", "names", "cuts", dtypes=bytes_field(1, bytes_field(6, b"\1\1"))),
+        node("set", "Assign", "v", "restore"), node("set_1", "AssignVariableOp", "h", "restore:1"),
+    ]  # fmt: skip
+    made = graph(*nodes, functions=[function("f", ["a", "x"], {"o": "b:output:0"}, body)])
+    if kind == "meta":
+        entry = bytes_field(1, b"v:0") + bytes_field(2, b"v/Assign") + bytes_field(6, b"zero:0")
+        listed = bytes_field(1, b"variables") + bytes_field(2, bytes_field(2, bytes_field(1, entry)))
+        made = meta_graph(made) + bytes_field(3, bytes_field(1, b"prefix")) + bytes_field(4, listed)
+    like = save(tmp_path / f"g.{kind}", mutated(data, made))
+    out = tmp_path / "out"
+    out.write_bytes(b"old")
+    specs = {n: TensorSpec.of("float32", (2,)) for n in "vh"}
+    constants = set(data.draw(st.sampled_from(["", "v", "h", "vh"])))
+    zeros = np.zeros(2, np.float32)
+    try:
+        tf_graph_write.write(str(out), specs, lambda _: iter([zeros]), like=like, constants=constants)
+    except Error:
+        assert out.read_bytes() == b"old"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [f"g.{kind}", "out"]
+
+
+HANDLES = bytes_field(1, bytes_field(6, b"\x14" * 3))
+
+
+def chain(length: int, *calls: tuple[str, str, str]) -> bytes:
+    """Functions f0, f1, ... of three arguments, each of which calls the next one with them, as often as is said."""
+    functions = []
+    for n in range(length):
+        nodes = [node(f"n{k}", "PartitionedCall", *given, f=f"f{n + 1}", Tin=HANDLES) for k, given in enumerate(calls)]
+        functions.append(function(f"f{n}", ["a", "b", "c"], {}, nodes if n < length - 1 else []))
+    call = node("call", "PartitionedCall", "v", "other", "other", f="f0", Tin=HANDLES)
+    return graph(variable("v"), node("other", "Placeholder"), call, functions=functions)
+
+
+def test_functions_that_are_too_deep(tmp_path: Path) -> None:
+    like = save(tmp_path / "g.pb", chain(2000, ("a", "b", "c")))
+    with pytest.raises(Error, match=r"hands it to 'f64', which is more than 64 functions deep$"):
+        put(tmp_path / "out.pb", like, {"v": np.float32([1, 2])}, {"v"})
+    put(tmp_path / "out.pb", save(tmp_path / "g.pb", chain(60, ("a", "b", "c"))), {"v": np.float32([1, 2])}, {"v"})
+
+
+def test_functions_that_call_each_other_in_too_many_ways(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    like = save(tmp_path / "g.pb", chain(8, ("a", "b", "c"), ("b", "a", "a"), ("a", "a", "c")))
+    put(tmp_path / "out.pb", like, {"v": np.float32([1, 2])}, {"v"})
+    monkeypatch.setattr(_tf_freeze, "_MOST_WALKS", 20)
+    with pytest.raises(Error, match=r"g.pb: its functions call each other in more than 20 ways$"):
+        put(tmp_path / "out.pb", like, {"v": np.float32([1, 2])}, {"v"})

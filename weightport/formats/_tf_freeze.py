@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from weightport.errors import Problem
+from weightport.errors import BudgetExceeded, Problem
 from weightport.formats import _tf_uses as uses
 from weightport.formats._tf_calls import call_sites, function_attrs, rename_call
 from weightport.formats._tf_edit import (
@@ -32,6 +32,8 @@ from weightport.formats._tf_function_edit import Returned, rewritten
 from weightport.formats.tf_graph import VARIABLES, Body, Node, reference
 
 _MAX_CHAIN = 64
+# Functions times the ways in which they are called.
+_MOST_WALKS = 100_000
 _WRITTEN = "make it an initial value, or take a graph without that operation"
 
 
@@ -288,12 +290,18 @@ class Freezer:
         """The walk through a function that is given values."""
         kind = next(iter(arguments.values()))
         body = self.graph.functions.get(function)
-        if body is None or function in self._open or max(arguments) >= len(body.arguments):
+        deep = len(self._open) >= self.graph.budget.depth
+        if body is None or function in self._open or deep or max(arguments) >= len(body.arguments):
             why = "calls itself" if function in self._open else "is not in the graph, or takes fewer arguments"
+            why = f"is more than {len(self._open)} functions deep" if deep else why
             self._problem(kind, f"{caller or 'what is outside'} hands it to {function!r}, which {why}", "")
             return None
         key = function, tuple(sorted(arguments.items()))
         if key not in self._walks:
+            if len(self._walks) >= _MOST_WALKS:
+                raise BudgetExceeded(
+                    self.graph.path, f"its functions call each other in more than {_MOST_WALKS:,} ways"
+                )
             self._open.append(function)
             made = self._walk(body, {(body.arguments[n], 0): kind for n, kind in arguments.items()})
             self._open.pop()
@@ -302,6 +310,8 @@ class Freezer:
 
     def _names(self) -> dict[tuple[str, Arguments], str]:
         """What every changed function is called: as before, unless that is called unchanged, too."""
+        if not self._walks:
+            return {}
         variants: dict[str, list[Arguments]] = {}
         for function, arguments in self._walks:
             variants.setdefault(function, []).append(arguments)
