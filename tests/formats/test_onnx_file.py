@@ -202,7 +202,11 @@ def test_constant_nodes_and_roles(tmp_path: Path) -> None:
     ]
     tensors = {"scalar": np.float32(2), "byte": np.uint8(7), "codes": np.zeros((2, 2), np.int8), "size": np.arange(2)}
     held = [onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in tensors.items()]
-    path = written(tmp_path, onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], held)))
+    made = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], held))
+    with onnx_file.open_source(written(tmp_path, made)) as source:  # its scalars may be literals
+        assert [n for n, s in source.specs().items() if s.role == "weight"] == ["t", "floats", "codes"]
+    made.producer_name = "pytorch"
+    path = written(tmp_path, made)
     with onnx_file.open_source(path) as source:
         specs = source.specs()
         assert [n for n, s in specs.items() if s.role == "weight"] == ["t", "floats", "scalar", "codes"]
@@ -494,6 +498,7 @@ def test_told_by_content(tmp_path: Path) -> None:
         assert not onnx_file.sniff(
             fixture("a_seed_char_lstm").path(kind) + ("/saved_model.pb" if "saved" in kind else "")
         )
+    assert detect.detect(written(tmp_path, field(900, "newer") + model(field(901, 3) + graph(raw("w", X))))) == "onnx"
     for content in (b"", b"\x08\x08", field(7, graph(raw("w", X))), model(b""), model(field(3, "x")), b"\x3a\x05ab"):
         assert not onnx_file.sniff(written(tmp_path, content))
     assert not onnx_file.sniff(str(tmp_path))

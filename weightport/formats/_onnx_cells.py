@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from weightport.formats._onnx_graph import OWN, Body, Constant, Model, Node, integer, pieces, text, texts
+from weightport.formats._onnx_graph import Body, Constant, Model, Node, integer, pieces, text, texts
 from weightport.formats._onnx_tensor import floats
 
 #: operator -> the position of each weight among its inputs
@@ -45,8 +45,6 @@ _SPELLED = {
     ("elu", 1.0): "elu",
     ("affine", 1.0, 0.0): "linear",
 }
-# What computes a weight from others without mixing its numbers with any.
-_THROUGH = {"Identity", "Transpose", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Cast", "Split"}
 _MAX_STEPS = 4096
 
 Place = tuple[int, str]  # of a constant: its body's identity and its name there
@@ -57,9 +55,7 @@ class Cells:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._nodes = [
-            (body, node) for body in model.bodies for node in body.nodes if node.op in ROLES and node.domain in OWN
-        ]
+        self._nodes = [(body, node) for body in model.bodies for node in body.cells]
         self._producers: dict[int, dict[str, Node]] = {}
         self._reached: dict[Place, list[Node]] | None = None
 
@@ -110,7 +106,7 @@ class Cells:
             if found is not None:
                 return found
             node = self._producer(body, value)
-            if node is not None and node.op == "Identity" and node.domain in OWN and node.inputs:
+            if node is not None and node.op == "Identity" and node.inputs:
                 value = node.inputs[0]
             elif node is None and body.outer is not None and value not in body.arguments:
                 body = body.outer
@@ -121,7 +117,8 @@ class Cells:
     def _producer(self, body: Body, value: str) -> Node | None:
         made = self._producers.get(id(body))
         if made is None:
-            made = self._producers[id(body)] = {out: node for node in body.nodes for out in node.outputs if out}
+            nodes = (self._model.node(*span) for span in body.movers)
+            made = self._producers[id(body)] = {out: node for node in nodes for out in node.outputs if out}
         return made.get(value)
 
     # Facts -----------------------------------------------------------------------------------------------------------
@@ -154,7 +151,7 @@ class Cells:
             node = self._producer(at, value)
             if node is None and at.outer is not None and value not in at.arguments:
                 waiting.append((at.outer, value))
-            elif node is not None and node.op in _THROUGH and node.domain in OWN:
+            elif node is not None:
                 waiting += [(at, v) for v in (node.inputs if node.op == "Concat" else node.inputs[:1]) if v]
 
 

@@ -16,13 +16,17 @@ from dataclasses import dataclass, field
 
 from weightport.errors import FormatError
 from weightport.formats._onnx_tensor import NAME, Parts, fields_of
-from weightport.formats._proto import BYTES, VARINT, Readable, Window, signed, spans
+from weightport.formats._proto import BYTES, VARINT, Readable, Window, fields, signed, spans
 from weightport.tensors import Budget
 
 #: The domains of ONNX's own operators.
 OWN = ("", "ai.onnx")
+#: Operators that are RNN cells.
+CELLS = ("LSTM", "GRU", "RNN")
+#: Operators that compute a value from others without mixing its numbers with any.
+MOVERS = ("Identity", "Transpose", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Cast", "Split")
 # Fields: of ModelProto, GraphProto, FunctionProto, NodeProto, AttributeProto, TrainingInfoProto.
-GRAPH, _TRAINING, _FUNCTIONS = 7, 20, 25
+_PRODUCER, GRAPH, _TRAINING, _FUNCTIONS = 2, 7, 20, 25
 NODE, INITIALIZER, _INPUT, SPARSE = 1, 5, 11, 15
 _FUNCTION_NODE, _FUNCTION_DOMAIN, _OVERLOAD = 7, 10, 13
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _OP, ATTRIBUTE, _DOMAIN = 1, 2, 3, 4, 5, 7
@@ -37,6 +41,8 @@ LITERALS = {
     "value_strings": (9, "object", True),
 }
 
+# What stands before a graph in an attribute: the keys of these two fields.
+_GRAPH_KEYS = (bytes([_GRAPH << 3 | BYTES]), bytes([_GRAPHS << 3 | BYTES]))
 # A node up to this size is read whole; a larger one holds a constant or a subgraph.
 _SMALL = 16 * 1024
 _LONGEST = 1 << 16
@@ -80,11 +86,14 @@ class Body:
     Attributes:
         scope: stands before the names in it; empty for the main graph.
         outer: the graph that a subgraph stands in, whose values it may use.
+        cells: its nodes of :data:`CELLS`.
+        movers: where its nodes of :data:`MOVERS` lie; they are many, and only sometimes looked at.
     """
 
     scope: str
     outer: Body | None = None
-    nodes: list[Node] = field(default_factory=list)
+    cells: list[Node] = field(default_factory=list)
+    movers: list[tuple[int, int]] = field(default_factory=list)
     constants: dict[str, Constant] = field(default_factory=dict)
     arguments: set[str] = field(default_factory=set)
     labels: Counter[str] = field(default_factory=Counter)
@@ -103,6 +112,9 @@ class Body:
 class Model:
     """The ModelProto that is a file's content.
 
+    Attributes:
+        producer: who wrote it: ``pytorch``, ``tf2onnx``.
+
     Raises:
         FormatError: malformed, or no model with a graph.
     """
@@ -110,11 +122,14 @@ class Model:
     def __init__(self, file: Readable, budget: Budget) -> None:
         self.file, self.budget = file, budget
         self.bodies: list[Body] = []
+        self.producer = ""
         graph: list[tuple[int, int]] = []
         functions, trainings = [], []
         for number, wire, value, size in spans(file, 0, file.size):
             if wire == BYTES and number == GRAPH:
                 graph.append((value, value + size))
+            elif wire == BYTES and number == _PRODUCER:
+                self.producer = self._text(value, size)
             elif wire == BYTES and number == _FUNCTIONS:
                 functions.append((value, value + size))
             elif wire == BYTES and number == _TRAINING:
@@ -181,6 +196,36 @@ class Model:
 
     def _node(self, body: Body, start: int, end: int, above: Parts) -> None:
         self.budget.spend("header_bytes", min(end - start, _SMALL), self.file.path)
+        if end - start <= _SMALL:
+            op, own, holds = self._skimmed(start, end)
+            if own and op in MOVERS:
+                body.movers.append((start, end))
+            if not holds and not (own and (op in CELLS or op == "Constant")):
+                return
+        node = self.node(start, end)
+        inside = (*above, (start, end))
+        if node.op == "Constant" and node.domain in OWN:
+            self._constant(body, node, inside)
+            return
+        if node.op in CELLS and node.domain in OWN:
+            body.cells.append(node)
+        self._subgraphs(body, node, inside)
+
+    def _skimmed(self, start: int, end: int) -> tuple[str, bool, bool]:
+        """A small node's operator, whether it is ONNX's own, and whether an attribute may hold a graph."""
+        op, domain, holds = b"", b"", False
+        for number, wire, value in fields(self.file.read(start, end - start), self.file.path, start):
+            if wire == BYTES and isinstance(value, bytes):
+                if number == _OP:
+                    op = value
+                elif number == _DOMAIN:
+                    domain = value
+                elif number == ATTRIBUTE:
+                    holds = holds or any(key in value for key in _GRAPH_KEYS)
+        return op.decode("utf-8", "backslashreplace"), domain.decode("utf-8", "backslashreplace") in OWN, holds
+
+    def node(self, start: int, end: int) -> Node:
+        """The node that lies there."""
         file = Window(self.file, start, end) if end - start <= _SMALL else self.file
         node = Node()
         for number, wire, value, size in spans(file, start, end):
@@ -202,12 +247,7 @@ class Model:
                 node.op = text
             else:
                 node.domain = text
-        body.nodes.append(node)
-        inside = (*above, (start, end))
-        if node.op == "Constant" and node.domain in OWN:
-            self._constant(body, node, inside)
-        else:
-            self._subgraphs(body, node, file, inside)
+        return node
 
     def _constant(self, body: Body, node: Node, above: Parts) -> None:
         if not node.outputs or not node.outputs[0]:
@@ -228,12 +268,12 @@ class Model:
                     kind = "" if name == "value" else "sparse"
                     self._add(body, Constant(body, value, parts, kind, False, inside), start)
 
-    def _subgraphs(self, body: Body, node: Node, file: Readable, above: Parts) -> None:
+    def _subgraphs(self, body: Body, node: Node, above: Parts) -> None:
         label = node.name
         for name, (start, end) in node.attributes.items():
             merged: list[tuple[int, int]] = []
             graphs: list[Parts] = []
-            for number, wire, value, size in spans(file, start, end):
+            for number, wire, value, size in spans(self.file, start, end):
                 if wire == BYTES and number == _GRAPH:
                     merged.append((value, value + size))
                 elif wire == BYTES and number == _GRAPHS:

@@ -7,7 +7,8 @@ subgraph is ``NODE/ATTRIBUTE/NAME``, inside a function ``FUNCTION/NAME``. Limit:
 read; text has the type ``object``.
 
 Weights are told from the arithmetic's constants by their type: integers of 32 and 64 bits, truth values and text are
-sizes, indices and conditions; and so are single numbers that stand in a Constant node, or are integers.
+sizes, indices and conditions; and so are single numbers that stand in a Constant node, or are integers, or scalars.
+PyTorch's exporter leaves the literals of the arithmetic in Constant nodes: in its files, a scalar is a weight.
 
 The format has no checksums but those of external data, which are verified.
 
@@ -16,6 +17,7 @@ Source: onnx/onnx.proto.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from math import prod
@@ -104,10 +106,9 @@ class OnnxSource:
             spec = TensorSpec(value.dtype, value.shape, nbytes)
         else:
             spec = self.ref(name).spec("weight")
-        single = prod(spec.shape) == 1
-        arithmetic = spec.dtype.name in _NOT_WEIGHTS or (
-            single and (not constant.initializer or (spec.dtype.kind in "iu" and not spec.shape))
-        )
+        literal = not spec.shape and (spec.dtype.kind in "iu" or self.model.producer != "pytorch")
+        single = prod(spec.shape) == 1 and (literal or not constant.initializer)
+        arithmetic = spec.dtype.name in _NOT_WEIGHTS or single
         if arithmetic and not spec.unread:
             return TensorSpec(spec.dtype, spec.shape, spec.nbytes, "constant")
         return spec
@@ -199,19 +200,19 @@ def sniff(path: str) -> bool:
         with ByteFile(path) as file:
             version, graph = False, None
             for number, wire, value, size in spans(file, 0, file.size):
-                if _MODEL.get(number) != wire:
+                if _MODEL.get(number, wire) != wire:  # fields of a newer version may be there
                     return False
                 version = version or number == 1
                 if number == GRAPH and graph is None:
                     graph = (value, value + size)
             if graph is None or not version:
                 return False
-            for count, (number, wire, _, _) in enumerate(spans(file, *graph)):
-                if wire != BYTES or number not in _IN_GRAPH:
+            known = False
+            for number, wire, _, _ in itertools.islice(spans(file, *graph), _LOOK):
+                if number in _IN_GRAPH and wire != BYTES:
                     return False
-                if count == _LOOK:
-                    break
-            return graph[1] > graph[0]
+                known = known or number in _IN_GRAPH
+            return known
     except FormatError:
         return False
 
