@@ -110,6 +110,26 @@ def test_reads_what_gguf_writes(tmp_path: Path) -> None:
                 assert same(source.read(kind.name, index, dequantize=True), np.array(expected[index], order="C"))
 
 
+def test_a_transfer_that_dequantizes(tmp_path: Path) -> None:
+    gguf = need("gguf")
+    kind = gguf.GGMLQuantizationType.Q8_0
+    values = np.random.default_rng(2).normal(size=(96, 64)).astype("f4")
+    raw = gguf.quants.quantize(values, kind)
+    heads = (head("blk.0.attn.weight", (64, 96), int(kind), 0), head("norm.weight", (3, 2), 0, raw.nbytes))
+    path = written(tmp_path, model(*heads, data=raw.tobytes() + X.tobytes()))
+    rules = [
+        {"from": "blk.{n}.{w}.weight", "to": "layers.{n}.{w}", "dequantize": True, "rearrange": "out in -> in out"},
+        {"from": "norm.weight", "to": "norm", "dequantize": True},
+    ]
+    mapping = {"weightport": 1, "rules": rules}
+    out = str(tmp_path / "o.safetensors")
+    wp.transfer(path, None, mapping, out=out)
+    found = need("safetensors.numpy").load_file(out)
+    assert same(found["layers.0.attn"], np.array(gguf.quants.dequantize(raw, kind).T, order="C"))
+    assert same(found["norm"], X)
+    assert wp.verify(path, out, mapping).equal
+
+
 def test_the_blocks_are_ggml_s() -> None:
     gguf = need("gguf")
     plain = {number: name for name, number in NUMBERS.items()}
@@ -231,6 +251,19 @@ def test_budget_not_there_and_closed(tmp_path: Path) -> None:
         source.read("lstm/q")
     with pytest.raises(Error, match="is closed"):
         source.read("v")
+
+
+def test_where_tensors_lie(tmp_path: Path) -> None:
+    heads = (head("w", (3, 2), 0, 0), head("q", (32,), 2, 32), head("new", (1,), 99, 64))
+    path = written(tmp_path, model(*heads, data=X.tobytes() + bytes(8) + bytes(range(18)) + bytes(32)))
+    with gguf_file.open_source(path) as source:
+        for name, values in (("w", X.tobytes()), ("q", bytes(range(18)))):
+            place = source.extent(name)
+            assert place is not None
+            assert Path(place.path).read_bytes()[place.offset :][: place.nbytes] == values
+        assert source.extent("new") is None
+        with pytest.raises(TensorNotFound):
+            source.extent("v")
 
 
 def small() -> bytes:

@@ -19,7 +19,7 @@ from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
 from weightport.formats import detect, onnx_file
 from weightport.formats._onnx_tensor import DTYPES
 from weightport.formats._subbyte import BITS
-from weightport.tensors import Budget, TensorSpec
+from weightport.tensors import Budget, Extent, TensorSpec
 
 NUMBERS = {name: number for number, name in DTYPES.items() if name != "object"}
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -502,3 +502,20 @@ def test_told_by_content(tmp_path: Path) -> None:
     for content in (b"", b"\x08\x08", field(7, graph(raw("w", X))), model(b""), model(field(3, "x")), b"\x3a\x05ab"):
         assert not onnx_file.sniff(written(tmp_path, content))
     assert not onnx_file.sniff(str(tmp_path))
+
+
+def test_where_tensors_lie(tmp_path: Path) -> None:
+    four = tensor("four", 22, (2,), field(9, b"\x21"))
+    typed = tensor("typed", 1, (1,), fixed32(4, 1.0))
+    path = written(tmp_path, model(graph(raw("w", X), typed, four, tensor("text", 8, (1,), field(6, "a")))))
+    with onnx_file.open_source(path) as source:
+        place = source.extent("w")
+        assert place is not None
+        assert Path(place.path).read_bytes()[place.offset :][: place.nbytes] == X.tobytes()
+        assert [source.extent(n) for n in ("typed", "four", "text")] == [None] * 3
+        with pytest.raises(TensorNotFound):
+            source.extent("v")
+    with onnx_file.open_source(external(tmp_path, b"head" + VALUES, offset="4")) as source:
+        assert source.extent("w") == Extent(str(tmp_path / "w.bin"), 4, 8)
+    with onnx_file.open_source(external(tmp_path, VALUES, checksum=hashlib.sha1(VALUES).hexdigest())) as source:
+        assert source.extent("w") is None  # which is verified on the way

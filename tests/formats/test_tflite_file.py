@@ -207,6 +207,18 @@ def test_budget_not_there_and_closed(tmp_path: Path) -> None:
         source.read("w")
 
 
+def test_where_tensors_lie(tmp_path: Path) -> None:
+    tensors = [Tensor("w", 0, (2, 3), 1), Tensor("four", 17, (6, 8), 1), Tensor("new", 99, (1,), 1)]
+    path = written(tmp_path, model(tensors, buffers=[X.tobytes()]))
+    with tflite_file.open_source(path) as source:
+        place = source.extent("w")
+        assert place is not None
+        assert Path(place.path).read_bytes()[place.offset :][: place.nbytes] == X.tobytes()
+        assert [source.extent(n) for n in ("four", "new")] == [None] * 2
+        with pytest.raises(TensorNotFound):
+            source.extent("v")
+
+
 def small() -> bytes:
     tensors = [Tensor("w", 0, (2,), 1), Tensor("q", 9, (2, 4), 1, (0.5, 0.25), (1,)), Tensor("t", 5, (1,), 2)]
     text = b"".join(n.to_bytes(4, "little") for n in (1, 12, 13)) + b"a"

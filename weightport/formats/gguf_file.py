@@ -19,7 +19,7 @@ from weightport.errors import FormatError, TensorNotFound
 from weightport.formats import _strided
 from weightport.formats._io import ByteFile
 from weightport.formats._quantized import Blocks
-from weightport.tensors import Array, Budget, Index, TensorSpec, dtype_named
+from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, dtype_named
 
 MAGIC = b"GGUF"
 #: ggml's plain types -> numpy's or ml_dtypes' name.
@@ -223,6 +223,17 @@ class GgufSource:
         cuts = _strided.bounds(index, spec.shape, f"{self.path}: tensor {name!r}")
         offset = self._offsets[name]
         return _strided.read_part(self._file, offset, spec.dtype, spec.shape, cuts, tensor=name, big_endian=self._big)
+
+    def extent(self, name: str) -> Extent | None:
+        """Where a tensor lies; None for what cannot be read, and where the order of bytes is another.
+
+        Raises:
+            TensorNotFound: no such name.
+        """
+        spec = self._specs.get(name)
+        if spec is None:
+            raise TensorNotFound(name, self._specs, self.path)
+        return None if spec.unread or self._big else Extent(self.path, self._offsets[name], spec.nbytes)
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:  # noqa: ARG002
         """Nothing: the format stores no RNN cells."""

@@ -32,9 +32,10 @@ from weightport.formats._lazy import LazySpecs
 from weightport.formats._onnx_cells import Cells
 from weightport.formats._onnx_external import ExternalFiles
 from weightport.formats._onnx_graph import GRAPH, LITERALS, Constant, Model
-from weightport.formats._onnx_tensor import TensorRef, fields_of, floats, integers, part
+from weightport.formats._onnx_tensor import STRING, TensorRef, fields_of, floats, integers, part
 from weightport.formats._proto import BYTES, FIXED32, VARINT, signed, spans
-from weightport.tensors import Array, Budget, Index, TensorSpec
+from weightport.formats._subbyte import BITS
+from weightport.tensors import Array, Budget, Extent, Index, TensorSpec
 
 _NOT_WEIGHTS = {"int32", "int64", "bool", "object"}
 # The fields of a ModelProto, and of a GraphProto, with their wire types.
@@ -160,6 +161,25 @@ class OnnxSource:
             value = self._literal(name, constant)
             return part(value, _strided.bounds(index, value.shape, f"{self.path}: tensor {name!r}"))
         return self.ref(name).read(self.file, self.others, index)
+
+    def extent(self, name: str) -> Extent | None:
+        """Where a tensor's raw bytes lie; None if it has none, or if a checksum is to be verified before they are used.
+
+        Raises:
+            TensorNotFound: no such name.
+            FormatError: the file is too short, or the one beside it is missing.
+        """
+        name = self.aliases.get(name, name)
+        if name not in self.constants:
+            raise TensorNotFound(name, self.constants, self.path)
+        if self.constants[name].kind:
+            return None
+        ref = self.ref(name)
+        plain = not ref.unread and ref.number != STRING and ref.dtype.name not in BITS
+        if ref.external is not None and plain and not ref.external.checksum:
+            file, offset = self.others.open(ref.external, name)
+            return Extent(file.path, offset, ref.nbytes)
+        return Extent(self.path, ref.raw[0], ref.nbytes) if ref.raw is not None and plain else None
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What the LSTM, GRU or RNN node that computes with these tensors says."""

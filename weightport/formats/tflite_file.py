@@ -28,7 +28,7 @@ from weightport.formats._flatbuffer import FlatBuffer, Table
 from weightport.formats._io import ByteFile
 from weightport.formats._lazy import LazySpecs
 from weightport.formats._quantized import Affine
-from weightport.tensors import Array, Budget, Index, TensorSpec, dtype_named
+from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, dtype_named
 
 IDENTIFIER = b"TFL3"
 #: TensorType -> numpy's or ml_dtypes' name.
@@ -210,6 +210,21 @@ class TfliteSource:
         out = np.empty(total, object)
         out[:] = [data[a:b] for a, b in itertools.pairwise(ends)]
         return out.reshape(shape)
+
+    def extent(self, name: str) -> Extent | None:
+        """Where a tensor lies; None for text, and for what is packed or cannot be read.
+
+        Raises:
+            TensorNotFound: no such name.
+            FormatError: the file is too short.
+        """
+        if name not in self._places:
+            raise TensorNotFound(name, self._places, self.path)
+        spec, place = self._specs[name], self._places[name]
+        if spec.unread or spec.dtype.kind == "O" or spec.dtype.name in _subbyte.BITS:
+            return None
+        self._file.check(place.offset, spec.nbytes, tensor=name)
+        return Extent(self.path, place.offset, spec.nbytes)
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:  # noqa: ARG002
         """Nothing."""
