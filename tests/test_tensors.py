@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from weightport.errors import BudgetExceeded, Error, FormatError
-from weightport.tensors import Budget, TensorSpec, bytes_of, checked_nbytes, dtype_named
+from weightport.sizes import bytes_of
+from weightport.tensors import Budget, TensorSpec, checked_nbytes, dtype_named
 
 
 def test_dtypes_of_numpy_and_ml_dtypes_by_name() -> None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from weightport.errors import Error, MappingError
 from weightport.opening import OpenSource, as_source, close, gather, reading
-from weightport.tensors import Source, bytes_of
+from weightport.sizes import bytes_of
+from weightport.tensors import Source
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor

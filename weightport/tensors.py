@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from weightport.errors import BudgetExceeded, Error, FormatError, Problem
+from weightport.errors import BudgetExceeded, Error, FormatError, PlanError, Problem
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 #: One slice per leading axis (steps are positive, axes are kept); ``None`` is the whole tensor.
@@ -343,12 +343,30 @@ class Value:
         constant: frozen (``as: constant``) instead of an initial value.
         produce: reads and computes the value, or the part of it that an index cuts out. It may be called any number of
             times and gives the same bytes each time; nothing is kept in between.
+        put: puts the same into an array of that dtype and shape, without a second array of that size on the way; None:
+            what ``produce`` gives is copied.
     """
 
     name: str
     spec: TensorSpec
     constant: bool
     produce: Callable[[Index], Array]
+    put: Callable[[Array, Index], None] | None = None
+
+    def fill(self, out: Array, index: Index = None) -> None:
+        """Put the value, or the part that ``index`` cuts out, into an array of that dtype and shape (C order).
+
+        Raises:
+            PlanError: ``produce`` delivered another shape or dtype than it said.
+        """
+        if self.put is not None:
+            self.put(out, index)
+            return
+        made = self.produce(index)
+        if made.dtype != out.dtype or made.shape != out.shape:
+            have, want = (f"{a.dtype.name} {list(a.shape)}" for a in (made, out))
+            raise PlanError(Problem(f"variable {self.name!r}", f"{want} was planned, {have} was produced"))
+        np.copyto(out, made)
 
 
 class Target(Protocol):
@@ -367,31 +385,3 @@ class Target(Protocol):
     def assign(self, values: Sequence[Value]) -> Any:
         """Give the variables their values, all or nothing, and freeze the constants. Returns the model to use on."""
         ...
-
-
-def size(nbytes: int) -> str:
-    """Bytes for people: ``1.5 MB`` (decimal units)."""
-    amount = float(nbytes)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
-
-
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kKMGT]?)(i?)[bB]?")
-
-
-def bytes_of(text: str | int) -> int:
-    """The number of bytes that a size is: ``2GB``, ``500 MB``, ``1.5GiB``, ``4096``.
-
-    Raises:
-        Error: it is no size, or less than one byte.
-    """
-    match = _SIZE.fullmatch(str(text).strip())
-    if match is None or (match[3] and not match[2]):
-        raise Error(f"{text!r} is no size: expected a number of bytes such as 2GB, 500MB or 1GiB")
-    amount = int(float(match[1]) * (1024 if match[3] else 1000) ** " kMGT".index(match[2].replace("K", "k") or " "))
-    if amount < 1:
-        raise Error(f"{text!r} is less than one byte")
-    return amount

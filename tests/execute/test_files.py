@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import pickle
 import tracemalloc
@@ -52,6 +53,9 @@ RULES: list[dict[str, Any]] = [
     {"from": "a", "to": ["p", "q", "r"], "split": {"axis": 1, "sizes": [8, 24, 16]}},
     {"from": "v", "to": "every third", "slice": "::3"},
 ]
+
+#: A fork of a process in which a framework has threads may hang; and frameworks warn of it.
+SPAWN = multiprocessing.get_context("spawn")
 
 
 def save(path: Path, arrays: Mapping[str, Array], suffix: str = ".ckpt") -> str:
@@ -168,7 +172,7 @@ def test_any_executor(sources: dict[str, str], tmp_path: Path) -> None:
     rules = [*RULES, {"to": "new", "initialize": {"truncated_normal": {"stddev": 0.5}}}]
     target = save(tmp_path / "target", {"new": numbers(40, 30), **_made(sources, tmp_path)}, ".npz")
     wp.transfer(sources[".ckpt"], target, document(rules), out=plain, threads=1)
-    for number, executor in enumerate([Inline(), ThreadPoolExecutor(3), ProcessPoolExecutor(2)]):
+    for number, executor in enumerate([Inline(), ThreadPoolExecutor(3), ProcessPoolExecutor(2, SPAWN)]):
         out = str(tmp_path / f"{number}.ckpt")
         with executor:
             wp.transfer(sources[".ckpt"], target, document(rules), out=out, executor=executor)
@@ -184,7 +188,7 @@ def _made(sources: dict[str, str], folder: Path) -> dict[str, Array]:
 
 def test_a_worker_in_another_process_says_what_is_wrong(tmp_path: Path) -> None:
     source = save(tmp_path / "m", {"a": numbers(4, 4)})
-    with ProcessPoolExecutor(1) as pool, pytest.raises(wp.Error) as caught:
+    with ProcessPoolExecutor(1, SPAWN) as pool, pytest.raises(wp.Error) as caught:
         wp.transfer(source, None, document([{"from": "a", "to": "b", "scale": 1e300, "cast": "int8"}]),
                     out=str(tmp_path / "o.npz.safetensors"), executor=pool)  # fmt: skip
     assert "is outside the range of int8" in str(caught.value)

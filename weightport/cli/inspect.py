@@ -15,7 +15,8 @@ import click
 
 from weightport.cli.output import Progress, Session, common, counted
 from weightport.errors import Error, Problem, closest
-from weightport.tensors import Source, TensorSpec, size
+from weightport.sizes import size
+from weightport.tensors import Source, TensorSpec
 
 _ROLES = {"weight": "weight", "slot": "optimizer slot", "optimizer": "optimizer value", "counter": "counter"}
 # What a file may record about a cell's own computation; JSON has whatever else it records.

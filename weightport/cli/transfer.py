@@ -29,7 +29,7 @@ def _format(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 
 def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     from weightport.errors import Error
-    from weightport.tensors import bytes_of
+    from weightport.sizes import bytes_of
 
     try:
         return None if value is None else bytes_of(value)
@@ -144,7 +144,7 @@ def transfer(
     if session.json:
         session.emit(session.document)
     elif result.path is not None:
-        from weightport.tensors import size
+        from weightport.sizes import size
 
         session.line(f"wrote {result.path}: {counted(len(result.plan.specs), 'tensor')}, {size(progress.total)}")
     else:

@@ -7,7 +7,8 @@ any executor can run (:mod:`.files`, :mod:`.tasks`, :mod:`.boxes`). Checksums ar
 from __future__ import annotations
 
 from weightport.execute.files import Progress, check_file, write_file
-from weightport.execute.reader import Reader, live_values, value_of
+from weightport.execute.memory import live_values, value_of
+from weightport.execute.reader import Reader
 from weightport.execute.watch import Unchanged
 
 __all__ = ["Progress", "Reader", "Unchanged", "check_file", "live_values", "value_of", "write_file"]

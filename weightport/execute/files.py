@@ -87,7 +87,7 @@ def write_file(
     if begun is None:
         write(path, specs, tiles, metadata=metadata, **_told(items))
         return
-    job = _Job([r.source for r in readers], items, progress, watch)
+    job = Job([r.source for r in readers], items, progress, watch)
     with begun as out:
         job.run(out, threads or min(THREADS, processors()), executor)
 
@@ -127,7 +127,9 @@ def processors() -> int:
 
 
 @dataclass(slots=True)
-class _Job:
+class Job:
+    """A transfer under way: its tasks, and what they prove."""
+
     sources: list[Source]
     items: Mapping[str, tuple[int, Item]]
     progress: Progress | None
@@ -137,6 +139,7 @@ class _Job:
     written: dict[str, Sheet] = field(default_factory=dict)
 
     def run(self, out: Destination, threads: int, executor: Executor | None) -> None:
+        """Write everything that ``out`` has a place for, and prove every checksum of what was read."""
         # Before anything is written: every tensor's bytes are there.
         for name in out.places:
             side, item = self.items[name]
@@ -205,7 +208,7 @@ class _Job:
         leaves = {(p.side, leaf) for p in batch for leaf in p.expr.leaves()}
         extents = {key: found for key in leaves if (found := self.extents.get(key)) is not None}
         specs = {(side, name): self.sources[side].specs()[name] for side, name in leaves}
-        return Task(out.checksum, sides, tuple(batch), specs, extents, sizes)
+        return Task(out.checksum, sides, tuple(batch), specs, extents, sizes, getattr(out, "memory", None))
 
     def _spread(self, tasks: Iterator[Task], out: Destination, executor: Executor, ahead: int) -> None:
         """Run tasks side by side; only a few wait, so that a transfer of any size takes little memory."""

@@ -132,14 +132,17 @@ class Mover:
         its = None if self.task.checksum is None else function(self.task.checksum)
         same = place.checksum is not None and place.checksum.kind == self.task.checksum
         read, written = [], []
+        memory = self.task.memory
         for start in (starts * item).tolist():
             crc = out = 0
             for at in range(start, start + size, self.task.sizes.chunk):
-                view = self.buffer[: min(self.task.sizes.chunk, start + size - at)]
+                count = min(self.task.sizes.chunk, start + size - at)
+                view = self.buffer[:count] if memory is None else memory[piece.offset + at :][:count]
                 file.read_into(place.offset + at, view, tensor=piece.expr.name if isinstance(piece.expr, Leaf) else "")
                 crc = mine(view, crc) if mine is not None else 0
                 out = its(view, out) if its is not None and not same else 0
-                self._put(piece.out, piece.offset + at, view)
+                if memory is None:
+                    self._put(piece.out, piece.offset + at, view)
             read.append((place.offset + start, size, crc))
             written.append((start, size, crc if same else out))
         if mine is not None:
@@ -211,6 +214,9 @@ class Mover:
     # Files -----------------------------------------------------------------------------------------------------------
 
     def _put(self, path: str, offset: int, view: memoryview) -> None:
+        if self.task.memory is not None:
+            self.task.memory[offset : offset + len(view)] = view
+            return
         handle = self.handles.get(path)
         if handle is None:
             handle = self.handles[path] = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))

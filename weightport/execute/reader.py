@@ -16,9 +16,9 @@ import numpy as np
 from weightport import values
 from weightport.errors import Error
 from weightport.execute.watch import Unchanged
-from weightport.plan.model import Item, Plan
+from weightport.plan.model import Item
 from weightport.ranges import Ranges, contiguous, cut_out, ranges_of, slices_of, whole
-from weightport.tensors import Array, Index, Source, Value
+from weightport.tensors import Array, Index, Source
 
 #: What a target tensor and the source tensors behind it may hold to be made in one piece.
 WHOLE_BYTES = 32 << 20
@@ -104,18 +104,3 @@ class Reader:
         made = contiguous(made)
         own = made.base is None or fetch.gives_up(made)
         return made if own and made.flags.writeable else made.copy(order="C")
-
-
-def live_values(plan: Plan, source: Source, watch: Unchanged | None = None) -> list[Value]:
-    """What a live target's :meth:`~weightport.tensors.Target.assign` takes, in the target's order."""
-    reader = Reader(source, watch)
-    return [value_of(item, reader) for item in plan.items.values()]
-
-
-def value_of(item: Item, reader: Reader) -> Value:
-    """One item as a value that is produced when it is asked for."""
-
-    def produce(index: Index) -> Array:
-        return reader.value(item, index)
-
-    return Value(item.name, item.spec, item.constant, produce)

@@ -24,7 +24,8 @@ from weightport.formats._tf_change import Change, Values
 from weightport.formats._tf_collections import Surroundings
 from weightport.formats._tf_metagraph import MetaGraph
 from weightport.formats._tf_tensors import GraphTensors
-from weightport.tensors import TensorSpec, Tiles, size
+from weightport.sizes import size
+from weightport.tensors import TensorSpec, Tiles
 
 
 def write(

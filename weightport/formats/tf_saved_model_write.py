@@ -31,7 +31,8 @@ from weightport.formats._tf_metagraph import MetaGraph
 from weightport.formats._tf_saved_objects import OBJECTS, SavedObjects
 from weightport.formats._tf_variables import Variable
 from weightport.formats.tf_saved_model import FILES, SavedModelSource
-from weightport.tensors import Array, TensorSpec, Tiles, size
+from weightport.sizes import size
+from weightport.tensors import Array, TensorSpec, Tiles
 
 _FINGERPRINT = "fingerprint.pb"
 _VARIABLES = "variables"

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from weightport.plan.model import MOVED, UNUSED, Outcome, Plan
-from weightport.tensors import size
+from weightport.sizes import size
 
 _SHOWN = 3
 

@@ -14,7 +14,8 @@ from importlib import resources
 from typing import Any
 
 from weightport.plan.model import Outcome, Plan
-from weightport.tensors import TensorSpec, size
+from weightport.sizes import size
+from weightport.tensors import TensorSpec
 
 #: Rows of one list.
 SHOWN = 2000

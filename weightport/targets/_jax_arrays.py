@@ -80,15 +80,15 @@ def made(old: Any, value: Value, where: str) -> Any:
         Error: the value is not what its spec says, or JAX refuses it.
     """
     if isinstance(old, np.ndarray):
-        return produced(value, where)
+        return produced(value)
     if isinstance(old, np.generic):
-        return produced(value, where)[()]
+        return produced(value)[()]
     import jax
 
     sharding = getattr(old, "sharding", None)
     if sharding is not None and len(sharding.device_set) > 1:
         return _weak(old, _sharded(value, sharding, where))
-    array = produced(value, where)
+    array = produced(value)
     committed = sharding is not None and getattr(old, "committed", getattr(old, "_committed", True))
     try:
         new = jax.device_put(array, sharding) if committed else jax.device_put(array)

@@ -7,15 +7,13 @@ Limit: values that variables of other sessions hold are not touched.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
-
-import numpy as np
+from typing import Any
 
 from weightport.errors import Problem, RefusedError
 from weightport.targets import _tf_values as values
+from weightport.targets._rollback import Kept
 from weightport.tensors import Array, Index, Value
 
 
@@ -52,21 +50,18 @@ def assign(session: Any, parts: Sequence[Part], ran: set[str]) -> None:
     waiting = [p for p, there in zip(parts, ready, strict=True) if not there]
     if waiting:
         _probe(session, waiting, ran)
-    old = _Spool()
-    changed: list[Part] = []
-    try:
-        for part, there in zip(parts, ready, strict=True):
-            if there:
-                array = values.produced(part.value, part.index)
-                old.put(session.run(_read(tf, part.variable)))
-                changed.append(part)
-                _feed(session, part, array)
-    except BaseException:
-        for part, array in zip(changed, old.all(), strict=False):
-            _feed(session, part, array)
-        raise
-    finally:
-        old.close()
+    changed: list[tuple[Part, Callable[[], Any]]] = []
+    with Kept() as kept:
+        try:
+            for part, there in zip(parts, ready, strict=True):
+                if there:
+                    array = values.produced(part.value, part.index)
+                    changed.append((part, kept.put(session.run(_read(tf, part.variable)))))
+                    _feed(session, part, array)
+        except BaseException:
+            for part, old in changed:
+                _feed(session, part, old())
+            raise
 
 
 def _feed(session: Any, part: Part, array: Array) -> None:
@@ -100,34 +95,3 @@ def _probe(session: Any, waiting: Sequence[Part], ran: set[str]) -> None:
                 "run the initializer before the transfer, or transfer before the session runs anything",
             )
         )
-
-
-class _Spool:
-    """Arrays kept in a temporary file, in order."""
-
-    def __init__(self) -> None:
-        self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
-        self._kept: list[tuple[np.dtype[Any], tuple[int, ...]] | Array] = []
-
-    def put(self, array: Any) -> None:
-        array = np.asarray(array)
-        if array.dtype.hasobject:
-            self._kept.append(array)
-            return
-        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        self._kept.append((array.dtype, array.shape))
-
-    def all(self) -> Iterator[Array]:
-        """Every array, one at a time."""
-        self._file.seek(0)
-        for kept in self._kept:
-            if isinstance(kept, np.ndarray):
-                yield kept
-                continue
-            dtype, shape = kept
-            array = np.empty(shape, dtype)
-            array.reshape(-1).view(np.uint8)[:] = np.frombuffer(self._file.read(array.nbytes), np.uint8)
-            yield array
-
-    def close(self) -> None:
-        self._file.close()

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from weightport.errors import MissingPackage, PlanError, Problem, RefusedError
+from weightport.targets._buffers import aligned
 from weightport.tensors import Array, Index, TensorSpec, Value
 
 #: Protobuf refuses a message of 2 GiB. The rest of the graph (nodes, functions) gets 64 MiB of it.
@@ -23,7 +24,6 @@ EMBED_LIMIT = (1 << 31) - (1 << 26)
 #: What to do with constants that do not fit into the GraphDef.
 LARGE_CONSTANTS = ("refuse", "variable")
 
-_ALIGNMENT = 64  # EIGEN_MAX_ALIGN_BYTES of TensorFlow's builds: it takes an aligned buffer without another copy
 _STORE = ("__weightport",)  # a tuple, as TensorFlow's own variable store: not exported with the MetaGraph
 
 
@@ -93,23 +93,16 @@ def produced(value: Value, index: Index = None) -> Array:
     shape = value.spec.shape
     if index is not None:
         shape = tuple(len(range(*s.indices(n))) for s, n in zip(index, shape, strict=False)) + shape[len(index) :]
-    made = np.asarray(value.produce(index))
-    if made.shape != shape or made.dtype != value.spec.dtype:
-        raise PlanError(
-            Problem(
-                f"variable {value.name!r}",
-                f"{value.spec.dtype.name} {list(shape)} was planned, {made.dtype.name} {list(made.shape)} was produced",
-            )
-        )
-    if made.dtype.hasobject:
+    if value.spec.dtype.hasobject:
+        made = np.asarray(value.produce(index))
+        if made.shape != shape or made.dtype != value.spec.dtype:
+            want, have = f"{value.spec.dtype.name} {list(shape)}", f"{made.dtype.name} {list(made.shape)}"
+            raise PlanError(Problem(f"variable {value.name!r}", f"{want} was planned, {have} was produced"))
         copy: Array = made.copy()
         return copy
-    # TensorFlow borrows an aligned numpy buffer. What `produce` gave may be a view of a file or of a cache, so the
-    # variable gets a copy that nobody else knows, aligned so that it is the only copy.
-    room = np.empty(made.nbytes + _ALIGNMENT, np.uint8)
-    start = -room.ctypes.data % _ALIGNMENT
-    own: Array = room[start : start + made.nbytes].view(made.dtype).reshape(shape)
-    np.copyto(own, made)
+    # TensorFlow takes over an aligned numpy buffer, so this is the variable's own memory, and the only copy.
+    own = aligned(value.spec.dtype, shape)
+    value.fill(own, index)
     return own
 
 

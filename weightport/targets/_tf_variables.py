@@ -48,15 +48,15 @@ def write(variable: Any, value: Any) -> None:
     start = 0
     for shard in shards_of(variable):
         stop = start + int(shard.shape[0])
-        shard.assign(produced(value, scoped_name(shard), (slice(start, stop),)))
+        shard.assign(produced(value, (slice(start, stop),)))
         start = stop
 
 
-def taking(variables: Callable[[str], Any]) -> Callable[[Value, str], Any]:
+def taking(variables: Callable[[str], Any]) -> Callable[[Value], Any]:
     """How values are read: whole, or (of a sharded variable) not before each shard takes its part."""
 
-    def take(value: Value, where: str) -> Any:
-        return value if is_sharded(variables(value.name)) else produced(value, where)
+    def take(value: Value) -> Any:
+        return value if is_sharded(variables(value.name)) else produced(value)
 
     return take
 

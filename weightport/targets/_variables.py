@@ -1,9 +1,8 @@
 """What the live targets share: naming variables, checking values, assigning all or nothing, facts of an RNN cell.
 
-Promise: nothing is touched before every value is found to fit, and a failure half way restores what was assigned.
-Limit: a restore needs the old values, so they stay in memory until the last assignment has succeeded. No framework is
-imported here; Keras 3 and the legacy Keras are close enough (``name``, ``weights``, ``_flatten_layers``) to share the
-walk.
+Promise: nothing is touched before every value is found to fit, and a failure half way restores what was assigned; the
+old values that this takes are kept by :mod:`._rollback`, not in memory. Limit: no framework is imported here; Keras 3
+and the legacy Keras are close enough (``name``, ``weights``, ``_flatten_layers``) to share the walk.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from weightport.errors import Error, Problem, RefusedError, TensorNotFound, closest
+from weightport.targets._buffers import aligned
+from weightport.targets._rollback import Kept
 from weightport.tensors import Array, Index, TensorSpec, Value
 
 Undo = Callable[[], None]
@@ -213,20 +214,18 @@ def check_values(values: Sequence[Value], specs: Mapping[str, TensorSpec], where
         raise Error(problems)
 
 
-def produced(value: Value, where: str, index: Index = None) -> Array:
-    """The value or a part of it, read now, after checking that it is what its spec says."""
-    array = value.produce(index)
+def produced(value: Value, index: Index = None) -> Array:
+    """The value or a part of it, read now, in memory of its own that frameworks take over without a copy.
+
+    Raises:
+        PlanError: it is not what its spec says.
+    """
+    if value.spec.dtype.hasobject:
+        return value.produce(index)
     cut = () if index is None else index
-    whole = value.spec.shape[len(cut) :]
-    shape = (*(len(range(*s.indices(dim))) for s, dim in zip(cut, value.spec.shape, strict=False)), *whole)
-    if tuple(array.shape) != shape or array.dtype != value.spec.dtype:
-        raise Error(
-            Problem(
-                f"{where}: variable {value.name!r}",
-                f"the value has dtype {array.dtype.name} and shape {list(array.shape)}, "
-                f"its plan said {value.spec.dtype_name} and {list(shape)}",
-            )
-        )
+    sizes = (len(range(*s.indices(dim))) for s, dim in zip(cut, value.spec.shape, strict=False))
+    array = aligned(value.spec.dtype, (*sizes, *value.spec.shape[len(cut) :]))
+    value.fill(array, index)
     return array
 
 
@@ -253,21 +252,24 @@ def assign_values(
     values: Sequence[Value],
     where: str,
     undo: list[Undo],
+    kept: Kept,
     snapshot: Callable[[str], Any],
     write: Callable[[str, Any], None],
-    take: Callable[[Value, str], Any] = produced,
+    take: Callable[[Value], Any] = produced,
 ) -> None:
     """Assign one value after the other, each released before the next is read; the ways back go into ``undo``.
 
     Args:
-        snapshot: a variable's old value, for ``write`` to put back.
+        kept: holds the old values; it stays open until the transfer has succeeded or was taken back.
+        snapshot: a variable's old value, which a later ``write`` does not change, for ``write`` to put back.
+        write: gives a variable a value.
         take: reads a value, in the form that ``write`` takes.
     """
     for value in values:
-        array = take(value, where)
+        array = take(value)
         try:
-            old = snapshot(value.name)
-            undo.append(lambda name=value.name, old=old: write(name, old))  # type: ignore[misc]
+            old = kept.put(snapshot(value.name))
+            undo.append(lambda name=value.name, old=old: write(name, old()))  # type: ignore[misc]
             write(value.name, array)
         except Error:
             raise

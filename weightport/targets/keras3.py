@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from weightport.targets._rollback import Kept
 from weightport.targets._variables import (
     Owned,
     all_or_nothing,
@@ -101,8 +102,8 @@ class Keras3Target:
         constants = [self._owned[v.name].variable for v in values if v.constant]
         refuse_trained(self.model, [v for v in constants if v.trainable], _held, self._where)
         resting = layers_to_freeze(self.model, constants, self._where)
-        with all_or_nothing(self._where) as undo:
-            assign_values(values, self._where, undo, self._snapshot, self._write, self._take)
+        with Kept() as kept, all_or_nothing(self._where) as undo:
+            assign_values(values, self._where, undo, kept, self._snapshot, self._write, self._take)
             for variable in constants:
                 was, cls = variable.trainable, type(variable)
                 undo.append(lambda v=variable, was=was, cls=cls: _thaw(v, cls, was))  # type: ignore[misc]
@@ -115,18 +116,18 @@ class Keras3Target:
     def _write(self, name: str, array: Any) -> None:
         self._owned[name].variable.assign(array)
 
-    def _take(self, value: Value, where: str) -> Any:
+    def _take(self, value: Value) -> Any:
         """The value; of a variable that lies on several devices of JAX, each device's part of it alone is read."""
         sharding = getattr(getattr(self._owned[value.name].variable, "value", None), "sharding", None)
         if sharding is None or sharding.is_fully_replicated:
-            return produced(value, where)
+            return produced(value)
         import jax
 
         read: dict[str, Any] = {}  # devices may hold the same part
 
         def part(index: tuple[slice, ...]) -> Any:
             if str(index) not in read:
-                read[str(index)] = produced(value, where, index)
+                read[str(index)] = produced(value, index)
             return read[str(index)]
 
         return jax.make_array_from_callback(value.spec.shape, sharding, part)

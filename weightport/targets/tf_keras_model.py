@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from weightport.errors import Problem, RefusedError
+from weightport.targets._rollback import Kept
 from weightport.targets._tf_variables import (
     container_of,
     freeze,
@@ -108,9 +109,9 @@ class TfKerasTarget:
         refuse_trained(self.model, [v for v in constants if id(v) in training], _held, self._where)
         resting = layers_to_freeze(self.model, constants, self._where)
         self._warn_of_order(constants)
-        with all_or_nothing(self._where) as undo:
+        with Kept() as kept, all_or_nothing(self._where) as undo:
             take = taking(lambda name: self._owned[name].variable)
-            assign_values(values, self._where, undo, self._snapshot, self._write, take)
+            assign_values(values, self._where, undo, kept, self._snapshot, self._write, take)
             for variable in constants:
                 freeze(variable, undo)
             _move(self.model, constants, undo)

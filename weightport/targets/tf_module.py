@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightport.errors import Problem, RefusedError, TensorNotFound
+from weightport.targets._rollback import Kept
 from weightport.targets._tf_variables import (
     container_of,
     freeze,
@@ -97,9 +98,9 @@ class TfModuleTarget:
         """
         check_values(values, self._specs, self._where)
         require_eager(self._where)
-        with all_or_nothing(self._where) as undo:
+        with Kept() as kept, all_or_nothing(self._where) as undo:
             take = taking(self._variables.__getitem__)
-            assign_values(values, self._where, undo, self._snapshot, self._write, take)
+            assign_values(values, self._where, undo, kept, self._snapshot, self._write, take)
             for value in values:
                 if value.constant:
                     freeze(self._variables[value.name], undo)
