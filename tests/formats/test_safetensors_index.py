@@ -267,7 +267,7 @@ def test_chosen_by_the_outputs_name() -> None:
     sized = detect.Writer("safetensors_index", {"shard_size": 7})
     assert detect.writer_for("m", format="safetensors-index", shard_size=7) == ("m", sized)
     assert detect.writer_for("m.safetensors") == ("m.safetensors", detect.Writer("safetensors_file"))
-    with pytest.raises(Error, match="safetensors is not written in shards; known: tf-checkpoint, safetensors-index"):
+    with pytest.raises(Error, match=r"safetensors is not written in shards; known: .*safetensors-index"):
         detect.writer_for("m.safetensors", shard_size=7)
 
 

@@ -40,7 +40,7 @@ READERS = {
     "safetensors": "safetensors_index",
     "flax-msgpack": "flax_msgpack",
     "orbax": "orbax_folder",
-    "torch": "torch_file",
+    "torch": "torch_index",
     "onnx": "onnx_file",
     "tflite": "tflite_file",
     "gguf": "gguf_file",
@@ -96,7 +96,7 @@ SUFFIXES = {
 _BY_MAGIC = ("keras-h5", "npz", "torch", "keras", "safetensors", "tflite", "gguf")
 _BY_STRUCTURE = ("onnx", "flax-msgpack", "tf-saved-model", "tf-meta", "tf-frozen")
 # Folders that are no TensorFlow checkpoint and no SavedModel.
-_BY_FOLDER = ("keras", "safetensors", "flax-msgpack", "orbax")
+_BY_FOLDER = ("keras", "safetensors", "torch", "flax-msgpack", "orbax")
 _CHECKPOINTS = {"v2": "tf-checkpoint", "v1": "tf-checkpoint-v1", "v1-sharded": "tf-checkpoint-v1"}
 _FORMAT = re.compile(r"([A-Za-z][A-Za-z0-9_-]+):(?!//)(.+)", re.DOTALL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")

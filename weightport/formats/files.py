@@ -27,6 +27,11 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
         return keras_archive.files_of(text)
     if safetensors_index.is_sharded(text):
         return safetensors_index.files_of(text)
+    if os.path.isdir(text) or text.endswith(".json"):
+        from weightport.formats import torch_index  # which most transfers do not need
+
+        if torch_index.is_sharded(text):
+            return torch_index.files_of(text)
     if os.path.isfile(text) and not text.endswith(".index") and os.path.basename(text) != tf_paths.STATE:
         return [text, *_beside(text)]
     jax = _jax_paths.find(text)

@@ -36,25 +36,34 @@ _MAPPED = re.compile(rb'"weight_map"\s*:\s*(?:\{\s*\}|.*\.safetensors)', re.DOTA
 
 
 class ShardedSource:
-    """An open sharded model. ``metadata`` is the index' own; ``files`` are the index and its shards."""
+    """An open sharded model. ``metadata`` is the index' own; ``files`` are the index and its shards.
+
+    Attributes:
+        ending: what the name of an index ends in.
+    """
 
     format = "safetensors"
+    ending = ENDING
 
     def __init__(self, path: str, *, budget: Budget | None = None) -> None:
         self.path = path
-        self._index = _index_of(path)
+        self._index = index_of(path, self.ending)
         self.metadata: dict[str, Any] = {}
-        self._shards: dict[str, safetensors_file.SafetensorsSource] = {}
+        self._shards: dict[str, Any] = {}
         self._specs: dict[str, TensorSpec] = {}
         budget = budget or Budget()
         try:
             self._map, self.metadata = read_index(self._index, budget)
             for shard in shards_of(self._index, self._map):
-                self._shards[shard] = safetensors_file.SafetensorsSource(_beside(self._index, shard), budget=budget)
+                self._shards[shard] = self._opened(_beside(self._index, shard), budget)
             self._agree()
         except BaseException:
             self.close()
             raise
+
+    def _opened(self, path: str, budget: Budget) -> Any:
+        """A shard."""
+        return safetensors_file.SafetensorsSource(path, budget=budget)
 
     def _agree(self) -> None:
         for name, shard in self._map.items():
@@ -81,14 +90,16 @@ class ShardedSource:
         shard = self._map.get(name)
         if shard is None:
             raise TensorNotFound(name, self._specs, self.path)
-        return self._shards[shard].read(name, index)
+        values: Array = self._shards[shard].read(name, index)
+        return values
 
-    def extent(self, name: str) -> Extent:
-        """Where the tensor lies; there is no checksum."""
+    def extent(self, name: str) -> Extent | None:
+        """Where the tensor lies."""
         shard = self._map.get(name)
         if shard is None:
             raise TensorNotFound(name, self._specs, self.path)
-        return self._shards[shard].extent(name)
+        place: Extent | None = self._shards[shard].extent(name)
+        return place
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:  # noqa: ARG002
         """Nothing: the format stores no cells."""
@@ -118,31 +129,36 @@ def is_sharded(path: str) -> bool:
     return os.path.isfile(path) and is_index(path)
 
 
-def is_index(path: str) -> bool:
-    """Whether the file is JSON with a ``weight_map`` to ``.safetensors`` files."""
+def is_index(path: str, mapped: re.Pattern[bytes] = _MAPPED) -> bool:
+    """Whether the file is JSON with a ``weight_map`` to ``.safetensors`` files, or to those of another pattern."""
     try:
         with ByteFile(path) as file:
             head = file.read(0, min(_HEAD, file.size))
     except FormatError:
         return False
-    return head.lstrip().startswith(b"{") and _MAPPED.search(head) is not None
+    return head.lstrip().startswith(b"{") and mapped.search(head) is not None
 
 
-def in_folder(folder: str) -> str | None:
+def in_folder(folder: str, ending: str = ENDING) -> str | None:
     """The one index in a folder; None if there is none, or several."""
     try:
-        found = sorted(name for name in os.listdir(folder) if name.endswith(ENDING))
+        found = sorted(name for name in os.listdir(folder) if name.endswith(ending))
     except OSError:
         return None
     return os.path.join(folder, found[0]) if len(found) == 1 else None
 
 
-def _index_of(path: str) -> str:
+def index_of(path: str, ending: str = ENDING) -> str:
+    """The index itself, where a path is the folder that holds one.
+
+    Raises:
+        FormatError: it holds none, or several.
+    """
     if not os.path.isdir(path):
         return path
-    found = in_folder(path)
+    found = in_folder(path, ending)
     if found is None:
-        raise FormatError(path, f"is a folder without exactly one file that ends in {ENDING}")
+        raise FormatError(path, f"is a folder without exactly one file that ends in {ending}")
     return found
 
 
@@ -202,13 +218,13 @@ def _beside(index: str, shard: str) -> str:
     return os.path.join(os.path.dirname(index), *shard.split("/"))
 
 
-def files_of(path: str) -> list[str]:
+def files_of(path: str, ending: str = ENDING) -> list[str]:
     """The index and its shards, in the order of their names.
 
     Raises:
         FormatError: no index.
     """
-    index = _index_of(path)
+    index = index_of(path, ending)
     weights, _ = read_index(index, Budget())
     return sorted([index, *(_beside(index, shard) for shard in shards_of(index, weights))])
 

@@ -4,8 +4,8 @@ Promise: nothing is unpickled, imported or run; the archive's directory and its 
 position, whole or in part. Tensors that share a storage (tied weights, views of one buffer) are read each for itself.
 CRCs are verified the first time a storage is read, where the file has them. Limit: names are made as
 :mod:`~weightport.formats._torch_names` says; what has no plain values (quantized, sparse, ...) is listed and not read;
-the format before 1.6 has no checksums; one file of a sharded model at a time; ``torch.export`` archives of PyTorch 2.7
-and later, and no tar archives of PyTorch before 0.2.
+the format before 1.6 has no checksums; ``torch.export`` archives of PyTorch 2.7 and later, and no tar archives of
+PyTorch before 0.2. Models in several files: :mod:`~weightport.formats.torch_index`.
 
 Sources: torch/serialization.py (``_save``, ``_load``, ``_legacy_load``), caffe2/serialize/inline_container.cc,
 torch/csrc/jit/serialization/export_module.cpp.
