@@ -88,7 +88,9 @@ def test_own_names_lead_to_the_tensors_in_mappings(tmp_path: Path) -> None:
     [
         (("W", "R", "B"), "", ["W", "R", "B"]),
         (("net/W", "net/R", "net/B"), "", ["net/W", "net/R", "net/B"]),
-        (("net/W", "net/R", "net/B"), "n", ["n/W", "n/R", "n/B"]),
+        (("net/W", "net/R", "net/B"), "n", ["net/W", "net/R", "net/B"]),
+        (("W", "R", "B"), "n", ["n/W", "n/R", "n/B"]),
+        (("net.W", "net.R", "net.B"), "n", ["n/W", "n/R", "n/B"]),
         (("net/W", "other/R", "B"), "", ["LSTM/W", "LSTM/R", "LSTM/B"]),
         (("a", "b"), "", ["LSTM/W", "LSTM/R"]),
         (("a", "a"), "n", ["a"]),  # one tensor cannot have two names

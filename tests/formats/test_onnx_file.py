@@ -457,6 +457,25 @@ def test_external_data_stays_in_its_folder(tmp_path: Path, entries: dict[str, st
     assert told(external(inside, VALUES, **entries)).startswith(f": tensor 'w': {message}")
 
 
+def test_a_model_and_its_data_that_are_links_into_one_folder(tmp_path: Path) -> None:
+    """As a hub's cache has them: names lead to blobs."""
+    from weightport.formats.files import files_of
+
+    for name in ("blobs", "snapshot", "elsewhere"):
+        (tmp_path / name).mkdir()
+    Path(external(tmp_path / "blobs", None)).rename(tmp_path / "blobs" / "0a")
+    (tmp_path / "blobs" / "0b").write_bytes(VALUES)
+    (tmp_path / "snapshot" / "m.onnx").symlink_to("../blobs/0a")
+    (tmp_path / "snapshot" / "w.bin").symlink_to("../blobs/0b")
+    path = str(tmp_path / "snapshot" / "m.onnx")
+    assert read(path, "w").tolist() == [3, 4]
+    assert files_of(path) == [path, str(tmp_path / "snapshot" / "w.bin")]
+    (tmp_path / "elsewhere" / "w.bin").write_bytes(VALUES)
+    (tmp_path / "snapshot" / "w.bin").unlink()
+    (tmp_path / "snapshot" / "w.bin").symlink_to("../elsewhere/w.bin")
+    assert "is a link that leads out of the folder" in told(path)
+
+
 def test_external_data_that_is_no_file_or_too_short(tmp_path: Path) -> None:
     path = external(tmp_path, VALUES[:7])
     beside = str(tmp_path / "w.bin")

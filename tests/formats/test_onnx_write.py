@@ -298,6 +298,38 @@ def test_a_failure_leaves_the_old_model(tmp_path: Path, limit: int) -> None:
     assert (tmp_path / "o.onnx").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("limit", [1 << 31, 200])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_leaves_the_old_model(
+    tmp_path: Path, limit: int, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = np.zeros((300, 4), np.float32)
+    like = written(tmp_path, model(graph(raw("w", large), raw("v", X))))
+    (tmp_path / "o.onnx").write_bytes(b"old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(Error, match=r"o.onnx: cannot be written: No space left on device$"):
+        write(tmp_path / "o.onnx", {"w": large}, like, limit=limit)
+    assert files(tmp_path) == ["o.onnx"]
+    assert (tmp_path / "o.onnx").read_bytes() == b"old"
+
+
+def test_through_a_link(tmp_path: Path) -> None:
+    """The model stands where the link leads, and so does its data."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "o.onnx").symlink_to("there/real.onnx")
+    like = written(tmp_path, model(graph(raw("w", np.ones((300, 4))), raw("v", X))))
+    path = write(tmp_path / "o.onnx", {"v": X + 1}, like, limit=50 + 200)
+    assert sorted(os.listdir(tmp_path / "there")) == ["real.onnx", "real.onnx.data"]
+    for way in (path, str(tmp_path / "there" / "real.onnx")):
+        assert same(arrays_in(way)["v"], X + 1)
+        assert arrays_in(way)["w"].sum() == 1200
+    assert Path(path).is_symlink()
+
+
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 

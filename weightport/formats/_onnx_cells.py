@@ -1,11 +1,11 @@
 """RNN cells of an ONNX model: which constants its LSTM, GRU and RNN nodes take as weights, and what the nodes say.
 
 The weights of a node are named after it: ``encoder/LSTM/W``, ``.../R``, ``.../B`` and ``.../P`` for what the node
-``/encoder/LSTM`` takes as its inputs of these names; exporters give them names that say nothing (``onnx::LSTM_123``). A
-node without a name leaves them the names they have, if these end in W, R and so on in one scope; otherwise it is called
-``LSTM``, ``LSTM_1``, ... Weights that the graph computes first (an exporter that does not fold constants cuts and
-joins PyTorch's, gate by gate) are none of the node's own: they keep their names, and the node still says what it says
-of the cell they belong to.
+``/encoder/LSTM`` takes as its inputs of these names; exporters give them names that say nothing (``onnx::LSTM_123``).
+Those that are called W, R and so on in a scope of their own keep their names. A node without a name is called ``LSTM``,
+``LSTM_1``, ... Weights that the graph computes first (an exporter that does not fold constants cuts and joins
+PyTorch's, gate by gate) are none of the node's own: they keep their names, and the node still says what it says of the
+cell they belong to.
 
 Promise: a fact is only what a node states, or the operator's default where it states nothing. Limit: a weight that is
 handed to a function as an argument is not followed.
@@ -86,11 +86,11 @@ class Cells:
         return named
 
     def _scope(self, body: Body, node: Node, found: Mapping[str, Constant], taken: set[str]) -> str:
-        if not node.name:
-            titles = {role: f"/{c.body.title(c.value)}" for role, c in found.items()}
-            scopes = {title.removesuffix(f"/{role}") for role, title in titles.items() if title.endswith(f"/{role}")}
-            if len(scopes) == 1 and all(title.endswith(f"/{role}") for role, title in titles.items()):
-                return scopes.pop().removeprefix("/")
+        titles = {role: f"/{c.body.title(c.value)}" for role, c in found.items()}
+        scopes = {t.removesuffix(f"/{role}") if t.endswith(f"/{role}") else None for role, t in titles.items()}
+        own = scopes.pop() if len(scopes) == 1 else None
+        if own or (own == "" and not node.name):
+            return own.removeprefix("/")
         label = body.title(node.name or body.label(node))
         scope, number = label, 0
         while scope in taken:

@@ -87,19 +87,27 @@ class ExternalFiles:
         Raises:
             FormatError: it is not beneath the model's folder.
         """
-        folder = os.path.dirname(os.path.abspath(self._path))
         parts = location.replace("\\", "/").split("/")
         if location.startswith(("/", "\\")) or ".." in parts or "\0" in location or ":" in parts[0][1:2]:
             raise FormatError(self._path, f"its external data {location[:200]!r} leads out of the folder", tensor=title)
-        path = os.path.join(folder, location)
-        real, root = os.path.realpath(path), os.path.realpath(folder)
-        if os.path.commonpath([real, root]) != root:
+        # A model that is a link itself, as in the caches of model hubs, has two folders: the link's, and its own.
+        folders = [os.path.dirname(os.path.abspath(self._path)), os.path.dirname(os.path.realpath(self._path))]
+        roots = [os.path.realpath(folder) for folder in folders]
+        found = [real for f in folders if os.path.exists(real := os.path.realpath(os.path.join(f, location)))]
+        inside = [real for real in found if any(os.path.commonpath([real, root]) == root for root in roots)]
+        if inside:
+            return inside[0]
+        if found:
             what = f"its external data {location[:200]!r} is a link that leads out of the folder"
             raise FormatError(self._path, what, tensor=title, hint="copy the file there")
-        if not os.path.exists(real):
-            what = f"its external data {location[:200]!r} is not there"
-            raise FormatError(self._path, what, tensor=title, hint="it belongs beside the model")
-        return real
+        what = f"its external data {location[:200]!r} is not there"
+        raise FormatError(self._path, what, tensor=title, hint="it belongs beside the model")
+
+    def beside(self, location: str, title: str) -> str:
+        """The path of a location as a user knows it: beside the model, if it is found from there."""
+        real = self.resolve(location, title)
+        path = os.path.join(os.path.dirname(self._path), location)
+        return path if os.path.exists(path) else real
 
     def _verify(self, file: ByteFile, external: External, title: str) -> None:
         """Compare a checksum once. Of the file, as the format says; of the tensor alone, as it may have been read."""

@@ -18,7 +18,6 @@ Source: onnx/onnx.proto.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
@@ -197,8 +196,7 @@ class OnnxSource:
         found = set()
         for name, constant in self.constants.items():
             if not constant.kind and (external := self.ref(name).external):
-                self.others.resolve(external.location, name)
-                found.add(os.path.join(os.path.dirname(self.path), external.location))
+                found.add(self.others.beside(external.location, name))
         return sorted(found)
 
     def close(self) -> None:
