@@ -55,6 +55,7 @@ class Pattern:
     wide: frozenset[str] = field(init=False, compare=False)
     _parts: tuple[object, ...] = field(init=False, repr=False, compare=False)
     _matcher: Matcher = field(init=False, repr=False, compare=False)
+    _template: str | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Parse the text.
@@ -65,7 +66,10 @@ class Pattern:
         parts = _parse(self.text, self.where)
         gaps = [p for p in parts if isinstance(p, Gap)]
         matcher = Matcher(parts)
+        shifted = any(g.shift is not None for g in gaps)
+        spelled_out = (f"{{{p.name}}}" if isinstance(p, Gap) else _escaped(str(p)) for p in parts)
         for name, value in {
+            "_template": None if shifted else "".join(spelled_out),
             "names": frozenset(g.name for g in gaps),
             "is_literal": not gaps,
             "prefix": matcher.head,
@@ -95,6 +99,8 @@ class Pattern:
         Raises:
             MappingError: a capture is not bound, or arithmetic on what is no number or would be below zero.
         """
+        if self._template is not None and self.names <= bindings.keys():
+            return self._template.format_map(bindings)  # captures are plain names, what they bind is plain text
         out = []
         for part in self._parts:
             if not isinstance(part, Gap):

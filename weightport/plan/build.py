@@ -7,8 +7,11 @@ graph are no weights: they can be moved, they need not be.
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from weightport.errors import Error, LayoutError, Problem, closest
 from weightport.initializers import ARGUMENTS
@@ -23,7 +26,7 @@ from weightport.plan.names import Names, aliases, ended, finds, listed
 from weightport.plan.names import matching as matching
 from weightport.plan.undo import made_up, undo
 from weightport.tensors import Source, TensorSpec
-from weightport.values import Expr
+from weightport.values import Expr, Leaf
 
 
 def plan(source: Source, target: TargetView | None, mapping: Rules, *, target_name: str = "") -> Plan:
@@ -36,6 +39,18 @@ def plan(source: Source, target: TargetView | None, mapping: Rules, *, target_na
         target_name: what messages call the target.
     """
     return Builder(source, target, mapping, target_name or "the target").build()
+
+
+@contextlib.contextmanager
+def _no_gc() -> Iterator[None]:
+    """Many small objects, none of them garbage: the collector would look at them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @dataclass(slots=True)
@@ -63,6 +78,8 @@ class Builder:
     root: str = ""
     tied: Mapping[str, str] = field(default_factory=dict)
     tied_items: set[str] = field(default_factory=set)
+    renames: bool = False
+    alike: dict[tuple[Any, tuple[int, ...]], TensorSpec] = field(default_factory=dict)
     start: int = 0
 
     def prepare(self) -> None:
@@ -75,6 +92,7 @@ class Builder:
         self.above = ended(getattr(self.source, "root", ""), self.specs)
         self.root = ended(getattr(self.target, "root", ""), self.target_specs)
         self.tied = getattr(self.target, "tied", {})
+        self.renames = bool(self.root or aliases(self.target))
         origin, also = self.origin or self.above, aliases(self.source)
         self.ignored = matching(self.mapping.ignore, self.specs, origin, also)
         self.ignored |= made_up(self.mapping, cells.Side(self.specs, self.source.facts, self.origin, self.above))
@@ -87,10 +105,11 @@ class Builder:
 
     def build(self) -> Plan:
         """The plan."""
-        self.prepare()
-        for rule in self.mapping.rules:
-            self.outcomes.append(self.rule(rule))
-        source, target = self.account()
+        with _no_gc():
+            self.prepare()
+            for rule in self.mapping.rules:
+                self.outcomes.append(self.rule(rule))
+            source, target = self.account()
         source, self.outcomes = accounts.averaged(source, self.outcomes, self.source)
         return Plan(
             source_name=getattr(self.source, "title", self.source.path),
@@ -174,7 +193,8 @@ class Builder:
         plain = not rule.ops.given()
         selective = rule.optional or (bool(self.mapping.keep) and not literal)
         for names, bindings in self.matches(rule):
-            sources.update(dict.fromkeys(names))
+            for name in names:
+                sources[name] = None
             try:
                 outs = [self.full(p.format(bindings)) for p in tos]
                 if selective and self._skipped(rule, outs, literal):
@@ -182,8 +202,9 @@ class Builder:
                     for name in names:
                         sources.pop(name, None)
                     continue
-                targets.update(dict.fromkeys(outs))
-                if any(n not in self.specs for n in names):
+                for out in outs:
+                    targets[out] = None
+                if not all(map(self.specs.__contains__, names)):
                     self._missing(rule, names)
                     continue
                 exprs = ops.leaves(rule.ops, names, self.specs)
@@ -306,6 +327,8 @@ class Builder:
 
     def full(self, name: str) -> str:
         """A target's name in full: a mapping may leave out the scope that the model puts before all of its names."""
+        if not self.renames:
+            return name
         name = listed(self.target, name)
         below = begins(self.root) + name
         return below if self.root and name not in self.target_specs and below in self.target_specs else name
@@ -314,13 +337,15 @@ class Builder:
 
     def claim(self, rule: Rule, name: str, expr: Expr, *, initialized: bool = False) -> None:
         """Give a target tensor its value; what does not fit is a problem."""
-        unread = next((n for n in expr.leaves() if self.specs[n].unread), None)
+        # Most tensors are moved as they are, and there may be a million of them.
+        leaves = ((expr.name,) if expr.spec.unread else ()) if isinstance(expr, Leaf) else expr.leaves()
+        unread = next((n for n in leaves if self.specs[n].unread), None)
         if unread is not None:
             what = f"tensor {unread!r} of {self.source.path} cannot be read: {self.specs[unread].unread}"
             self.problems.append(Problem(rule.where, what, "leave it behind: list it under ignore:"))
             return
         if self.target is None:
-            spec = TensorSpec.of(expr.dtype, expr.shape) if expr.dtype.kind != "O" else self._strings(expr)
+            spec = self._spec(expr)
         elif name in self.target_specs:
             spec = self.target_specs[name]
             problem = unfit(rule.where, name, expr, spec, cell=isinstance(rule, CellRule))
@@ -339,9 +364,15 @@ class Builder:
         elif known.expr != expr or known.constant != rule.constant:
             self.problems.append(accounts.second_claim(rule, known, expr))
 
-    def _strings(self, expr: Expr) -> TensorSpec:
-        nbytes = sum(self.specs[n].nbytes for n in expr.leaves())
-        return TensorSpec(expr.dtype, expr.shape, nbytes)
+    def _spec(self, expr: Expr) -> TensorSpec:
+        """Of a value for which no target says it."""
+        key = expr.dtype, expr.shape
+        spec = self.alike.get(key)
+        if spec is None:
+            if expr.dtype.kind == "O":
+                return TensorSpec(*key, sum(self.specs[n].nbytes for n in expr.leaves()))
+            spec = self.alike[key] = TensorSpec.of(*key)
+        return spec
 
     def account(self) -> tuple[dict[str, str], dict[str, str]]:
         """A disposition for every source and every target tensor; those without one are problems."""

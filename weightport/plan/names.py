@@ -89,6 +89,8 @@ class Names:
         best: Iterable[int] = range(len(self.names))
         size = len(self.names)
         enough = max(_FEW, size // _SHARE)
+        if "/" in _fixed(text) or "." in _fixed(text):  # a part or more, which most often tells all there is to tell
+            best, size = self._ends(text, False, best, size, enough)
         for position, part in _literal_parts(text):
             if size <= enough:
                 return best
@@ -96,13 +98,20 @@ class Names:
             if len(found) < size:
                 best, size = found, len(found)
         for backwards in (False, True):
-            fixed = (text[::-1] if backwards else text).partition(_NARROW)[0].partition(_WIDE)[0]
-            if size > enough and fixed:
-                names, numbers = self._in_order(backwards)
-                low, high = bisect_left(names, fixed), bisect_left(names, fixed + _LAST)
-                if high - low < size:
-                    best, size = sorted(numbers[low:high]), high - low
+            best, size = self._ends(text, backwards, best, size, enough)
         return best
+
+    def _ends(
+        self, text: str, backwards: bool, best: Iterable[int], size: int, enough: int
+    ) -> tuple[Iterable[int], int]:
+        """The names that begin, or end, as the pattern does, if they are fewer than the best so far."""
+        fixed = _fixed(text[::-1] if backwards else text)
+        if size > enough and fixed:
+            names, numbers = self._in_order(backwards)
+            low, high = bisect_left(names, fixed), bisect_left(names, fixed + _LAST)
+            if high - low < size:
+                return sorted(numbers[low:high]), high - low
+        return best, size
 
     def _at(self, position: int) -> dict[str, list[int]]:
         """Part -> the names that have it at that position, from the end if it is negative."""
@@ -122,6 +131,11 @@ class Names:
             pairs = sorted((n[::-1] if backwards else n, k) for k, n in enumerate(self.names))
             found = self._sorted[backwards] = ([n for n, _ in pairs], [k for _, k in pairs])
         return found
+
+
+def _fixed(text: str) -> str:
+    """What a pattern begins with, up to its first capture."""
+    return text.partition(_NARROW)[0].partition(_WIDE)[0]
 
 
 def _literal_parts(text: str) -> Iterator[tuple[int, str]]:
