@@ -21,6 +21,7 @@ from weightport.tensors import Source, Target, TensorSpec
 
 jax = need("jax")
 jnp = jax.numpy
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else need("jax.experimental").enable_x64
 
 
 class Pair(NamedTuple):
@@ -261,14 +262,14 @@ def test_reads_are_slices_in_new_memory() -> None:
 
 
 def test_doubles_where_they_are_not_enabled() -> None:
-    with jax.enable_x64(True):
+    with enable_x64(True):
         old = {"a": jnp.ones(2, jnp.float64)}
     with pytest.raises(Error) as caught:
         JaxTreeTarget(old).assign([value("a", np.ones(2))])
     assert str(caught.value) == (
         "JAX tree dict: 'a': JAX makes float32 of float64; enable jax_enable_x64, as when the tree was made"
     )
-    with jax.enable_x64(True):
+    with enable_x64(True):
         assert JaxTreeTarget(old).assign([value("a", np.ones(2))])["a"].dtype == np.float64
 
 

@@ -205,7 +205,9 @@ def is_box(node: object) -> bool:
 
 def is_passing(node: object) -> bool:
     """Whether it is a variable of nnx that is no weight."""
-    return any(inherits(node, name, "flax.nnx.variablelib", "flax.nnx.rnglib") for name in _PASSING)
+    state: Any = node
+    kind = state.type if inherits(node, "VariableState", "flax.nnx.variablelib") else type(node)
+    return any(cls.__name__ in _PASSING and cls.__module__.startswith("flax.nnx.") for cls in kind.__mro__)
 
 
 def raw_value(variable: Any) -> Any:
@@ -214,7 +216,8 @@ def raw_value(variable: Any) -> Any:
 
 
 def _is_variable(node: object) -> bool:
-    return bool(inherits(node, "Variable", "flax.nnx.variablelib"))
+    # VariableState: what states of Flax before 0.11 hold.
+    return any(inherits(node, name, "flax.nnx.variablelib") for name in ("Variable", "VariableState"))
 
 
 def _value(leaf: Any) -> Any:
