@@ -181,6 +181,30 @@ def test_checkpoints_without_metadata(kind: str, copied: Callable[[str], Path]) 
         assert same(source.read("params/inline", (slice(1, 3),)), np.array([1, 2]))
 
 
+def test_values_that_older_versions_keep_together(copied: Callable[[str], Path]) -> None:
+    """``SaveArgs(aggregate=True)``, and all numbers: in a file of msgpack, and not to be read as arrays."""
+    folder = copied("folders")
+    meta = json.loads((folder / "_METADATA").read_text())
+    for key, name in (("('params', 'enc', 'bias')", "params.enc.bias"), ("('rate',)", "rate")):
+        meta["tree_metadata"][key]["value_metadata"]["skip_deserialize"] = True
+        shutil.rmtree(folder / name)
+    (folder / "_METADATA").write_text(json.dumps(meta))
+    held = "PLACEHOLDER://params.enc.kernel"
+    stored(folder / "checkpoint", {"params": {"enc": {"bias": NAN, "kernel": held}}, "rate": 0.5, "text": "hello"})
+    with wp.open(folder) as source:
+        assert set(source.specs()) == set(ARRAYS)
+        for name, array in ARRAYS.items():
+            assert same(source.read(name), array)
+    (folder / "checkpoint").unlink()
+    with wp.open(folder) as source:
+        assert {n: s.unread for n, s in source.specs().items() if s.unread} == {
+            "params/enc/bias": "not stored here",
+            "rate": "not stored here",
+        }
+        with pytest.raises(FormatError, match="tensor 'rate': is not stored here"):
+            source.read("rate")
+
+
 def test_standard_checkpointer_and_training_state(tmp_path: Path) -> None:
     ocp, jax, optax = need("orbax.checkpoint"), need("jax"), need("optax")
     train_state = need("flax.training.train_state")

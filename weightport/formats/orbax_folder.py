@@ -6,7 +6,8 @@ that a part needs. A folder with one checkpoint for each step means the latest t
 as they do by default; text and empty containers are no tensors and are not listed.
 
 Sources: orbax/checkpoint/_src/metadata/tree.py (``InternalTreeMetadata``), orbax/checkpoint/_src/tree/utils.py
-(``param_name_from_keypath``), orbax/checkpoint/utils.py (``PLACEHOLDER://``, of versions without ``_METADATA``).
+(``param_name_from_keypath``); of older versions, which keep small values together in a file of msgpack,
+orbax/checkpoint/{aggregate_handlers,utils}.py (``MsgpackHandler``, ``PLACEHOLDER://``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from weightport.errors import FormatError, TensorNotFound
 from weightport.formats import _jax_paths, _strided
 from weightport.formats._io import ByteFile
 from weightport.formats._jax_names import unboxed, with_roles
+from weightport.formats._msgpack import is_map
 from weightport.formats._orbax_store import ArrayStore, Header
 from weightport.formats.flax_msgpack import FlaxSource
 from weightport.tensors import Array, Budget, Index, TensorSpec
@@ -36,10 +38,10 @@ class OrbaxSource:
     format = "orbax"
 
     def __init__(self, path: str, *, budget: Budget | None = None) -> None:
-        found = _jax_paths.resolve(path)
-        if found.kind != "orbax":
+        resolved = _jax_paths.resolve(path)
+        if resolved.kind != "orbax":
             raise FormatError(path, "is no checkpoint of Orbax")
-        self.path = found.path
+        self.path = resolved.path
         self._budget = budget or Budget()
         self._small: FlaxSource | None = None
         meta = self._metadata()
@@ -52,7 +54,9 @@ class OrbaxSource:
             bare = unboxed(self._stored)
             self._stored = {bare[name]: stored for name, stored in self._stored.items()}
             zarr3 = meta.get("use_zarr3")
-            self._headers = self._store.headers(self._stored, zarr3=zarr3 if isinstance(zarr3, bool) else None)
+            stored = {name: label for name, label in self._stored.items() if label}
+            found = self._store.headers(stored, zarr3=zarr3 if isinstance(zarr3, bool) else None)
+            self._headers = {name: found.get(name, "not stored here") for name in self._stored}
             specs = {name: _spec(header) for name, header in self._headers.items()}
             if self._small is not None:
                 specs = {**self._small.specs(), **specs}
@@ -79,11 +83,17 @@ class OrbaxSource:
     def _names(self, meta: Mapping[str, Any]) -> dict[str, str]:
         """Tensor's name -> the name that its array is stored under."""
         tree = meta.get("tree_metadata")
+        aggregate = os.path.join(self.path, _jax_paths.AGGREGATE)
+        if is_map(aggregate):
+            self._small = FlaxSource(aggregate, budget=self._budget)
         entries = _leaves(tree, os.path.join(self.path, _jax_paths.METADATA)) if tree is not None else self._older()
         found: dict[str, str] = {}
         for keys, stored in entries:
             name = "/".join(keys)
-            if name in found or (self._small is not None and name in self._small.specs()):
+            small = self._small is not None and name in self._small.specs()
+            if small and not stored:
+                continue
+            if name in found or small:
                 raise FormatError(self.path, "another tensor has the same name", tensor=name)
             found[name] = stored
         self._budget.check("tensors", len(found), self.path)
@@ -91,9 +101,7 @@ class OrbaxSource:
 
     def _older(self) -> Iterator[tuple[tuple[str, ...], str]]:
         """The arrays of a checkpoint without ``_METADATA``: its tree is a file of msgpack, if it has that."""
-        aggregate = os.path.join(self.path, _jax_paths.AGGREGATE)
-        if os.path.isfile(aggregate) and os.path.getsize(aggregate):
-            self._small = FlaxSource(aggregate, budget=self._budget)
+        if self._small is not None:
             for name, text in self._small.texts.items():
                 if text.startswith(_PLACEHOLDER):
                     yield (name,), text.removeprefix(_PLACEHOLDER)
@@ -141,7 +149,7 @@ class OrbaxSource:
 
 
 def _leaves(tree: Mapping[str, Any], path: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """``(keys, stored name)`` of every array that the metadata list."""
+    """``(keys, stored name)`` of every array that the metadata list; no name of one without a place of its own."""
     for label, entry in tree.items():
         try:
             keys = tuple(key["key"] for key in entry["key_metadata"])
@@ -151,8 +159,8 @@ def _leaves(tree: Mapping[str, Any], path: str) -> Iterator[tuple[tuple[str, ...
             raise FormatError(path, f"the entry {label[:200]!r} is no leaf of a tree") from None
         if not keys or not all(isinstance(key, str) for key in keys):
             raise FormatError(path, f"the entry {label[:200]!r} has no keys")
-        if kind not in _NO_ARRAYS and not skipped:
-            yield keys, ".".join(keys)
+        if kind not in _NO_ARRAYS:
+            yield keys, "" if skipped else ".".join(keys)
 
 
 def _spec(header: Header | str) -> TensorSpec:
