@@ -37,6 +37,8 @@ OPTIMIZER = "optimizer"
 _RECURRENT = {name: f"{name}Cell" for name in ("LSTM", "GRU", "SimpleRNN")}
 _RECURRENT |= {f"ConvLSTM{n}D": "ConvLSTMCell" for n in (1, 2, 3)}
 _ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
+#: The one class that Keras exports, and so serializes, under another name than its own.
+_RENAMED = {"GroupQueryAttention": "GroupedQueryAttention"}
 _PROJECTIONS = {"query_dense": "query", "key_dense": "key", "value_dense": "value", "output_dense": "attention_output"}
 
 #: The groups of a file: name -> the groups in it.
@@ -129,7 +131,7 @@ class _Walk:
         seen: Counter[str] = Counter()
         known: dict[str, Config] = {}
         for item in items:
-            name = snake(str(item.get("class_name", "")))
+            name = snake(_class_name(item))
             known[f"{name}_{seen[name]}" if seen[name] else name] = item
             seen[name] += 1
         for key in [*(k for k in known if k in tree), *(k for k in tree if k not in known)]:
@@ -176,14 +178,19 @@ class _Walk:
 # -- objects ---------------------------------------------------------------------------------------------------------
 
 
-def _described(config: Any, title: str | None, default: str | None = None) -> _Object:
+def _described(config: Any, title: str | None) -> _Object:
     """An object by its serialized form."""
     settings = config.get("config") if isinstance(config, Mapping) else None
     settings = settings if isinstance(settings, Mapping) else None
-    kind = str(config.get("class_name", "")) if isinstance(config, Mapping) else ""
     said = (settings or {}).get("name")
-    name = title if title is not None else said if isinstance(said, str) else default
-    return _Object(kind.rsplit(">", 1)[-1], settings, name)
+    name = title if title is not None else said if isinstance(said, str) else None
+    return _Object(_class_name(config), settings, name)
+
+
+def _class_name(config: Any) -> str:
+    kind = str(config.get("class_name", "")) if isinstance(config, Mapping) else ""
+    kind = kind.rsplit(">", 1)[-1]
+    return _RENAMED.get(kind, kind)
 
 
 def _is_functional(found: _Object) -> bool:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-#: A variable, and the setting that it is there for (None: always), with the value that the setting has by default.
+#: A variable, the setting that it is there for (None: always; "!": where that is off), and whether it is by default.
 Entry = tuple[str, str | None, bool]
 
 
@@ -38,7 +38,7 @@ VARIABLES: dict[str, tuple[Entry, ...]] = {
     "Dense": _KERNEL,
     "EinsumDense": (*_always("kernel"), ("bias", "bias_axes", False)),
     "Embedding": _always("embeddings"),
-    "ReversibleEmbedding": (*_always("embeddings"), ("reverse_embeddings", "!tie_weights", True)),
+    "ReversibleEmbedding": (*_always("embeddings"), ("reverse_embeddings", "!tie_weights", False)),
     **{f"Conv{n}D{kind}": _KERNEL for n in (1, 2, 3) for kind in ("", "Transpose")},
     **{f"DepthwiseConv{n}D": _KERNEL for n in (1, 2)},
     **{f"SeparableConv{n}D": _SEPARABLE for n in (1, 2)},
