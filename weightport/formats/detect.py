@@ -35,6 +35,7 @@ READERS = {
     "keras-h5": "keras_h5",
     "hdf5": "keras_h5",
     "keras": "keras_archive",
+    "keras-sharded": "keras_sharded",
     "npz": "npz",
     "npy": "npz",
     "safetensors": "safetensors_index",
@@ -93,7 +94,7 @@ SUFFIXES = {
     ".meta": "tf-meta",
 }
 # By content: files with a magic number, and after the tables of checkpoints those that only have a structure.
-_BY_MAGIC = ("keras-h5", "npz", "torch", "keras", "safetensors", "tflite", "gguf")
+_BY_MAGIC = ("keras-h5", "npz", "torch", "keras", "safetensors", "keras-sharded", "tflite", "gguf")
 _BY_STRUCTURE = ("onnx", "flax-msgpack", "tf-saved-model", "tf-meta", "tf-frozen")
 # Folders that are no TensorFlow checkpoint and no SavedModel.
 _BY_FOLDER = ("keras", "safetensors", "torch", "flax-msgpack", "orbax")

@@ -11,7 +11,7 @@ import glob
 import hashlib
 import os
 
-from weightport.formats import _jax_paths, keras_archive, safetensors_index, tf_paths
+from weightport.formats import _jax_paths, keras_archive, keras_sharded, safetensors_index, tf_paths
 from weightport.formats._io import ByteFile
 from weightport.formats.detect import split_format
 
@@ -32,6 +32,8 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
 
         if torch_index.is_sharded(text):
             return torch_index.files_of(text)
+    if os.path.isfile(text) and keras_sharded.sniff(text):
+        return keras_sharded.files_of(text)
     if os.path.isfile(text) and not text.endswith(".index") and os.path.basename(text) != tf_paths.STATE:
         return [text, *_beside(text)]
     jax = _jax_paths.find(text)

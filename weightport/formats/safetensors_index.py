@@ -31,6 +31,7 @@ ENDING = ".safetensors.index.json"
 #: Bytes of tensors in one shard that is written, unless another size is asked for.
 SHARD_BYTES = 5_000_000_000
 _MAP = "weight_map"
+_NO_MAP = f"the index has no {_MAP!r} of tensors to files"
 _HEAD = 1 << 16
 _MAPPED = re.compile(rb'"weight_map"\s*:\s*(?:\{\s*\}|.*\.safetensors)', re.DOTALL)
 
@@ -55,7 +56,7 @@ class ShardedSource:
         try:
             self._map, self.metadata = read_index(self._index, budget)
             for shard in shards_of(self._index, self._map):
-                self._shards[shard] = self._opened(_beside(self._index, shard), budget)
+                self._shards[shard] = self._opened(beside(self._index, shard), budget)
             self._agree()
         except BaseException:
             self.close()
@@ -168,6 +169,18 @@ def read_index(path: str, budget: Budget) -> tuple[dict[str, str], dict[str, Any
     Raises:
         FormatError: no JSON, or not as an index is; a name twice.
     """
+    weights, metadata = read_map(path, budget)
+    if not all(isinstance(shard, str) for shard in weights.values()):
+        raise FormatError(path, _NO_MAP)
+    return weights, metadata
+
+
+def read_map(path: str, budget: Budget) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The ``weight_map`` of an index and its metadata, as they stand there.
+
+    Raises:
+        FormatError: no JSON, or none with a ``weight_map``; a name twice.
+    """
     with ByteFile(path) as file:
         budget.spend("header_bytes", file.size, path)
         raw = file.read(0, file.size)
@@ -192,8 +205,8 @@ def read_index(path: str, budget: Budget) -> tuple[dict[str, str], dict[str, Any
     except (RecursionError, ValueError):
         raise FormatError(path, "the index is no JSON: nested too deep, or too long a number") from None
     weights = document.get(_MAP) if isinstance(document, dict) else None
-    if not isinstance(weights, dict) or not all(isinstance(shard, str) for shard in weights.values()):
-        raise FormatError(path, f"the index has no {_MAP!r} of tensors to files")
+    if not isinstance(weights, dict):
+        raise FormatError(path, _NO_MAP)
     budget.check("tensors", len(weights), path)
     metadata = document.get("metadata")
     return weights, metadata if isinstance(metadata, dict) else {}
@@ -207,14 +220,21 @@ def shards_of(index: str, weights: Mapping[str, str]) -> list[str]:
     """
     found = list(dict.fromkeys(weights.values()))
     for shard in found:
-        parts = shard.replace("\\", "/").split("/")
-        if not all(part and part not in (".", "..") for part in parts) or "\0" in shard or os.path.splitdrive(shard)[0]:
+        if not is_below(shard):
             tensor = next(name for name, value in weights.items() if value == shard)
             raise FormatError(index, f"the shard {shard!r} is no path below the index' folder: refused", tensor=tensor)
     return found
 
 
-def _beside(index: str, shard: str) -> str:
+def is_below(shard: str) -> bool:
+    """Whether a shard's name cannot lead out of the folder of its index."""
+    parts = shard.replace("\\", "/").split("/")
+    plain = all(part and part not in (".", "..") for part in parts)
+    return plain and "\0" not in shard and not os.path.splitdrive(shard)[0]
+
+
+def beside(index: str, shard: str) -> str:
+    """The path of a shard."""
     return os.path.join(os.path.dirname(index), *shard.split("/"))
 
 
@@ -226,7 +246,7 @@ def files_of(path: str, ending: str = ENDING) -> list[str]:
     """
     index = index_of(path, ending)
     weights, _ = read_index(index, Budget())
-    return sorted([index, *(_beside(index, shard) for shard in shards_of(index, weights))])
+    return sorted([index, *(beside(index, shard) for shard in shards_of(index, weights))])
 
 
 def open_source(path: str, *, budget: Budget | None = None) -> ShardedSource | safetensors_file.SafetensorsSource:
