@@ -29,6 +29,8 @@ from weightport.formats.flax_msgpack import FlaxSource
 from weightport.tensors import Array, Budget, Index, TensorSpec
 
 _PLACEHOLDER = "PLACEHOLDER://"
+#: A tensor's keys, and the name that its array is stored under.
+_Entry = tuple[tuple[str, ...], str | None]
 _NO_ARRAYS = ("string", "None", "Dict", "List", "Tuple", "NamedTuple")
 
 
@@ -54,7 +56,7 @@ class OrbaxSource:
             bare = unboxed(self._stored)
             self._stored = {bare[name]: stored for name, stored in self._stored.items()}
             zarr3 = meta.get("use_zarr3")
-            stored = {name: label for name, label in self._stored.items() if label}
+            stored = {name: label for name, label in self._stored.items() if label is not None}
             found = self._store.headers(stored, zarr3=zarr3 if isinstance(zarr3, bool) else None)
             self._headers = {name: found.get(name, "not stored here") for name in self._stored}
             specs = {name: _spec(header) for name, header in self._headers.items()}
@@ -80,18 +82,18 @@ class OrbaxSource:
             raise FormatError(path, "has no tree_metadata")
         return found
 
-    def _names(self, meta: Mapping[str, Any]) -> dict[str, str]:
-        """Tensor's name -> the name that its array is stored under."""
+    def _names(self, meta: Mapping[str, Any]) -> dict[str, str | None]:
+        """Tensor's name -> the name that its array is stored under; None if it has none."""
         tree = meta.get("tree_metadata")
         aggregate = os.path.join(self.path, _jax_paths.AGGREGATE)
         if is_map(aggregate):
             self._small = FlaxSource(aggregate, budget=self._budget)
         entries = _leaves(tree, os.path.join(self.path, _jax_paths.METADATA)) if tree is not None else self._older()
-        found: dict[str, str] = {}
+        found: dict[str, str | None] = {}
         for keys, stored in entries:
             name = "/".join(keys)
             small = self._small is not None and name in self._small.specs()
-            if small and not stored:
+            if small and stored is None:
                 continue
             if name in found or small:
                 raise FormatError(self.path, "another tensor has the same name", tensor=name)
@@ -99,7 +101,7 @@ class OrbaxSource:
         self._budget.check("tensors", len(found), self.path)
         return found
 
-    def _older(self) -> Iterator[tuple[tuple[str, ...], str]]:
+    def _older(self) -> Iterator[_Entry]:
         """The arrays of a checkpoint without ``_METADATA``: its tree is a file of msgpack, if it has that."""
         if self._small is not None:
             for name, text in self._small.texts.items():
@@ -121,15 +123,15 @@ class OrbaxSource:
             FormatError: truncated or corrupt, chunks that are missing, or a dtype that is not known.
             MissingPackage: tensorstore is not installed.
         """
-        header = self._headers.get(name)
+        header, stored = self._headers.get(name), self._stored.get(name)
         if header is None:
             if self._small is not None and name in self._small.specs():
                 return self._small.read(name, index)
             raise TensorNotFound(name, self._specs, self.path)
-        if isinstance(header, str):
+        if isinstance(header, str) or stored is None:
             raise FormatError(self.path, f"is {header}", tensor=name)
         cuts = _strided.bounds(index, header.spec.shape, f"{self.path}: tensor {name!r}")
-        return self._store.read(name, self._stored[name], header, cuts)
+        return self._store.read(name, stored, header, cuts)
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:  # noqa: ARG002
         """Nothing: a tree of arrays records no cells."""
@@ -148,8 +150,8 @@ class OrbaxSource:
         self.close()
 
 
-def _leaves(tree: Mapping[str, Any], path: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """``(keys, stored name)`` of every array that the metadata list; no name of one without a place of its own."""
+def _leaves(tree: Mapping[str, Any], path: str) -> Iterator[_Entry]:
+    """Every array that the metadata list; without a stored name, if it has no place of its own."""
     for label, entry in tree.items():
         try:
             keys = tuple(key["key"] for key in entry["key_metadata"])
@@ -160,7 +162,7 @@ def _leaves(tree: Mapping[str, Any], path: str) -> Iterator[tuple[tuple[str, ...
         if not keys or not all(isinstance(key, str) for key in keys):
             raise FormatError(path, f"the entry {label[:200]!r} has no keys")
         if kind not in _NO_ARRAYS:
-            yield keys, "" if skipped else ".".join(keys)
+            yield keys, None if skipped else ".".join(keys)
 
 
 def _spec(header: Header | str) -> TensorSpec:
