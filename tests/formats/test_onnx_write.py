@@ -345,6 +345,10 @@ def test_what_is_refused(tmp_path: Path) -> None:
         f"{out}: 'lstm/W' is float64[2, 3], in {like} float32[2, 3]",
         f"{out}: 'six' of {like} cannot be replaced: of the type FLOAT6E2M3",
     ]
+    with pytest.raises(Error) as dry:
+        onnx_write.check(str(out), specs_of(arrays), like=like)
+    assert str(dry.value) == str(caught.value)
+    onnx_write.check(str(out), specs_of({"lstm/W": X}), like=like)
     with pytest.raises(Error) as caught:
         write(out, {"w": X}, None)  # type: ignore[arg-type]
     assert str(caught.value) == (
@@ -368,8 +372,9 @@ def test_in_a_transfer(tmp_path: Path) -> None:
     assert same(found["w"], arrays["w"])
     assert same(found["c"], X)
     assert wp.verify(tmp_path / "a.npz", result.path, mapping).equal
-    with pytest.raises(Error, match="an ONNX model is more than its weights"):
-        wp.transfer(tmp_path / "a.npz", None, mapping, out=tmp_path / "p.onnx")
+    for target, given in ((None, "there is none"), (tmp_path / "a.npz", "npz")):
+        with pytest.raises(Error, match=f"onnx is written as a TARGET of that kind with other values in it.*{given}"):
+            wp.transfer(tmp_path / "a.npz", target, {**mapping, "keep": []}, out=tmp_path / "p.onnx", dry_run=True)
     assert detect.writer_for("m.onnx", like=like)[0] == "m.onnx"
 
 

@@ -73,7 +73,7 @@ _LIKE = {
     "tf-saved-model": "tf_saved_model",
 }
 #: Formats that are a TARGET with other values in it: without one of the same kind they cannot be written.
-_EDITED = ("tf-frozen", "tf-meta", "tf-saved-model")
+_EDITED = ("tf-frozen", "tf-meta", "tf-saved-model", "onnx")
 #: Formats that are written in several files of bounded size where that is asked for.
 _SHARDED = ("tf-checkpoint", "tf-saved-model", "safetensors-index")
 #: suffix -> what an output of that name is.

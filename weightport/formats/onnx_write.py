@@ -67,13 +67,23 @@ def write(
         Error: no model to begin with, names or shapes that are not its, or values that are not as their spec says.
             Nothing was changed.
     """
-    if like is None:
-        what = "an ONNX model is more than its weights: it is written from one"
-        raise Error(Problem(path, what, "give as TARGET the .onnx whose weights are to be replaced"))
-    with OnnxSource(like) as model:
+    with _opened(path, like) as model:
         given = [name for name in specs if name not in kept]
         _check(path, model, specs, given)
         _Job(path, model, specs, tiles, given, metadata or {}, limit).run()
+
+
+def check(path: str, specs: Mapping[str, TensorSpec], *, kept: Collection[str] = (), like: str | None = None) -> None:
+    """Raise what :func:`write` would, as far as the values play no role."""
+    with _opened(path, like) as model:
+        _check(path, model, specs, [name for name in specs if name not in kept])
+
+
+def _opened(path: str, like: str | None) -> OnnxSource:
+    if like is None:
+        what = "an ONNX model is more than its weights: it is written from one"
+        raise Error(Problem(path, what, "give as TARGET the .onnx whose weights are to be replaced"))
+    return OnnxSource(like)
 
 
 def _check(path: str, model: OnnxSource, specs: Mapping[str, TensorSpec], given: Iterable[str]) -> None:
