@@ -176,9 +176,11 @@ def test_malformed(tmp_path: Path, nodes: list[bytes], message: str | None) -> N
 def test_shapes_that_the_graph_does_not_know(tmp_path: Path) -> None:
     open_shape = bytes_field(7, bytes_field(2, number_field(1, -1)))
     source = opened(tmp_path, node("w", "VarHandleOp", dtype=number_field(6, 1), shape=open_shape), variable("v", (1,)))
-    with pytest.raises(FormatError, match=r"tensor 'w' at byte .*: the graph does not say its type and shape"):
-        source.specs()["w"]
+    spec = source.specs()["w"]
+    assert (spec.role, spec.unread) == ("constant", "a variable whose type and shape the graph does not say")
     assert source.specs()["v"].shape == (1,)
+    with pytest.raises(FormatError, match="tensor 'w': is a variable, whose value is not in a graph"):
+        source.read("w")
 
 
 def test_another_message(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from weightport.errors import FormatError
 from weightport.formats import _strided, tf_objects
 from weightport.formats._lazy import LazySpecs
@@ -133,7 +135,8 @@ class GraphVariables:
             number = self.graph.attr_number(node, "T")
         shape = self._shape(name)
         if number is None or shape is None:
-            raise FormatError(self.path, "the graph does not say its type and shape", tensor=name, offset=node.start)
+            what = "a variable whose type and shape the graph does not say"
+            return TensorSpec(np.dtype(object), (), 0, "constant", what)
         dtype = dtype_of(number, self.path, name)
         nbytes = _strided.checked(dtype, shape, self.budget, self.path, name)
         spec = TensorSpec(dtype, shape, 0 if dtype.kind == "O" else nbytes)
