@@ -61,7 +61,8 @@ def run_v1(path: str, load: Values | None = None) -> tuple[list[str], dict[str, 
         model = v1.saved_model.load(session, ["serve"], path)
         for variable in v1.global_variables() if load is not None else ():
             variable.load(load[variable.op.name], session)
-        signature = next(iter(model.signature_def.values()))
+        signatures = dict(model.signature_def)
+        signature = signatures.get("serving_default") or next(iter(signatures.values()))
         inputs = {}
         for key, info in signature.inputs.items():
             shape = [d.size if d.size > 0 else 2 for d in info.tensor_shape.dim]
@@ -95,6 +96,22 @@ def test_models_of_tensorflow_1(tmp_path: Path, model: Fixture, choice: str) -> 
     assert sorted(os.listdir(out)) == sorted(["saved_model.pb", *(["variables"] if choice != "all" else [])])
     if choice == "none":  # nothing in the graph is concerned
         assert Path(out, "saved_model.pb").read_bytes() == Path(like, "saved_model.pb").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["lstm_impl1", "gru_reset_before", "v2_lstm"])
+def test_keras_models_of_tensorflow_1(tmp_path: Path, name: str) -> None:
+    """An object-based checkpoint, with a graph of objects beside or, in the first two, with the saver of the graph."""
+    tf = need("tensorflow")
+    like = fixture(f"c_keras/{name}").path("saved_model")
+    values = drawn(weights_of(like))
+    expected = run_v1(put(tmp_path / "initial", like, values))[2]
+    constants = some(values, "some")
+    out = put(tmp_path / "out", like, values, constants)
+    left, _, found = run_v1(out)
+    agree(found, expected)
+    assert not constants & set(left)
+    holds(out, values)
+    tf.saved_model.load(out)
 
 
 def test_every_graph_of_a_model_gets_the_constants(tmp_path: Path) -> None:

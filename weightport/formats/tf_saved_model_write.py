@@ -154,7 +154,7 @@ class _Job:
     def _graph(self, meta: MetaGraph) -> tuple[Message | None, set[str]]:
         """A MetaGraphDef with the constants in it (None: as it is), and the variables that it has of them."""
         objects = _Objects.of(meta, self._checkpoint, self._frozen)
-        variables = objects.variables if objects is not None else meta.variables.named
+        variables = objects.variables if objects is not None else self._saved(meta)
         frozen = [name for name in self._frozen if name in variables]
         moved = [*frozen, *(self._replaced if meta is self._source.meta else ())]
         if not moved:
@@ -175,6 +175,14 @@ class _Job:
         other = {} if objects is None else {OBJECTS: objects.message(change.frozen)}
         left = not saved or bool(_tf_saver_edit.saves(change.edit))
         return around.message(change.edit.message(*meta.place), saver=left, other=other), set(frozen)
+
+    def _saved(self, meta: MetaGraph) -> Mapping[str, Variable]:
+        """Name -> variable of a graph whose saver writes the keys of the checkpoint."""
+        named, model = meta.variables.named, self._checkpoint
+        if model is None or not model.object_based:
+            return named
+        keys = {name: model.keys_of(name)[0] for name in self._frozen}
+        return {name: named[key] for name, key in keys.items() if key in named}
 
     # The files -------------------------------------------------------------------------------------------------------
 
