@@ -210,6 +210,15 @@ def keras3(folder: Path) -> str:
     return str(folder / "like")
 
 
+def keras3_saved(folder: Path) -> str:
+    """Not exported: its functions are given other nodes than those that are saved."""
+    tf, keras = need("tensorflow"), need("keras")
+    inputs = keras.Input((6, 3), name="x")
+    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(keras.layers.Dense(4, "tanh", name="body")(inputs)))
+    tf.saved_model.save(model, str(folder / "like"))
+    return str(folder / "like")
+
+
 def keras2(folder: Path) -> str:
     """Compiled and trained: the optimizer and its slots are saved, too."""
     keras = need("tf_keras")
@@ -229,7 +238,7 @@ def calls(path: str) -> tuple[Any, dict[str, np.ndarray]]:
     return model, {k: np.asarray(v) for k, v in function(**{key: tf.constant(X)}).items()}
 
 
-@pytest.mark.parametrize("make", [module, keras3, keras2], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("make", [module, keras3, keras3_saved, keras2], ids=lambda f: f.__name__)
 def test_models_of_tensorflow_2(tmp_path: Path, make: Callable[[Path], str]) -> None:
     tf = need("tensorflow")
     v1 = tf.compat.v1
@@ -246,7 +255,9 @@ def test_models_of_tensorflow_2(tmp_path: Path, make: Callable[[Path], str]) -> 
         model, found = calls(out)
         agree(found, expected)
         assert sorted(set(os.listdir(like)) - {"fingerprint.pb"}) == sorted(os.listdir(out))
-        with tf.Graph().as_default(), v1.Session() as session:  # the loader of TensorFlow 1 takes it, too
+        if make is keras3_saved:
+            continue  # which the loader of TensorFlow 1 never took: nothing restores what its functions are given
+        with tf.Graph().as_default(), v1.Session() as session:
             signature = v1.saved_model.load(session, ["serve"], out).signature_def["serving_default"]
             feeds = {info.name: X for info in signature.inputs.values()}
             agree(session.run({k: i.name for k, i in signature.outputs.items()}, feeds), expected)

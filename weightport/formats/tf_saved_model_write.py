@@ -25,16 +25,19 @@ from weightport.formats import _tf_saver_edit, tf_bundle, tf_bundle_write, tf_sa
 from weightport.formats._folder import atomic_folder
 from weightport.formats._message import MOST_BYTES, Message, fields_of
 from weightport.formats._proto import BYTES
+from weightport.formats._tf_calls import function_attrs
 from weightport.formats._tf_change import Change, Values
 from weightport.formats._tf_freeze import Kind
 from weightport.formats._tf_metagraph import MetaGraph
 from weightport.formats._tf_saved_objects import OBJECTS, SavedObjects
 from weightport.formats._tf_variables import Variable
+from weightport.formats.tf_graph import VARIABLES, reference
 from weightport.formats.tf_saved_model import FILES, SavedModelSource
 from weightport.sizes import size
 from weightport.tensors import Array, TensorSpec, Tiles
 
 _FINGERPRINT = "fingerprint.pb"
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _VARIABLES = "variables"
 #: All that a SavedModel may have in its folder: one with more in it is not replaced.
 _OWN = {*FILES, _FINGERPRINT, _VARIABLES, "keras_metadata.pb", "assets", "assets.extra", "debug"}
@@ -252,7 +255,7 @@ class _Objects:
         cls, meta: MetaGraph, saved: SavedObjects, checkpoint: tf_bundle.BundleSource, names: Collection[str]
     ) -> _Objects:
         children, key_of = checkpoint.objects()
-        places = meta.graph_facts.saved()
+        places, passed = meta.graph_facts.saved(), _passed(meta, saved)
         object_of = {key_of[theirs]: mine for theirs, mine in saved.variables(children).items() if theirs in key_of}
         problems, variables, same, ids = [], dict[str, Variable](), dict[str, str](), dict[int, str]()
         for name in names:
@@ -268,8 +271,10 @@ class _Objects:
                 continue
             for node, number in found:
                 ids[number] = node
-                same[node] = found[0][0]
-            variables[name] = Variable([node for node, _ in found], cuts=[""] * len(found))
+            handed = [node for _, number in found for node in passed.get(number, ())]
+            holders = list(dict.fromkeys([*(node for node, _ in found), *handed]))
+            same.update(dict.fromkeys(holders, holders[0]))
+            variables[name] = Variable(holders, cuts=[""] * len(holders))
         if problems:
             raise Error(problems)
         return cls(meta, saved, variables, same, ids)
@@ -288,3 +293,23 @@ class _Objects:
     def message(self, frozen: Collection[str]) -> Message:
         """The object graph, without those variables."""
         return self._saved.message({n: self.same[node] for n, node in self._ids.items() if node in frozen})
+
+
+def _passed(meta: MetaGraph, saved: SavedObjects) -> dict[int, list[str]]:
+    """Object -> the nodes of variables that the main graph hands to functions in its place.
+
+    A Keras 3 model that ``tf.saved_model.save`` wrote is saved from other nodes than those that its functions get.
+    """
+    nodes = meta.graph.main.nodes
+    found: dict[int, list[str]] = {}
+    for node in nodes.values():
+        if node.op not in _CALLS:
+            continue
+        data = [given for given in node.inputs if not given.startswith("^")]
+        for attr, _, function in function_attrs(meta.graph, node):
+            bound = saved.bound.get(function, []) if attr == "f" else []
+            for given, number in zip(data[len(data) - len(bound) :], bound, strict=False):
+                holder = nodes.get(reference(given)[0])
+                if holder is not None and holder.op in VARIABLES:
+                    found.setdefault(number, []).append(holder.name)
+    return found
