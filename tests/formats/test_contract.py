@@ -100,15 +100,27 @@ def _gguf(folder: Path) -> Made:
     return Made(test_gguf_file.written(folder, test_gguf_file.model(*heads, data=data)), ARRAYS)
 
 
-def _keras(folder: Path) -> Made:
+def _keras_model(save: Callable[[Any], None]) -> dict[str, np.ndarray]:
+    """Saves a model of two layers; its variables by their paths."""
     keras = need("keras")
     layers = [keras.Input((3,)), keras.layers.Dense(4, name="one"), keras.layers.Dense(2, name="two")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of numpy's, about TensorFlow
         model = keras.Sequential(layers)
-        model.save(folder / "m.keras")
-        arrays = {v.path: keras.ops.convert_to_numpy(v.value) for v in model.weights}
-    return Made(str(folder / "m.keras"), arrays)
+        save(model)
+        return {v.path: keras.ops.convert_to_numpy(v.value) for v in model.weights}
+
+
+def _keras(folder: Path) -> Made:
+    path = folder / "m.keras"
+    return Made(str(path), _keras_model(lambda model: model.save(path)))
+
+
+def _keras_sharded(folder: Path) -> Made:
+    path = folder / "m.weights.json"
+    arrays = _keras_model(lambda model: model.save_weights(path, max_shard_size=60 / 1024**3))
+    names = [f"layers/{layer}/vars/{k}" for layer in ("dense", "dense_1") for k in range(2)]
+    return Made(str(path), dict(zip(names, arrays.values(), strict=True)))
 
 
 def _orbax(folder: Path) -> Made:
@@ -142,6 +154,7 @@ READERS: dict[str, Callable[[Path], Made]] = {
     "keras-h5": _written("keras-h5", "m.h5"),
     "hdf5": _hdf5,
     "keras": _keras,
+    "keras-sharded": _keras_sharded,
     "npz": _written("npz", "m"),
     "npy": _npy,
     "safetensors": _written("safetensors", "m"),
