@@ -17,7 +17,7 @@ from tests.formats._torch import array
 from tests.support import need
 from tests.targets.live import batch, constants, drawn, failing, value
 from weightport.errors import Error, PlanError, RefusedError, TensorNotFound
-from weightport.targets import _torch_tensors, jax_tree, keras3, tf_module, torch_module
+from weightport.targets import _rollback, _torch_tensors, jax_tree, keras3, tf_module, torch_module
 from weightport.targets.registry import live_target
 from weightport.targets.torch_module import TorchModuleTarget
 from weightport.tensors import Source, Target
@@ -192,7 +192,7 @@ def test_lazy_modules_are_refused_until_they_have_run() -> None:
 def test_every_dtype_bit_for_bit_in_place(monkeypatch: pytest.MonkeyPatch, pieces: bool) -> None:
     if pieces:
         monkeypatch.setattr(_torch_tensors, "PIECE", 16)
-        monkeypatch.setattr(_torch_tensors, "HELD", 0)
+        monkeypatch.setattr(_rollback, "LIMIT", 0)
     names = ["float64", "float32", "float16", "bfloat16", "complex64", "int64", "int8", "uint8", "bool", "uint16"]
     names += ["float8_e4m3fn", "float8_e5m2", "complex128", "int32", "int16", "uint32", "uint64"]
     module = nn.Module()
@@ -243,7 +243,7 @@ def test_a_value_that_is_not_as_it_was_said_takes_everything_back() -> None:
     target = TorchModuleTarget(module)
     before = state(module)
     spec = target.specs()["bias"]
-    with pytest.raises(Error, match=r"variable 'bias': the value has dtype float64 and shape \[3\], its plan said"):
+    with pytest.raises(PlanError, match=r"variable 'bias': float32 \[3\] was planned, float64 \[3\] was produced"):
         target.assign([*constants(drawn(target.specs(), ["weight"])), value("bias", np.ones(3), spec=spec)])
     unchanged(module, before)
     assert all(p.requires_grad for p in module.parameters())
@@ -328,6 +328,15 @@ def test_parametrized_weights_have_the_names_of_their_originals(norm: str) -> No
         size, direction = (arrays[f"parametrizations.weight.original{k}"] for k in (0, 1))
         expected = size * direction / np.linalg.norm(direction, axis=1, keepdims=True)
         assert np.allclose(module.weight.detach().numpy(), expected, atol=1e-6)
+
+
+def test_a_graph_of_the_old_values_is_not_differentiated_with_the_new_ones() -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    loss = module(torch.ones(1, 2)).sum()
+    target = TorchModuleTarget(module)
+    target.assign([value(n, a) for n, a in drawn(target.specs(), list(target.specs())).items()])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
 
 
 # --- ties -------------------------------------------------------------------------------------------------------------

@@ -1,25 +1,24 @@
 """Tensors of PyTorch as named specs and arrays, and values put into them.
 
 Promise: bits are moved, not numbers: every dtype that numpy or ml_dtypes has, NaN payloads included; a tensor keeps its
-device, its dtype, its memory format and its identity; old values that may have to come back are held in memory up to
-:data:`HELD`, and beyond that in a temporary file. Limit: dense tensors only. PyTorch is imported inside the functions.
+device, its dtype, its memory format and its identity. What lies in the processor's memory as an array does is written
+to where it lies. Limit: dense tensors only. PyTorch is imported inside the functions.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from math import prod
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from weightport.errors import Error, Problem
 from weightport.formats._torch_tensors import DTYPES, OTHERS
+from weightport.targets._rollback import Kept
+from weightport.targets._variables import produced
 from weightport.tensors import Array, Index, TensorSpec, Value, dtype_named
 
-#: Bytes of old values that are held in memory.
-HELD = 256 << 20
 #: Bytes of a value that are made at a time.
 PIECE = 64 << 20
 
@@ -61,20 +60,24 @@ def array_of(tensor: Any, index: Index = None) -> Array:
     Raises:
         Error: a tensor on the meta device.
     """
-    import torch
-
     if tensor.is_meta:
         raise Error("is on the meta device: it has no values")
     part = tensor.detach()
     if index is not None:
         part = part[(*index, ...)]
-    part = part.resolve_conj().resolve_neg().to("cpu").contiguous()
     spec = spec_of(part)
     out = np.empty(spec.shape, spec.dtype)
-    if out.size:
-        raw = part.reshape(-1).view(torch.uint8).numpy()
-        out.reshape(-1).view(np.uint8)[...] = raw
+    out.reshape(-1).view(np.uint8)[...] = _bytes_of(part)
     return out
+
+
+def _bytes_of(tensor: Any) -> Array:
+    """The bytes of a tensor's values: of one that lies densely in memory, its own memory."""
+    import torch
+
+    dense = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
+    found: Array = dense.reshape(-1).view(torch.uint8).numpy() if dense.numel() else np.empty(0, np.uint8)
+    return found
 
 
 def tensor_of(array: Array, dtype: Any) -> Any:
@@ -87,28 +90,20 @@ def tensor_of(array: Array, dtype: Any) -> Any:
     return torch.from_numpy(array.reshape(-1).view(np.uint8)).view(dtype).reshape(array.shape)
 
 
-def pieces(value: Value, where: str) -> Iterator[tuple[slice | None, Array]]:
+def pieces(value: Value) -> Iterator[tuple[Index, Array]]:
     """A value in pieces along its first axis, each with its place; a small one as a whole.
 
     Raises:
-        Error: a value that is not what its spec says.
+        PlanError: a value that is not what its spec says.
     """
     shape = value.spec.shape
     if not shape or value.spec.nbytes <= PIECE:
-        yield None, _as_said(value, value.produce(None), shape, where)
+        yield None, produced(value)
         return
     rows = max(1, PIECE * shape[0] // value.spec.nbytes)
     for start in range(0, shape[0], rows):
-        place = slice(start, min(start + rows, shape[0]))
-        yield place, _as_said(value, value.produce((place,)), (place.stop - start, *shape[1:]), where)
-
-
-def _as_said(value: Value, array: Array, shape: tuple[int, ...], where: str) -> Array:
-    if tuple(array.shape) != shape or array.dtype != value.spec.dtype:
-        what = f"the value has dtype {array.dtype.name} and shape {list(array.shape)}, "
-        what += f"its plan said {value.spec.dtype_name} and {list(shape)}"
-        raise Error(Problem(f"{where}: variable {value.name!r}", what))
-    return array if array.flags.c_contiguous else np.ascontiguousarray(array)
+        place = (slice(start, min(start + rows, shape[0])),)
+        yield place, produced(value, place)
 
 
 def fill(tensor: Any, value: Value, where: str) -> None:
@@ -119,7 +114,14 @@ def fill(tensor: Any, value: Value, where: str) -> None:
     """
     import torch
 
-    for place, array in pieces(value, where):
+    memory = _memory(tensor)
+    if memory is not None:
+        value.fill(memory)
+        increment = getattr(torch.autograd.graph, "increment_version", None)
+        if increment is not None and not tensor.is_inference():
+            increment(tensor)  # what was computed with the old values cannot be differentiated any more
+        return
+    for place, array in pieces(value):
         try:
             with torch.no_grad():
                 (tensor if place is None else tensor[place]).copy_(tensor_of(array, tensor.dtype))
@@ -128,57 +130,28 @@ def fill(tensor: Any, value: Value, where: str) -> None:
             raise Error(Problem(f"{where}: variable {value.name!r}", what)) from error
 
 
-class Before:
-    """Old values, to be put back if a transfer fails half way."""
+def _memory(tensor: Any) -> Array | None:
+    """The memory of a tensor that lies as an array does, to be written to; None for any other tensor."""
+    import torch
 
-    def __init__(self) -> None:
-        self._held = 0
-        self._file: IO[bytes] | None = None
-
-    def keep(self, tensor: Any) -> Callable[[], None]:
-        """Remember a tensor's values; what is returned puts them back."""
-        import torch
-
-        size = tensor.numel() * tensor.element_size()
-        if self._held + size <= HELD:
-            self._held += size
-            old = tensor.detach().to("cpu", copy=True)
-
-            def back() -> None:
-                if array_of(tensor).tobytes() != array_of(old).tobytes():  # what could not be changed, need not be
-                    with torch.no_grad():
-                        tensor.copy_(old)
-
-            return back
-        rows = [None] if not tensor.dim() else list(_rows(tensor, size))
-        try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(prefix="weightport-")  # noqa: SIM115 - closed by close()
-            file, start = self._file, self._file.seek(0, 2)
-            for place in rows:
-                file.write(array_of(tensor if place is None else tensor[place]).reshape(-1).view(np.uint8).data)
-        except OSError as error:
-            what = f"old values cannot be kept for the way back: {error.strerror}"
-            raise Error(Problem("", what, "name a folder with room for them: TMPDIR=...")) from error
-
-        def reread() -> None:
-            file.seek(start)
-            for place in rows:
-                part = tensor if place is None else tensor[place]
-                raw = np.empty(part.numel() * part.element_size(), np.uint8)
-                file.readinto(raw.data)  # type: ignore[attr-defined]
-                with torch.no_grad():
-                    part.copy_(torch.from_numpy(raw).view(tensor.dtype).reshape(part.shape))
-
-        return reread
-
-    def close(self) -> None:
-        """Forget them."""
-        if self._file is not None:
-            self._file.close()
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" and tensor.numel()
+    if not plain or not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+        return None
+    spec = spec_of(tensor)
+    raw: Array = tensor.detach().reshape(-1).view(torch.uint8).numpy()
+    return raw.view(spec.dtype).reshape(spec.shape)
 
 
-def _rows(tensor: Any, size: int) -> Iterator[slice]:
-    count = max(1, PIECE * tensor.shape[0] // max(size, 1))
-    for start in range(0, tensor.shape[0], count):
-        yield slice(start, min(start + count, tensor.shape[0]))
+def keep(kept: Kept, tensor: Any) -> Callable[[], None]:
+    """Keep a tensor's values; what is returned puts them back."""
+    import torch
+
+    old = kept.put(_bytes_of(tensor).copy())
+
+    def back() -> None:
+        raw = old()
+        if raw.size and not np.array_equal(raw, _bytes_of(tensor)):  # what could not be changed need not be
+            with torch.no_grad():
+                tensor.copy_(torch.from_numpy(raw).view(tensor.dtype).reshape(tensor.shape))
+
+    return back

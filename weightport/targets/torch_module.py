@@ -24,16 +24,12 @@ from weightport.errors import Error, Problem, RefusedError, TensorNotFound
 from weightport.formats._torch_facts import CLASSES, facts_of
 from weightport.formats._torch_names import role_of
 from weightport.targets import _torch_tensors as tensors
+from weightport.targets._rollback import Kept
 from weightport.targets._variables import Undo, all_or_nothing, check_values, inherits
 from weightport.tensors import Array, Index, TensorSpec, Value
 
 #: Wrappers -> the attribute that holds the wrapped module.
-_WRAPPERS = {
-    "OptimizedModule": "_orig_mod",
-    "DataParallel": "module",
-    "DistributedDataParallel": "module",
-    "FullyShardedDataParallel": "module",
-}
+_WRAPPERS = {"OptimizedModule": "_orig_mod", "DataParallel": "module", "DistributedDataParallel": "module"}
 
 
 def accepts(obj: object) -> bool:
@@ -59,8 +55,9 @@ class TorchModuleTarget:
     def __init__(self, module: Any) -> None:
         self.module = module
         self._where = f"torch module {type(module).__name__}"
-        self.root = _wrapped(module)
         self._tensors = _state(module)
+        root = _wrapped(module)
+        self.root = root if all(name.startswith(f"{root}.") for name in self._tensors) else ""
         lazy = [n for n, t in self._tensors.items() if type(t).__name__.startswith("Uninitialized")]
         if lazy:
             what = f"is lazy, and has no weights yet: {', '.join(map(repr, lazy[:3]))}{', ...' if lazy[3:] else ''}"
@@ -131,15 +128,14 @@ class TorchModuleTarget:
         values = self._one_each(values)
         self._refuse(values, holders)
         resting = _resting(self.module, {id(self._tensors[v.name]) for v in values if v.constant}, self._where)
-        old = tensors.Before()
         try:
-            with all_or_nothing(self._where) as undo:
+            with Kept() as kept, all_or_nothing(self._where) as undo:
                 for value in values:
                     tensor = self._tensors[value.name]
                     if tensor.is_meta:
                         tensor = self._materialized(value.name, holders[id(tensor)], undo)
                     else:
-                        undo.append(old.keep(tensor))
+                        undo.append(tensors.keep(kept, tensor))
                     tensors.fill(tensor, value, self._where)
                     if value.constant:
                         _freeze(tensor, undo)
@@ -149,8 +145,6 @@ class TorchModuleTarget:
             # What was made anew is gone again.
             self._tensors = _state(self.module)
             raise
-        finally:
-            old.close()
         return self.module
 
     # Before anything is touched --------------------------------------------------------------------------------------
@@ -172,7 +166,7 @@ class TorchModuleTarget:
                 kinds = [("initial", "constant")[v.constant] for v in (value, first)]
                 what = f"is {kinds[0]}, and {kinds[1]} as {first.name!r}, to which it is tied"
                 problems.append(Problem(at, what))
-            elif not _same(first, value, self._where):
+            elif not _same(first, value):
                 problems.append(Problem(at, f"gets another value than {first.name!r}, to which it is tied"))
         if problems:
             raise Error(problems)
@@ -214,7 +208,8 @@ class TorchModuleTarget:
 
         old = self._tensors[name]
         device = torch.get_default_device() if hasattr(torch, "get_default_device") else "cpu"
-        new = torch.empty_like(old, device=device, requires_grad=False)
+        # Not empty_like, which imports a second's worth of Python for a tensor on the meta device.
+        new = torch.empty_strided(old.shape, old.stride(), dtype=old.dtype, device=device)
         if isinstance(old, torch.nn.Parameter):
             new = torch.nn.Parameter(new, requires_grad=old.requires_grad)
             vars(new).update(vars(old))
@@ -238,8 +233,8 @@ def _state(module: Any) -> dict[str, Any]:
     return {n: t for n, t in module.state_dict(keep_vars=True).items() if isinstance(t, torch.Tensor)}
 
 
-def _same(one: Value, other: Value, where: str) -> bool:
-    pairs = zip(tensors.pieces(one, where), tensors.pieces(other, where), strict=True)
+def _same(one: Value, other: Value) -> bool:
+    pairs = zip(tensors.pieces(one), tensors.pieces(other), strict=True)
     return all(a.tobytes() == b.tobytes() for (_, a), (_, b) in pairs)
 
 
