@@ -1,10 +1,10 @@
 """Leaves of JAX trees: which of them are arrays, what they are like, and new ones in their place.
 
 Promise: an array that takes another's place has its dtype, its weak type, its devices and its sharding; of one that is
-sharded, each device's part is read and made for itself. Limit: arrays that are traced (inside ``jax.jit``) are refused.
-JAX is imported inside the functions only.
+sharded, each device's part is read and put there by itself: no more than one part lies in the host's memory. Limit:
+arrays that are traced (inside ``jax.jit``) are refused. JAX is imported inside the functions only.
 
-Sources: jax/_src/array.py (``make_array_from_callback``, ``committed``), jax/_src/lax/lax.py
+Sources: jax/_src/array.py (``make_array_from_single_device_arrays``, ``committed``), jax/_src/lax/lax.py
 (``_convert_element_type``).
 """
 
@@ -83,49 +83,44 @@ def made(old: Any, value: Value, where: str) -> Any:
         return produced(value)
     if isinstance(old, np.generic):
         return produced(value)[()]
-    import jax
-
     sharding = getattr(old, "sharding", None)
     if sharding is not None and len(sharding.device_set) > 1:
-        return _weak(old, _sharded(value, sharding, where))
-    array = produced(value)
-    committed = sharding is not None and getattr(old, "committed", getattr(old, "_committed", True))
-    try:
-        new = jax.device_put(array, sharding) if committed else jax.device_put(array)
-    except Exception as exc:
-        raise _refused(value, where, exc) from exc
+        new = _sharded(value, sharding, where)
+    else:
+        committed = sharding is not None and getattr(old, "committed", getattr(old, "_committed", True))
+        new = _put(produced(value), sharding if committed else None, value, where)
     if new.dtype != value.spec.dtype:
         what = f"JAX makes {new.dtype.name} of {value.spec.dtype_name}"
         raise Error(Problem(f"{where}: {value.name!r}", what, "enable jax_enable_x64, as when the tree was made"))
     return _weak(old, new)
 
 
-def _sharded(value: Value, sharding: Any, where: str) -> Any:
-    """Each device's part, read for itself; parts that several devices hold are read once."""
+def _put(array: Array, place: Any, value: Value, where: str) -> Any:
     import jax
 
-    parts: dict[tuple[tuple[int, int, int], ...], Array] = {}
-    failed: list[BaseException] = []
-
-    def part(index: tuple[slice, ...]) -> Array:
-        bounds = tuple(cut.indices(dim) for cut, dim in zip(index, value.spec.shape, strict=True))
-        if bounds not in parts:
-            shape = tuple(len(range(*b)) for b in bounds)
-            try:
-                array = value.produce(tuple(slice(*b) for b in bounds))
-            except BaseException as exc:
-                failed.append(exc)
-                raise
-            if array.dtype != value.spec.dtype or array.shape != shape:
-                raise Error(f"the value has dtype {array.dtype.name} and shape {list(array.shape)}")
-            parts[bounds] = array
-        return parts[bounds]
-
     try:
-        return jax.make_array_from_callback(value.spec.shape, sharding, part)
+        return jax.device_put(array, place)
     except Exception as exc:
-        if failed:
-            raise failed[0] from None  # as it was raised: JAX may have wrapped it
+        raise _refused(value, where, exc) from exc
+
+
+def _sharded(value: Value, sharding: Any, where: str) -> Any:
+    """Each device's part, read for itself and given away at once; a part that several devices hold is read once."""
+    import jax
+
+    shape = value.spec.shape
+    places: dict[tuple[tuple[int, int, int], ...], list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        bounds = tuple(cut.indices(dim) for cut, dim in zip(index, shape, strict=True))
+        places.setdefault(bounds, []).append(device)
+    parts = []
+    for bounds, devices in places.items():
+        part = produced(value, tuple(slice(*b) for b in bounds))
+        kinds = [jax.sharding.SingleDeviceSharding(d, memory_kind=sharding.memory_kind) for d in devices]
+        parts += [_put(part, kind, value, where) for kind in kinds]
+    try:
+        return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+    except Exception as exc:
         raise _refused(value, where, exc) from exc
 
 
