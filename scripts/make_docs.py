@@ -1,5 +1,6 @@
 #!/usr/bin/env python
-"""Write the tables in ``docs/`` that are made from the code: layouts and initializers.
+"""Write the tables in ``docs/`` that are made from the code: layouts and initializers. And what is kept of the tables
+of layouts (:mod:`weightport.layouts.compiled`).
 
     python scripts/make_docs.py [--check]
 
@@ -20,7 +21,10 @@ from typing import Any
 
 from weightport.initializers import ARGUMENTS
 from weightport.layouts import builtin
+from weightport.layouts.compiled import encode
 from weightport.layouts.layout import Form, Layout
+from weightport.layouts.shipped import TABLES as FOLDER
+from weightport.layouts.shipped import parsed
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _PLACE = re.compile(r"(?P<head><!-- made: (?P<name>[\w-]+) -->\n).*?(?P<foot><!-- end -->)", re.DOTALL)
@@ -102,7 +106,7 @@ def made(text: str) -> str:
     return _PLACE.sub(lambda m: m["head"] + "\n".join(TABLES[m["name"]]()) + "\n" + m["foot"], text)
 
 
-def main(arguments: Sequence[str] | None = None, docs: Path = DOCS) -> int:
+def main(arguments: Sequence[str] | None = None, docs: Path = DOCS, tables: Path = Path(FOLDER)) -> int:
     """Run the command line; the exit code."""
     parser = argparse.ArgumentParser(description="Write the tables in docs/ that are made from the code.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a table is stale")
@@ -116,6 +120,14 @@ def main(arguments: Sequence[str] | None = None, docs: Path = DOCS) -> int:
             print(f"{document.name}: {'stale' if check else 'written'}")
             if not check:
                 document.write_text(new, encoding="utf-8")
+    for source in sorted(tables.glob("*.yaml")):
+        kept, content = source.with_suffix(".json"), source.read_bytes()
+        new = encode(content, parsed(source.name, content))
+        if not kept.exists() or kept.read_text(encoding="utf-8") != new:
+            stale = 1
+            print(f"{kept.name}: {'stale' if check else 'written'}")
+            if not check:
+                kept.write_text(new, encoding="utf-8")
     return stale
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import crc32c
 import numpy as np
@@ -46,3 +49,12 @@ def test_zeros_beyond_memory() -> None:
 def test_functions_continue() -> None:
     for kind, plain in PLAIN.items():
         assert function(kind)(memoryview(b"bc"), plain(b"a")) == plain(b"abc")
+
+
+def test_the_function_is_that_of_the_package_without_the_package() -> None:
+    code = "import sys; from weightport.checksums import crc32c; print(crc32c(b'abc'), *sorted(sys.modules))"
+    told, *modules = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=True, cwd=Path(__file__).parents[1]
+    ).stdout.split()
+    assert int(told) == crc32c.crc32c(b"abc")
+    assert {"crc32c", "importlib.metadata", "email"} & set(modules) == set()

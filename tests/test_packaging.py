@@ -95,7 +95,7 @@ def test_an_installation_finds_its_data(installed: Path, tmp_path: Path) -> None
     code = """
 import os.path, weightport
 from importlib import resources
-from weightport.layouts.table import builtin
+from weightport.layouts import builtin
 print(os.path.dirname(weightport.__file__))
 print(len(builtin()))
 print(len([f for f in (resources.files("weightport") / "mappings").iterdir() if f.name.endswith(".yaml")]))

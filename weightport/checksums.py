@@ -9,9 +9,11 @@ and the checksum of A and B is that of A followed by len(B) zeros, XOR that of B
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from importlib.machinery import ExtensionFileLoader, PathFinder
 from typing import Any
 
 import numpy as np
@@ -23,14 +25,31 @@ CRC32, CRC32C = "crc32", "crc32c"
 _POLYNOMIALS = {CRC32: 0xEDB88320, CRC32C: 0x82F63B78}
 
 
+def _load() -> Callable[..., int]:
+    """The C function of the package crc32c, without the package: that looks up its own version when it is imported,
+    which takes longer than all else that reading a small checkpoint does.
+    """
+    if "crc32c" not in sys.modules:
+        package = PathFinder.find_spec("crc32c")
+        folders = package.submodule_search_locations if package is not None else None
+        spec = PathFinder.find_spec("_crc32c", folders) if folders else None
+        if spec is not None and isinstance(spec.loader, ExtensionFileLoader):
+            module: Any = spec.loader.create_module(spec)
+            spec.loader.exec_module(module)
+            found: Callable[..., int] = module.crc32c
+            return found
+    import crc32c as whole
+
+    return whole.crc32c
+
+
+#: ``crc32c(bytes, crc=0)``.
+crc32c = _load()
+
+
 def function(kind: str) -> Callable[[Any, int], int]:
     """``f(bytes, crc)``, which continues a checksum; without a copy, and without the interpreter's lock."""
-    if kind == CRC32:
-        return zlib.crc32
-    import crc32c
-
-    found: Callable[[Any, int], int] = crc32c.crc32c
-    return found
+    return zlib.crc32 if kind == CRC32 else crc32c
 
 
 def combined(kind: str, crcs: Sequence[int] | Array, sizes: Sequence[int] | Array) -> int:

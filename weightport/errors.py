@@ -6,7 +6,6 @@ itself is not dressed up as one of these.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,6 +137,8 @@ def closest(name: str, candidates: Iterable[str]) -> str:
         # Long lists: only names that share a leaf or a length are worth the comparison.
         leaf = name.rsplit("/", 1)[-1]
         pool = [c for c in pool if c.endswith(leaf) or abs(len(c) - len(name)) <= 2][:2_000]
+    import difflib  # not needed as long as all goes well
+
     near = difflib.get_close_matches(name, pool, n=3, cutoff=0.6)
     if not near:
         leaf = name.rsplit("/", 1)[-1]

@@ -229,13 +229,15 @@ def loaded(*arguments: str) -> set[str]:
 
 def test_a_command_loads_what_it_uses() -> None:
     heavy = {"h5py", "pydantic", "tqdm", "yaml", "ml_dtypes", "jinja2"}
-    assert heavy & loaded("--version") == set()
-    assert heavy & loaded("inspect", SEED) == {"yaml"}  # the layout tables
-    assert heavy & loaded("inspect", SEED, "--stats", "--json") == {"yaml"}
-    assert heavy & loaded("layouts") == {"yaml"}
+    # And what is not heavy but adds up: all together they take longer than numpy.
+    slow = {"email", "tempfile", "difflib", "hashlib", "asyncio", "concurrent", "multiprocessing", "crc32c", "cramjam"}
+    assert (heavy | slow) & loaded("--version") == set()
+    assert (heavy | slow | {"zipfile"}) & loaded("inspect", SEED) == set()
+    assert heavy & loaded("inspect", SEED, "--stats", "--json") == set()
+    assert heavy & loaded("layouts") == set()
     assert heavy & loaded("--help") == set()
     h5 = next(FIXTURES.glob("c_keras/*/*.h5"))
-    assert heavy & loaded("inspect", str(h5)) == {"yaml", "h5py"}
+    assert heavy & loaded("inspect", str(h5)) == {"h5py"}
 
 
 def test_a_transfer_needs_no_framework(tmp_path: Path) -> None:

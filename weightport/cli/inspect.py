@@ -5,15 +5,14 @@ Promise: only headers are read, but for ``--stats``; linear in the number of ten
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
 
 from weightport.cli.output import Progress, Session, common, counted
+from weightport.collecting import no_gc
 from weightport.errors import Error, Problem, closest
 from weightport.sizes import size
 from weightport.tensors import Source, TensorSpec
@@ -52,7 +51,7 @@ def inspect(session: Session, model: str, scope: str | None, stats: bool, full: 
     from weightport.scopes import find_cells
 
     session.document = {"format": "", "tensors": [], "cells": []}
-    with _no_collector(), open_model(model) as source:
+    with no_gc(), open_model(model) as source:
         session.document["format"] = source.format
         specs = source.specs()
         below = (scope or "").strip("/")
@@ -73,18 +72,6 @@ def inspect(session: Session, model: str, scope: str | None, stats: bool, full: 
         session.line(f"{model}: {_header(source.format, tensors, len(constants))}", bold=True)
         session.lines(f"  {_cell(describe(cell), facts)}" for cell, facts in cells)
         _draw(session, tensors, below, [describe(cell) for cell, _ in cells], found, full)
-
-
-@contextmanager
-def _no_collector() -> Iterator[None]:
-    """Without the cycle collector, which would go through millions of small objects again and again."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _below(specs: Mapping[str, TensorSpec], scope: str, path: str) -> dict[str, TensorSpec]:

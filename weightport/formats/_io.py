@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from weightport.errors import Error, FormatError
@@ -150,17 +148,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     Raises:
         Error: the folder does not exist or cannot be written to.
     """
-    final = Path(os.path.realpath(path))
-    if final.is_dir():
+    import tempfile  # only where something is written
+
+    final = os.path.realpath(path)
+    folder, name = os.path.split(final)
+    if os.path.isdir(final):
         raise Error(f"{path}: is a directory, not a file to write")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{final.name}.", suffix=".weightport-tmp", dir=final.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".weightport-tmp", dir=folder)
     except OSError as error:
         raise Error(f"{path}: cannot be written: {error.strerror}") from None
     os.close(handle)
     try:
         try:
-            mode = stat.S_IMODE(final.stat().st_mode)
+            mode = stat.S_IMODE(os.stat(final).st_mode)
         except FileNotFoundError:
             umask = os.umask(0)
             os.umask(umask)
@@ -173,7 +174,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
         finally:
             os.close(descriptor)
         os.replace(temporary, final)
-        fsync_folder(final.parent)
+        fsync_folder(folder)
     except OSError as error:
         raise Error(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:

@@ -16,8 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-import crc32c
-
+from weightport.checksums import crc32c
 from weightport.errors import FormatError
 from weightport.formats._io import ByteFile
 from weightport.formats._proto import Memory, Readable, varint
@@ -134,7 +133,7 @@ class Table:
         if spend:
             self._budget.spend("header_bytes", handle.size, self.file.path)
         stored = self.file.read(handle.offset, handle.size + _TRAILER)
-        if mask(crc32c.crc32c(memoryview(stored)[:-4])) != int.from_bytes(stored[-4:], "little"):
+        if mask(crc32c(memoryview(stored)[:-4])) != int.from_bytes(stored[-4:], "little"):
             raise self._bad_checksum(handle)
         kind, contents = stored[-5], stored[:-_TRAILER]
         if kind == SNAPPY:
@@ -273,7 +272,7 @@ class TableWriter:
             if len(packed) < len(contents):
                 contents, kind = packed, SNAPPY
         body = contents + bytes([kind])
-        self._handle.write(body + mask(crc32c.crc32c(body)).to_bytes(4, "little"))
+        self._handle.write(body + mask(crc32c(body)).to_bytes(4, "little"))
         handle = put_varint(self._written) + put_varint(len(contents))
         self._written += len(body) + 4
         return handle
@@ -329,5 +328,5 @@ def streamed_crc(file: ByteFile, offset: int, size: int, tensor: str | None = No
     """The plain crc32c of a byte range."""
     crc = 0
     for piece in file.chunks(offset, size, tensor=tensor):
-        crc = crc32c.crc32c(piece, crc)
+        crc = crc32c(piece, crc)
     return crc

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import crc32c
-
+from weightport.checksums import crc32c
 from weightport.errors import FormatError
 from weightport.formats._io import ByteFile
 from weightport.formats._proto import varint
@@ -33,16 +32,16 @@ def variants(file: ByteFile, offset: int, size: int, count: int, masked: int, na
         length, used = varint(head, 0, len(head), file.path, at)
         if length + 4 > end - at - used:
             raise FormatError(file.path, "a variant is longer than its place", tensor=name, offset=at)
-        crc = crc32c.crc32c(length.to_bytes(8, "little"), crc)
+        crc = crc32c(length.to_bytes(8, "little"), crc)
         yield head[:used]
         for chunk in file.chunks(at + used, length, tensor=name):
-            crc = crc32c.crc32c(chunk, crc)
+            crc = crc32c(chunk, crc)
             yield chunk
         at += used + length
         check = mask(crc).to_bytes(4, "little")
         if file.read(at, 4, tensor=name) != check:
             raise FormatError(file.path, "a variant does not have its checksum: damaged", tensor=name, offset=at)
-        crc = crc32c.crc32c(check, crc)
+        crc = crc32c(check, crc)
         yield check
         at += 4
     if at != end or mask(crc) != masked:

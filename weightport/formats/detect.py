@@ -11,7 +11,6 @@ import importlib
 import inspect
 import os
 import re
-import zipfile
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -151,7 +150,7 @@ def detect(path: str) -> str:
         FormatError: it is not there, or of no format that is known.
     """
     if os.path.isfile(path):
-        for name in _BY_MAGIC:
+        for name in _likely_first(path):
             if _sniffs(name, path):
                 return "npy" if name == "npz" and _is_array(path) else name
         if not _table.has_magic(path) and not _names_checkpoint(path):
@@ -165,6 +164,16 @@ def detect(path: str) -> str:
                 return name
     kind = tf_paths.resolve(path).kind
     return _CHECKPOINTS.get(kind, "tf-saved-model")
+
+
+def _likely_first(path: str) -> list[str]:
+    """The formats with a magic number. What a path is called says which to look for first, so that looking is quick;
+    what it is, only its content says. A table of TensorFlow's is none of them.
+    """
+    if _table.has_magic(path):
+        return []
+    likely = _by_suffix(path)
+    return sorted(_BY_MAGIC, key=lambda name: name != likely)
 
 
 def _sniffs(name: str, path: str) -> bool:
@@ -236,6 +245,8 @@ _RESAVE = "save its tensors as .safetensors or .npz where you trust it"
 
 def _looks_zip(path: str) -> tuple[str, str]:
     try:
+        import zipfile
+
         with zipfile.ZipFile(path) as archive:
             names = [info.filename for info in archive.infolist()[:200]]
     except Exception:

@@ -11,18 +11,16 @@ Source: tensorflow/core/util/tensor_bundle/tensor_bundle.{h,cc}, tensorflow/core
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import crc32c
 import numpy as np
 
-from weightport.checksums import CRC32C
+from weightport.checksums import CRC32C, crc32c
+from weightport.collecting import no_gc
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _slices, _strided, tf_objects, tf_paths
 from weightport.formats._io import CHUNK, ByteFile
@@ -125,7 +123,7 @@ class BundleSource:
         self._aliases: dict[str, str] = {}
         self._entries: dict[bytes, bytes] = {}
         self._seen: _Seen = {}
-        with ByteFile(self._index) as file, _no_gc():
+        with ByteFile(self._index) as file, no_gc():
             items = Table(file, self._budget).items()
             key, header = next(items, (None, b""))
             if key != b"":
@@ -334,7 +332,7 @@ class BundleSource:
             for at in range(0, entry.size, CHUNK):
                 piece = view[at : at + CHUNK]
                 file.read_into(entry.offset + at, piece, tensor=name)
-                crc = crc32c.crc32c(piece, crc)  # while the piece is still in the cache
+                crc = crc32c(piece, crc)  # while the piece is still in the cache
             self._compare(crc, entry, file, name)
             self._verified.add(place)
             if self._big_endian:
@@ -373,12 +371,12 @@ class BundleSource:
             raise FormatError(
                 file.path, "corrupt: the lengths of the strings do not add up", tensor=name, offset=entry.offset
             )
-        crc = crc32c.crc32c(string_lengths(lengths))
+        crc = crc32c(string_lengths(lengths))
         if mask(crc) != int.from_bytes(data[at : at + 4], "little"):
             raise FormatError(
                 file.path, "corrupt: the checksum of the strings' lengths", tensor=name, offset=entry.offset + at
             )
-        self._compare(crc32c.crc32c(memoryview(data)[at:], crc), entry, file, name)
+        self._compare(crc32c(memoryview(data)[at:], crc), entry, file, name)
         at += 4
         out = np.empty(total, object)
         for n, length in enumerate(lengths):
@@ -430,18 +428,6 @@ def string_lengths(lengths: Sequence[int]) -> bytes:
 
 def _text(key: bytes) -> str:
     return key.decode("utf-8", "backslashreplace")
-
-
-@contextlib.contextmanager
-def _no_gc() -> Iterator[None]:
-    """A million small objects, none of them garbage: the collector would look at them again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def sniff(path: str) -> bool:

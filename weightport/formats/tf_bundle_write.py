@@ -25,9 +25,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import BinaryIO
 
-import crc32c
-
-from weightport.checksums import CRC32C
+from weightport.checksums import CRC32C, crc32c
 from weightport.errors import Error, Problem, TensorNotFound, closest
 from weightport.formats import _strided, _tiles, tf_bundle
 from weightport.formats._io import CHUNK
@@ -230,7 +228,7 @@ def _write_tensor(
         view = _strided.byte_view(tile) if tile.size else memoryview(b"")
         for at in range(0, len(view), CHUNK):
             piece = view[at : at + CHUNK]
-            crc = crc32c.crc32c(piece, crc)
+            crc = crc32c(piece, crc)
             data.write(piece)
         size += len(view)
     return size, mask(crc)
@@ -246,14 +244,14 @@ def _write_strings(data: BinaryIO, prefix: str, name: str, spec: TensorSpec, til
                     raise Error(f"{prefix}: tensor {name!r}: {type(value).__name__} where a string was expected")
                 lengths.append(len(raw))
                 waiting.write(raw)
-        crc = crc32c.crc32c(string_lengths(lengths))
+        crc = crc32c(string_lengths(lengths))
         head = b"".join(map(put_varint, lengths))
         check = mask(crc).to_bytes(4, "little")
-        crc = crc32c.crc32c(check, crc)
+        crc = crc32c(check, crc)
         data.write(head + check)
         waiting.seek(0)
         while piece := waiting.read(CHUNK):
-            crc = crc32c.crc32c(piece, crc)
+            crc = crc32c(piece, crc)
             data.write(piece)
     return len(head) + 4 + sum(lengths), mask(crc)
 

@@ -10,11 +10,9 @@ tensorflow/core/util/tensor_slice_reader.cc (V1 patterns), tensorflow/core/util/
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from weightport.errors import FormatError
 from weightport.formats._io import ByteFile
@@ -299,7 +297,9 @@ def _missing(text: str) -> FormatError:
     if data:
         return FormatError(text, f"the index {base + '.index'!r} is not there, only {some(data)}")
     # What differs by a letter, or what begins alike.
-    names = {Path(name).name for name in _names(folder)[:5_000]}
+    import difflib  # not needed as long as all goes well
+
+    names = {os.path.basename(name) for name in _names(folder)[:5_000]}
     stems = {
         (m["prefix"] if (m := _DATA.fullmatch(n)) else n.removesuffix(".index").removesuffix(".meta")) for n in names
     }

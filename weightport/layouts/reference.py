@@ -31,8 +31,8 @@ from weightport.layouts.layout import KIND_GATES, Form, Layout
 from weightport.layouts.notation import PARAMETERS
 from weightport.layouts.rare import KINDS as RARE
 from weightport.layouts.rare import Kind, Parameters, Shape, lstm_like
+from weightport.layouts.shipped import builtin
 from weightport.layouts.spread import KINDS as SPREAD
-from weightport.layouts.table import builtin
 from weightport.layouts.units import Unit, gates_of, stored_rows
 from weightport.ranges import whole
 from weightport.tensors import Array, TensorSpec

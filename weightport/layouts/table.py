@@ -15,13 +15,11 @@ Promise: a table is validated whole, all its problems at once. Limit: pure data;
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import resources
 from typing import Any
 
 from weightport.errors import LayoutError, Problem, closest
@@ -39,7 +37,7 @@ from weightport.layouts.layout import (
 )
 from weightport.layouts.notation import PARAMETERS, Parameters, Term, parse_packing
 
-__all__ = ["KIND_GATES", "PARAM_GATES", "RESETS", "Form", "Layout", "Row", "builtin", "find_layout", "parse_layout"]
+__all__ = ["KIND_GATES", "PARAM_GATES", "RESETS", "Form", "Layout", "Row", "parse_layout"]
 
 _TEXTS = ("title", "activation", "recurrent_activation", "inner", "separator")
 _LISTS = ("source", "fixed", "complement", "cells", "forget_gates")
@@ -365,35 +363,3 @@ def _with_absent(forms: Sequence[Form]) -> list[Form]:
         replace(form, absent=tuple(sorted(set().union(*(other - mine for other in names if other > mine)))))
         for form, mine in zip(forms, names, strict=True)
     ]
-
-
-@functools.cache
-def builtin() -> Mapping[str, Layout]:
-    """The layouts that ship with weightport, by name, in the order of the tables.
-
-    Raises:
-        LayoutError: a shipped table is wrong (a bug).
-    """
-    import yaml  # read once and only where a layout is asked for
-
-    found: dict[str, Layout] = {}
-    folder = resources.files("weightport.layouts") / "tables"
-    for entry in sorted(folder.iterdir(), key=lambda e: e.name):
-        if not entry.name.endswith(".yaml"):
-            continue
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        for name, table in yaml.load(entry.read_text(encoding="utf-8"), Loader=loader).items():
-            found[name] = parse_layout(name, table, f"{entry.name} {name}")
-    return found
-
-
-def find_layout(name: str, own: Mapping[str, Layout] | None = None) -> Layout:
-    """The layout of that name, a mapping's own ones first.
-
-    Raises:
-        LayoutError: no such layout, with the closest names.
-    """
-    layouts = {**builtin(), **(own or {})}
-    if name not in layouts:
-        raise LayoutError(f"no layout {name!r}; {closest(name, layouts) or 'weightport layouts lists them'}")
-    return layouts[name]

@@ -11,7 +11,8 @@ from typing import Any
 
 from weightport.errors import LayoutError, MappingError, Problem, closest
 from weightport.initializers import check_arguments
-from weightport.layouts.table import Layout, builtin, find_layout, parse_layout
+from weightport.layouts.shipped import builtin, find_layout
+from weightport.layouts.table import Layout, parse_layout
 from weightport.mapping import operations, places
 from weightport.mapping.document import Document, Trail
 from weightport.mapping.patterns import Glob, Pattern, shown

@@ -7,19 +7,17 @@ graph are no weights: they can be moved, they need not be.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from weightport.collecting import no_gc
 from weightport.errors import Error, LayoutError, Problem, closest
 from weightport.initializers import ARGUMENTS
 from weightport.mapping.patterns import Pattern, begins
 from weightport.mapping.rules import CellRef, CellRule, InitRule, Rule, TensorRule
 from weightport.mapping.rules import Mapping as Rules
 from weightport.plan import accounts, cells, ops, slots
-from weightport.plan.fit import unfit
+from weightport.plan.fit import Alike, spec_of, unfit
 from weightport.plan.initial import Gates, initialized
 from weightport.plan.model import INITIALIZED, MOVED, REFUSED, ROUNDED, UNUSED, Item, Outcome, Plan, TargetView
 from weightport.plan.names import Names, aliases, ended, finds, listed
@@ -39,18 +37,6 @@ def plan(source: Source, target: TargetView | None, mapping: Rules, *, target_na
         target_name: what messages call the target.
     """
     return Builder(source, target, mapping, target_name or "the target").build()
-
-
-@contextlib.contextmanager
-def _no_gc() -> Iterator[None]:
-    """Many small objects, none of them garbage: the collector would look at them again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @dataclass(slots=True)
@@ -79,7 +65,7 @@ class Builder:
     tied: Mapping[str, str] = field(default_factory=dict)
     tied_items: set[str] = field(default_factory=set)
     renames: bool = False
-    alike: dict[tuple[Any, tuple[int, ...]], TensorSpec] = field(default_factory=dict)
+    alike: Alike = field(default_factory=dict)
     start: int = 0
 
     def prepare(self) -> None:
@@ -105,7 +91,7 @@ class Builder:
 
     def build(self) -> Plan:
         """The plan."""
-        with _no_gc():
+        with no_gc():
             self.prepare()
             for rule in self.mapping.rules:
                 self.outcomes.append(self.rule(rule))
@@ -345,7 +331,7 @@ class Builder:
             self.problems.append(Problem(rule.where, what, "leave it behind: list it under ignore:"))
             return
         if self.target is None:
-            spec = self._spec(expr)
+            spec = spec_of(expr, self.specs, self.alike)
         elif name in self.target_specs:
             spec = self.target_specs[name]
             problem = unfit(rule.where, name, expr, spec, cell=isinstance(rule, CellRule))
@@ -363,16 +349,6 @@ class Builder:
                 self.tied_items.add(self.tied[name])
         elif known.expr != expr or known.constant != rule.constant:
             self.problems.append(accounts.second_claim(rule, known, expr))
-
-    def _spec(self, expr: Expr) -> TensorSpec:
-        """Of a value for which no target says it."""
-        key = expr.dtype, expr.shape
-        spec = self.alike.get(key)
-        if spec is None:
-            if expr.dtype.kind == "O":
-                return TensorSpec(*key, sum(self.specs[n].nbytes for n in expr.leaves()))
-            spec = self.alike[key] = TensorSpec.of(*key)
-        return spec
 
     def account(self) -> tuple[dict[str, str], dict[str, str]]:
         """A disposition for every source and every target tensor; those without one are problems."""

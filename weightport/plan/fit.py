@@ -5,9 +5,34 @@ Promise: shape and dtype are compared exactly; nothing is broadcast or cast unas
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
 from weightport.errors import Problem
 from weightport.tensors import TensorSpec
 from weightport.values import Expr
+
+#: Specs by dtype and shape: the layers of a model are much alike.
+Alike = dict[tuple[np.dtype[Any], tuple[int, ...]], TensorSpec]
+
+
+def spec_of(expr: Expr, sources: Mapping[str, TensorSpec], alike: Alike) -> TensorSpec:
+    """The header of a value for which no target says it.
+
+    Args:
+        expr: the value.
+        sources: of the source's tensors.
+        alike: those that were made before.
+    """
+    key = expr.dtype, expr.shape
+    spec = alike.get(key)
+    if spec is None:
+        if expr.dtype.kind == "O":
+            return TensorSpec(*key, sum(sources[n].nbytes for n in expr.leaves()))
+        spec = alike[key] = TensorSpec.of(*key)
+    return spec
 
 
 def unfit(where: str, name: str, expr: Expr, want: TensorSpec, *, cell: bool = False) -> Problem | None:
