@@ -103,6 +103,16 @@ def test_names(given: tuple[str, ...], node: str, expected: list[str], tmp_path:
     assert names(path) == expected
 
 
+def test_weights_in_constant_nodes(tmp_path: Path) -> None:
+    onnx = need("onnx")
+    nodes = [onnx.helper.make_node("Constant", [], [w.name], value=w) for w in weights("GRU", ("a", "b"))]
+    nodes.append(onnx.helper.make_node("Constant", [], ["zeros"], value=held("", (1, 2))))
+    made = onnx.helper.make_model(onnx.helper.make_graph([*nodes, rnn("GRU", ("a", "b"), "n")], "g", [], [], []))
+    made.producer_name = "pytorch"
+    with onnx_file.open_source(written(tmp_path, made)) as source:
+        assert {n: s.role for n, s in source.specs().items()} == {"n/W": "weight", "n/R": "weight", "zeros": "constant"}
+
+
 def test_nodes_of_one_name_and_shared_weights(tmp_path: Path) -> None:
     one, two, three = (("a", "b"), ("c", "d"), ("e", "f"))
     nodes = [rnn("GRU", one, "n"), rnn("GRU", two, "n"), rnn("GRU", one, "again"), rnn("GRU", three)]

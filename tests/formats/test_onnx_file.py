@@ -209,9 +209,9 @@ def test_constant_nodes_and_roles(tmp_path: Path) -> None:
     path = written(tmp_path, made)
     with onnx_file.open_source(path) as source:
         specs = source.specs()
-        assert [n for n, s in specs.items() if s.role == "weight"] == ["t", "floats", "scalar", "codes"]
+        assert [n for n, s in specs.items() if s.role == "weight"] == ["scalar", "codes"]
         assert [n for n, s in specs.items() if s.role == "constant"] == [
-            "one", "float", "int", "ints", "string", "strings", "byte", "size"
+            "t", "one", "float", "floats", "int", "ints", "string", "strings", "byte", "size"
         ]  # fmt: skip
         assert same(source.read("t"), X)
         assert same(source.read("float"), np.array(0.1, np.float32))

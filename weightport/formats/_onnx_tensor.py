@@ -11,6 +11,7 @@ and the parts of a message that occurs several times are one message.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -200,11 +201,12 @@ class TensorRef:
 
     def _strings(self, file: Readable) -> Array:
         total = prod(self.shape)
-        found = [
+        texts = (
             file.read(value, size, tensor=self.title)
             for field, wire, value, size in fields_of(file, self.parts)
             if field == _STRINGS and wire == BYTES
-        ]
+        )
+        found = list(itertools.islice(texts, total + 1))
         if len(found) != total:
             what = f"{len(found)} strings for the shape {list(self.shape)}"
             raise FormatError(file.path, what, tensor=self.title, offset=self.parts[0][0])

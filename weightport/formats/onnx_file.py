@@ -8,7 +8,8 @@ read; text has the type ``object``.
 
 Weights are told from the arithmetic's constants by their type: integers of 32 and 64 bits, truth values and text are
 sizes, indices and conditions; and so are single numbers that stand in a Constant node, or are integers, or scalars.
-PyTorch's exporter leaves the literals of the arithmetic in Constant nodes: in its files, a scalar is a weight.
+PyTorch's exporter leaves the literals of the arithmetic, and nothing else, in Constant nodes: in its files, these are
+constants, unless an RNN node takes them for weights, and a scalar among the initializers is a weight.
 
 The format has no checksums but those of external data, which are verified.
 
@@ -73,6 +74,7 @@ class OnnxSource:
 
     def _name(self) -> None:
         named = self._cells.names()
+        self._cell_weights = named.keys()
         plain = []
         for body in self.model.bodies:
             for value, constant in body.constants.items():
@@ -106,12 +108,19 @@ class OnnxSource:
             spec = TensorSpec(value.dtype, value.shape, nbytes)
         else:
             spec = self.ref(name).spec("weight")
-        literal = not spec.shape and (spec.dtype.kind in "iu" or self.model.producer != "pytorch")
-        single = prod(spec.shape) == 1 and (literal or not constant.initializer)
-        arithmetic = spec.dtype.name in _NOT_WEIGHTS or single
-        if arithmetic and not spec.unread:
-            return TensorSpec(spec.dtype, spec.shape, spec.nbytes, "constant")
-        return spec
+        if spec.unread or not self._arithmetic(constant, spec):
+            return spec
+        return TensorSpec(spec.dtype, spec.shape, spec.nbytes, "constant")
+
+    def _arithmetic(self, constant: Constant, spec: TensorSpec) -> bool:
+        """Whether a value is a size, an index or a literal, and no weight."""
+        if spec.dtype.name in _NOT_WEIGHTS:
+            return True
+        pytorch = self.model.producer == "pytorch"
+        if not constant.initializer:
+            weight = (id(constant.body), constant.value) in self._cell_weights
+            return not weight and (pytorch or prod(spec.shape) == 1)
+        return not spec.shape and (spec.dtype.kind in "iu" or not pytorch)
 
     def _sparse(self, name: str, constant: Constant) -> TensorSpec:
         values: list[tuple[int, int]] = []
