@@ -38,7 +38,7 @@ READERS = {
     "npz": "npz",
     "npy": "npz",
     "safetensors": "safetensors_index",
-    "flax-msgpack": "flax_msgpack",
+    "flax-msgpack": "flax_index",
     "orbax": "orbax_folder",
     "torch": "torch_index",
     "onnx": "onnx_file",

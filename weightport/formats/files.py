@@ -28,10 +28,12 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
     if safetensors_index.is_sharded(text):
         return safetensors_index.files_of(text)
     if os.path.isdir(text) or text.endswith(".json"):
-        from weightport.formats import torch_index  # which most transfers do not need
+        from weightport.formats import flax_index, torch_index  # which most transfers do not need
 
         if torch_index.is_sharded(text):
             return torch_index.files_of(text)
+        if flax_index.is_sharded(text):
+            return flax_index.files_of(text)
     if os.path.isfile(text) and keras_sharded.sniff(text):
         return keras_sharded.files_of(text)
     if os.path.isfile(text) and not text.endswith(".index") and os.path.basename(text) != tf_paths.STATE:
