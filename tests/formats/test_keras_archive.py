@@ -81,6 +81,34 @@ def test_names_and_values_are_those_of_the_live_model(keras: Any, make: Callable
             assert np.array_equal(source.read(name, (slice(0, 1),) * value.ndim), value[(slice(0, 1),) * value.ndim])
 
 
+KERAS_2 = ("cells_in_a_row", "sequential", "sequential_built_later", "nested", "bidirectional", "cells", "convolutions")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize("make", [ZOO[name] for name in KERAS_2], ids=KERAS_2)
+def test_archives_of_keras_2(make: Callable[[Any], Any], tmp_path: Path) -> None:
+    """Its paths, what its functions are, and an archive of other values that it loads."""
+    from weightport.targets.tf_keras_model import TfKerasTarget
+
+    tf_keras = need("tf_keras")
+    tf_keras.backend.clear_session()
+    model = make(tf_keras)
+    rng = np.random.default_rng(3)
+    model.set_weights([rng.random(w.shape).astype(w.dtype) for w in model.get_weights()])
+    model.save(tmp_path / "m.keras")
+    expected = {name: owned.variable.numpy() for name, owned in TfKerasTarget(model)._owned.items()}
+    with wp.open(tmp_path / "m.keras") as source:
+        assert set(source.specs()) == set(expected)
+        for name, value in expected.items():
+            assert np.array_equal(source.read(name), value)
+        if make.__name__ == "convolutions":
+            assert source.facts(source.cells()[0].names)["recurrent_activation"] == "hard_sigmoid"
+        rules = [{"from": "{x**}", "to": "{x**}", "scale": -1.0}]
+        wp.transfer(source, str(tmp_path / "m.keras"), {"weightport": 1, "rules": rules}, out=tmp_path / "o.keras")
+    loaded = tf_keras.models.load_model(tmp_path / "o.keras")
+    assert all(np.array_equal(a, -b) for a, b in zip(loaded.get_weights(), model.get_weights(), strict=True))
+
+
 def test_order_is_the_models(archive: Path) -> None:
     with wp.open(archive) as source:
         scopes = list(dict.fromkeys(name.split("/")[0] for name in source.specs()))

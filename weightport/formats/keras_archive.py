@@ -1,4 +1,4 @@
-"""Keras 3's models: ``.keras`` archives, and folders with the same files in them.
+"""Models in Keras' own format: ``.keras`` archives of Keras 2.12 and later, and folders with the same files.
 
 Promise: the configuration is read as plain JSON, and nothing of it is looked up or run, a Lambda layer's code included;
 the weights are read in place, by position, without unpacking the archive. Names are the variables' paths in the model
@@ -52,7 +52,7 @@ class KerasSource:
             files = self._folder() if os.path.isdir(path) else self._archive()
             config, weights = files
             self.weights = KerasH5Source(path, budget=self._budget, file=weights)
-            found = keras_objects.named(*self.weights.objects(), config)
+            found = keras_objects.named(*self.weights.objects(), config, self._major())
         except BaseException:
             self.close()
             raise
@@ -111,6 +111,10 @@ class KerasSource:
     def _described(self, config: bytes, metadata: bytes | None) -> Mapping[str, Any]:
         self.metadata = {} if metadata is None else keras_config.document(metadata, self.path, METADATA)
         return keras_config.document(config, self.path, CONFIG)
+
+    def _major(self) -> int:
+        """Keras' major version; archives came with Keras 2.12."""
+        return 2 if str(self.metadata.get("keras_version", "")).startswith("2.") else 3
 
     def _weightless(self, pickled: bool) -> FormatError:
         if pickled:

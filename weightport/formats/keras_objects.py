@@ -12,6 +12,9 @@ model (``bidirectional/forward_lstm/lstm_cell/kernel``):
    told by the path, where Keras puts the class, or by the name that Keras gave the part after its class;
 3. paths that clash are told apart by the names of all layers that lead to them.
 
+Keras 2.12 and later write the same kind of archive, and give their variables other paths in places: a Sequential's name
+is not part of them, nor is that of a layer inside a TimeDistributed, nor that of a ConvLSTM's cell.
+
 What cannot be told so, a custom layer's own variables above all, keeps the stored path; so do optimizers. Promise: the
 configuration is plain data; no class is looked up, nothing is run. Limit: a path that depends on when a layer was
 built (a layer that is shared, or built by hand) may differ from the live model's.
@@ -69,6 +72,7 @@ class _Object:
         scope: the path that its variables have.
         layers: the names of the layers that lead to it, the model's left out.
         behaves: facts that what stands around it adds to its own.
+        major: the version of Keras that the configuration is of.
     """
 
     kind: str
@@ -77,10 +81,15 @@ class _Object:
     scope: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     behaves: Mapping[str, Any] = field(default_factory=dict)
+    major: int = 3
 
 
 def named(
-    groups: Sequence[str], titles: Mapping[str, str], stored: Mapping[str, Sequence[str]], config: Config | None
+    groups: Sequence[str],
+    titles: Mapping[str, str],
+    stored: Mapping[str, Sequence[str]],
+    config: Config | None,
+    major: int = 3,
 ) -> Named:
     """Names and facts of stored variables.
 
@@ -89,6 +98,7 @@ def named(
         titles: path of an object -> its name, where the file has it.
         stored: path of an object -> the keys of its variables (``0``, ``1`` ...), in the file's order.
         config: the model's configuration.
+        major: the version of Keras that it is of.
     """
     tree: Tree = {}
     for path in groups:
@@ -96,7 +106,7 @@ def named(
         for part in path.split("/"):
             here = here.setdefault(part, {})
     walk = _Walk(titles, stored)
-    model = walk.top(config)
+    model = walk.top(config, major)
     walk.visit(model, "", tree)
     return Named(walk.told_apart(), walk.facts, model.scope[0] if model.scope else "")
 
@@ -108,10 +118,10 @@ class _Walk:
         #: stored path -> the variable's path, and the same with all layers' names
         self._wished: dict[str, tuple[str, str] | None] = {}
 
-    def top(self, config: Config | None) -> _Object:
+    def top(self, config: Config | None, major: int) -> _Object:
         """The model itself."""
-        found = _described(config, self._titles.get(""))
-        return replace(found, scope=() if found.name is None or _is_functional(found) else (found.name,))
+        found = replace(_described(config, self._titles.get("")), major=major)
+        return replace(found, scope=() if found.name is None or _is_alone(found) else (found.name,))
 
     def visit(self, owner: _Object, path: str, tree: Tree) -> None:
         """An object: its variables, then its parts, those that the configuration lists first and in its order."""
@@ -149,7 +159,7 @@ class _Walk:
         numbered = [str(number) for number in range(len(keys))]
         names = None
         if owner.name is not None and sorted(keys) == sorted(numbered):
-            names = variables(owner.kind, owner.settings, len(keys))
+            names = variables(owner.kind, owner.settings, len(keys), owner.major)
         if names is None:
             self._wished.update((f"{base}/{key}", None) for key in keys)
             return
@@ -197,13 +207,21 @@ def _is_functional(found: _Object) -> bool:
     return found.kind == "Functional" or bool(found.settings and "input_layers" in found.settings)
 
 
+def _is_alone(found: _Object) -> bool:
+    """Whether a model's name is no part of its variables' paths."""
+    return _is_functional(found) or (found.kind == "Sequential" and found.major < 3)
+
+
 def _placed(found: _Object, owner: _Object) -> _Object:
     """A part with its place in the variables' paths and among the layers."""
+    found = replace(found, major=owner.major)
     if found.name is None or owner.name is None:
         return replace(found, name=None)
     layers = (*owner.layers, found.name)
-    if _is_functional(found):
+    if _is_alone(found):
         return replace(found, scope=(), layers=layers)
+    if owner.major < 3 and (owner.kind == "TimeDistributed" or found.kind == "ConvLSTMCell"):
+        return replace(found, scope=owner.scope, layers=layers)
     first = next(iter(_items(found.settings, "layers")), {})
     if first.get("class_name") == "InputLayer":  # a Sequential that was built before it was called
         return replace(found, scope=(found.name,), layers=layers)
@@ -246,11 +264,12 @@ def _direction(owner: _Object, settings: Config, side: str, title: str | None) -
     found = _described(own if isinstance(own, Mapping) else settings.get("layer"), None)
     behaves: dict[str, Any] = {**owner.behaves, "direction": side}
     name = found.name
-    if isinstance(own, Mapping):
+    given = isinstance(own, Mapping)
+    if given:
         backwards = (found.settings or {}).get("go_backwards")
         if isinstance(backwards, bool):  # one given by hand says what it does, not what it wraps
             behaves["go_backwards"] = not backwards
-    elif name is not None:
+    if name is not None and (not given or owner.major < 3):
         name = f"{side}_{name.removeprefix(f'{side}_')}"
     kind = found.kind or class_of((title or "").removeprefix(f"{side}_"))
     return replace(found, kind=kind, name=title if title is not None else name, behaves=behaves)
@@ -283,4 +302,4 @@ def _facts(owner: _Object) -> dict[str, Any]:
     """What is recorded of an RNN cell; nothing of anything else, or where there is no configuration."""
     if owner.settings is None or owner.kind not in _RECURRENT.values():
         return {}
-    return {**keras_config.leaf(owner.kind, owner.settings, 3), **owner.behaves}
+    return {**keras_config.leaf(owner.kind, owner.settings, owner.major), **owner.behaves}

@@ -94,14 +94,17 @@ def class_of(name: str) -> str:
     return _CLASSES.get(name) or _CLASSES.get(re.sub(r"_\d{1,9}\Z", "", name), "")
 
 
-def variables(kind: str, settings: Mapping[str, Any] | None, count: int) -> tuple[str, ...] | None:
+def variables(kind: str, settings: Mapping[str, Any] | None, count: int, major: int = 3) -> tuple[str, ...] | None:
     """The names of a layer's stored variables, in their order; None where that cannot be said.
 
     Args:
         kind: the layer's class.
         settings: its configuration, or None if that is not known.
         count: how many variables are stored.
+        major: the version of Keras.
     """
+    if major < 3 and kind.startswith("DepthwiseConv"):
+        return ("depthwise_kernel", "bias")[:count] if 0 < count < 3 else None
     mode = _mode_of(settings)
     entries = VARIABLES.get(f"{kind} {mode}" if mode else kind)
     if entries is None:
