@@ -23,7 +23,7 @@ from tests.formats._arrays import same
 from tests.formats.test_flax_msgpack import stored
 from tests.support import need
 from weightport.errors import BudgetExceeded, Error, FormatError, MissingPackage, TensorNotFound
-from weightport.formats import _jax_paths
+from weightport.formats import _jax_paths, _orbax_store
 from weightport.formats import orbax_folder as of
 from weightport.formats.detect import detect
 from weightport.formats.files import digest, files_of
@@ -145,6 +145,26 @@ def test_only_the_chunks_that_are_needed_are_read(copied: Callable[[str], Path])
         assert same(source.read("params/enc/kernel", (slice(0, 5), slice(0, 8))), KERNEL[:, :8].copy())
         with pytest.raises(FormatError, match=r"tensor 'params/enc/kernel': tensorstore cannot read it: .*is missing"):
             source.read("params/enc/kernel")
+
+
+@pytest.mark.parametrize("kind", ["folders", "ocdbt"])
+def test_chunks_are_kept_within_bounds(kind: str, checkpoints: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays that are small, large, or forgotten in between: the same values, and at most one that is large."""
+    monkeypatch.setattr(_orbax_store, "CACHE", 300)
+    monkeypatch.setattr(_orbax_store, "_OPENED", 2)
+    source = of.open_source(checkpoints[kind])
+    for _ in range(2):
+        for name, array in ARRAYS.items():
+            for row in range(len(array) if array.ndim else 0):
+                assert same(source.read(name, (slice(row, row + 1),)), array[row : row + 1])
+            assert same(source.read(name), array)
+    store = source._store
+    assert store._large is not None
+    assert store._large[0] == "params/enc/kernel"
+    assert len(store._opened) <= 2
+    source.close()
+    assert store._large is None
+    assert not store._opened
 
 
 def test_before_orbax_stored_all_chunks_missing_ones_are_zeros(copied: Callable[[str], Path]) -> None:

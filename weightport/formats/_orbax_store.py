@@ -1,10 +1,10 @@
 """Arrays of zarr in Orbax' folders: their headers, and their values through ``tensorstore``.
 
 Promise: a header is JSON that is checked here, sizes before anything is allocated, before tensorstore sees the array; a
-chunk that is missing is an error where Orbax stores all of them, not zeros; no key leads out of the folder. Memory: the
-decoded chunks of the array that was read last, up to :data:`CACHE`. Limits: tensorstore is needed for values, and where
-arrays lie in one OCDBT database for headers, too; what it makes of a damaged database, it says itself (every node and
-every compressed chunk has a checksum).
+chunk that is missing is an error where Orbax stores all of them, not zeros; no key leads out of the folder. Memory:
+decoded chunks up to :data:`CACHE`, or those of one array whose chunks are larger, up to :data:`LARGE`. Limits:
+tensorstore is needed for values, and where arrays lie in one OCDBT database for headers, too; what it makes of a
+damaged database, it says itself. A database's manifest and nodes have checksums, chunks in files of their own do not.
 
 Sources: https://zarr-specs.readthedocs.io (v2, v3 core), https://google.github.io/tensorstore/kvstore/ocdbt and
 /driver/zarr, orbax/checkpoint/_src/serialization/tensorstore_utils.py (``ArrayReadSpec``, ``fill_missing_data_reads``).
@@ -27,8 +27,11 @@ from weightport.formats import _strided
 from weightport.formats._io import ByteFile
 from weightport.tensors import Array, Budget, TensorSpec, dtype_named
 
-#: At most this much of an array's decoded chunks is kept between two reads of it.
-CACHE = 4 << 30
+#: Decoded chunks that are kept between two reads.
+CACHE = 256 << 20
+#: The same of one array, if a row of its chunks takes more: each part of it that is read would decode them all again.
+LARGE = 4 << 30
+_OPENED = 64
 _MAX_HEADER = 1 << 20
 # A chunk may be larger than its array, but not by much: its dimensions divide the array's, rounded up.
 _SMALL_CHUNK = 1 << 20
@@ -61,7 +64,9 @@ class ArrayStore:
     def __init__(self, folder: str, *, ocdbt: bool, fill_missing: bool, budget: Budget) -> None:
         self.folder, self.ocdbt, self._fill, self._budget = folder, ocdbt, fill_missing, budget
         self._keys: Any = None
-        self._last: tuple[str, Any] | None = None
+        self._opened: dict[str, Any] = {}
+        self._large: tuple[str, Any] | None = None
+        self._context: Any = None
         self._closed = False
         if ocdbt:
             _refuse_irregular(folder)
@@ -146,22 +151,36 @@ class ArrayStore:
         spec = header.spec
         if not all(_strided.counts(cuts)):
             return np.empty(_strided.counts(cuts), spec.dtype)
-        opened = self._opened(name, stored, header)
+        opened = self._array(name, stored, header, _strided.is_whole(cuts, spec.shape))
         part = opened[_strided.as_slices(cuts)] if cuts else opened
         array = np.asarray(self._ask(part.read, tensor=name))
         if array.dtype != spec.dtype or array.shape != _strided.counts(cuts):
             raise FormatError(self.folder, f"{array.dtype.name} {list(array.shape)} was read", tensor=name)
         return np.array(array, order="C", copy=True)
 
-    def _opened(self, name: str, stored: str, header: Header) -> Any:
-        if self._last is not None and self._last[0] == name:
-            return self._last[1]
-        self._last = None  # and with it, its decoded chunks
+    def _array(self, name: str, stored: str, header: Header, whole: bool) -> Any:
+        """The open array, with room for the chunks that its next part needs again."""
+        row = prod(header.chunks[:1]) * prod(header.spec.shape[1:]) * header.spec.dtype.itemsize
         ts = import_tensorstore(self.folder)
+        if row > CACHE // 2 and whole:
+            return self._open(ts, name, stored, header, ts.Context())  # nothing is needed again
+        if row > CACHE // 2:
+            if self._large is None or self._large[0] != name:
+                self._large = None  # and with it, its decoded chunks
+                context = ts.Context({"cache_pool": {"total_bytes_limit": min(LARGE, 2 * row)}})
+                self._large = name, self._open(ts, name, stored, header, context)
+            return self._large[1]
+        if self._context is None:
+            self._context = ts.Context({"cache_pool": {"total_bytes_limit": CACHE}})
+        if name not in self._opened:
+            if len(self._opened) == _OPENED:
+                self._opened.clear()
+            self._opened[name] = self._open(ts, name, stored, header, self._context)
+        return self._opened[name]
+
+    def _open(self, ts: Any, name: str, stored: str, header: Header, context: Any) -> Any:
         if not self.ocdbt:
             _refuse_irregular(self._beneath(stored, name))
-        row = prod(header.chunks[:1]) * prod(header.spec.shape[1:]) * header.spec.dtype.itemsize
-        context = {"cache_pool": {"total_bytes_limit": min(CACHE, 2 * row)}}
         spec = {
             "driver": header.driver,
             "kvstore": self._kvstore(f"{stored}/"),
@@ -169,10 +188,9 @@ class ArrayStore:
             "recheck_cached_metadata": "open",
             "recheck_cached_data": "open",
         }
-        opened = self._ask(ts.open, spec, read=True, open=True, context=ts.Context(context), tensor=name)
+        opened = self._ask(ts.open, spec, read=True, open=True, context=context, tensor=name)
         if tuple(opened.shape) != header.spec.shape:
             raise FormatError(self.folder, f"its shape became {list(opened.shape)} while it was read", tensor=name)
-        self._last = name, opened
         return opened
 
     def _kvstore(self, path: str) -> dict[str, Any]:
@@ -213,7 +231,7 @@ class ArrayStore:
 
     def close(self) -> None:
         """Forget what is open."""
-        self._last, self._keys, self._closed = None, None, True
+        self._opened, self._large, self._context, self._keys, self._closed = {}, None, None, None, True
 
 
 def import_tensorstore(path: str) -> Any:
