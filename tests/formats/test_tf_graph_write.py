@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.formats._graphdef import const, function, graph, meta_graph, node, shape_proto
+from tests.formats._graphdef import attr, const, function, graph, meta_graph, node, shape_proto
 from tests.formats._graphdef import write as save
 from tests.formats.test_tf_bundle import bytes_field, number_field
 from tests.formats.test_tf_fuzz import mutated
@@ -660,6 +660,53 @@ def test_damaged_targets_end_in_an_error(tmp_path: Path, kind: str, data: st.Dat
     except Error:
         assert out.read_bytes() == b"old"
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"g.{kind}", "out"]
+
+
+def test_what_a_function_says_of_its_arguments(tmp_path: Path) -> None:
+    """Type, shape and resource of the handle go; what it is called stays; all else is as it was."""
+    argument = bytes_field(1, b"h") + number_field(3, 20) + bytes_field(7, bytes_field(1, shape_proto([2])))
+    other = bytes_field(1, b"x") + number_field(3, 1)
+    result = bytes_field(1, b"r") + number_field(3, 1)
+    signature = bytes_field(1, b"f") + bytes_field(2, argument) + bytes_field(2, other) + bytes_field(3, result)
+    said = bytes_field(1, attr("_user_specified_name", bytes_field(2, b"w"))[2:]) + bytes_field(
+        1, attr("_handle_dtype", FLOAT)[2:]
+    )
+    shapes = bytes_field(1, bytes_field(7, b"") + bytes_field(7, shape_proto([3])))
+    read = node("r", "ReadVariableOp", "h", dtype=FLOAT)
+    total = node("t", "Add", "r:value:0", "x", T=FLOAT)
+    ret, keep = (
+        bytes_field(1, b"r") + bytes_field(2, b"t:z:0"),
+        bytes_field(5, bytes_field(1, b"k") + bytes_field(2, FLOAT)),
+    )
+
+    def made(head: bytes, body: bytes, shapes: bytes, about: bytes) -> bytes:
+        name = bytes_field(1, b"_input_shapes") + bytes_field(2, shapes)
+        arguments = bytes_field(7, number_field(1, 0) + bytes_field(2, about)) if about else b""
+        return bytes_field(1, head) + body + bytes_field(4, ret) + bytes_field(5, name) + keep + arguments
+
+    before = made(signature, bytes_field(3, read) + bytes_field(3, total), shapes, said)
+    before += bytes_field(8, number_field(1, 0) + number_field(2, 5)) + bytes_field(
+        8, number_field(1, 1) + number_field(2, 6)
+    )
+    call = node("call", "PartitionedCall", "v", "x", f="f", Tin=bytes_field(1, bytes_field(6, b"\x14\1")))
+    like = save(tmp_path / "g.pb", graph(variable("v"), node("x", "Placeholder"), call, functions=[before]))
+    out = Path(put(tmp_path / "out.pb", like, {"v": np.float32([1, 2])}, {"v"}))
+    head = bytes_field(1, b"f") + bytes_field(2, bytes_field(1, b"h") + number_field(3, 1)) + bytes_field(2, other)
+    shape = bytes_field(1, bytes_field(7, shape_proto([2])))
+    about = bytes_field(1, attr("_user_specified_name", bytes_field(2, b"w"))[2:]) + bytes_field(
+        1, attr("_output_shapes", shape)[2:]
+    )
+    body = bytes_field(3, node("r", "Identity", "h", T=FLOAT)) + bytes_field(
+        3, node("t", "Add", "r:output:0", "x", T=FLOAT)
+    )
+    after = made(
+        head + bytes_field(3, result),
+        body,
+        bytes_field(1, bytes_field(7, shape_proto([2])) + bytes_field(7, shape_proto([3]))),
+        about,
+    )
+    after += bytes_field(8, number_field(1, 1) + number_field(2, 6))
+    assert bytes_field(1, after) in out.read_bytes()
 
 
 HANDLES = bytes_field(1, bytes_field(6, b"\x14" * 3))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from tests.formats.test_tf_bundle import bytes_field, number_field
 from tests.support import need
 from weightport.errors import BudgetExceeded, FormatError
-from weightport.formats import tf_bundle, tf_objects
+from weightport.formats import detect, tf_bundle, tf_objects
 from weightport.tensors import Budget, TensorSpec
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -273,3 +274,56 @@ def test_keras_random_numbers_below_a_mere_collection() -> None:
     key = f"variables/0{VALUE}"
     nodes = node({"variables": 1}), node({"0": 2}), node(variable=("seed/seed_generator_state", key))
     assert named(*nodes, keys=(key,)) == {"seed/seed_generator_state": (key, "counter")}
+
+
+def test_however_a_checkpoint_was_saved(tmp_path: Path) -> None:
+    """By a manager, asynchronously, in shards of a size; of lists, dicts, tuples, and state that is Python's."""
+    tf = need("tensorflow")
+
+    class State(tf.train.experimental.PythonState):  # type: ignore[name-defined, misc]
+        def serialize(self) -> bytes:
+            return b"state"
+
+        def deserialize(self, text: bytes) -> None:
+            raise AssertionError(text)
+
+    value = np.arange(400, dtype=np.float32).reshape(100, 4)
+    rows = [tf.Variable(value[:60], name="w/part_0"), tf.Variable(value[60:], name="w/part_1")]
+    sharded = importlib.import_module("tensorflow.python.distribute.sharded_variable").ShardedVariable(rows)
+    policies = importlib.import_module("tensorflow.python.checkpoint.sharding.sharding_policies")
+    objects = {
+        "net": {"a": [tf.Module(), tf.Module()], "b/c": (tf.Variable(["x", "y"]),)},
+        "wide": sharded,
+        "large": tf.Variable(value),
+        "state": State(),
+    }
+    for n, part in enumerate(objects["net"]["a"]):
+        part.v = tf.Variable([float(n)])
+    checkpoint = tf.train.Checkpoint(**objects)
+    manager = tf.train.CheckpointManager(checkpoint, str(tmp_path / "managed"), max_to_keep=2)
+    for step in (5, 10, 15):
+        manager.save(checkpoint_number=step)
+    checkpoint.save(str(tmp_path / "later" / "c"), options=tf.train.CheckpointOptions(enable_async=True))
+    checkpoint.sync()
+    policy = policies.MaxShardSizePolicy(500)
+    checkpoint.save(
+        str(tmp_path / "shards" / "c"), options=tf.train.CheckpointOptions(experimental_sharding_callback=policy)
+    )
+    assert sum(".data-" in f.name for f in (tmp_path / "shards").iterdir()) > 5
+    for folder in ("managed", "later", "shards"):
+        with detect.open_source(tmp_path / folder) as source:
+            assert {n: (s.shape, s.role) for n, s in source.specs().items()} == {
+                "net/a/0/v": ((1,), "weight"),
+                "net/a/1/v": ((1,), "weight"),
+                "net/b/c/0": ((2,), "weight"),
+                "wide": ((100, 4), "weight"),
+                "large": ((100, 4), "weight"),
+                "state/.ATTRIBUTES/py_state": ((), "constant"),
+                "save_counter": ((), "counter"),
+            }
+            assert source.path.endswith("-15") == (folder == "managed")
+            assert source.read("net/a/1/v").tolist() == [1]
+            assert source.read("net/b/c/0").tolist() == [b"x", b"y"]
+            for name in ("wide", "large"):
+                assert source.read(name).tobytes() == value.tobytes()
+                assert source.read(name, (slice(58, 63), slice(1, 2))).tobytes() == value[58:63, 1:2].tobytes()

@@ -14,11 +14,11 @@ from typing import Protocol
 
 from weightport.formats._message import Field, Message, fields_of
 from weightport.formats._proto import BYTES, VARINT
-from weightport.formats._tf_edit import BodyEdits, map_key, shapes_value
+from weightport.formats._tf_edit import BodyEdits, map_key, shape_proto, shapes_value
 from weightport.formats.tf_graph import GraphDef
 
 # Fields of a FunctionDef.
-_SIGNATURE, _NODE, _RET, _ARG_ATTR, _RESOURCE_IDS = 1, 3, 4, 7, 8
+_SIGNATURE, _NODE, _RET, _ATTR, _ARG_ATTR, _RESOURCE_IDS = 1, 3, 4, 5, 7, 8
 # Fields of an OpDef.
 _NAME, _INPUT, _OUTPUT = 1, 2, 3
 # Fields of an ArgDef: type, handle_data, experimental_full_type.
@@ -68,6 +68,8 @@ def rewritten(
             edits.nodes(graph, _NODE, found, out)
         elif found.number == _RET:
             out.bytes_field(_RET, _ret(found, returned.renamed))
+        elif found.number == _ATTR and map_key(found) == "_input_shapes":
+            out.bytes_field(_ATTR, _input_shapes(found, arguments))
         elif found.number == _ARG_ATTR and _number_key(found) in arguments:
             out.bytes_field(_ARG_ATTR, _arg_attr(found, arguments[_number_key(found)]))
         elif found.number != _RESOURCE_IDS or _number_key(found) not in arguments:
@@ -113,6 +115,33 @@ def _ret(entry: Field, renamed: Mapping[str, str]) -> Message:
     return out
 
 
+def _input_shapes(entry: Field, arguments: Mapping[int, Value]) -> Message:
+    """The shapes of the arguments: that of a handle is none of a value."""
+    out = Message()
+    for found in fields_of(entry.file, entry.value, entry.end):
+        if found.number != 2 or found.wire != BYTES:
+            out.copied(found)
+            continue
+        value = Message()
+        for inner in fields_of(found.file, found.value, found.end):
+            if inner.number != 1 or inner.wire != BYTES:
+                value.copied(inner)
+                continue
+            shapes, count = Message(), 0
+            for shape in fields_of(inner.file, inner.value, inner.end):
+                if shape.number != 7 or shape.wire != BYTES:
+                    shapes.copied(shape)
+                    continue
+                if count in arguments:
+                    shapes.bytes_field(7, shape_proto(arguments[count].shape))
+                else:
+                    shapes.copied(shape)
+                count += 1
+            value.bytes_field(1, shapes)
+        out.bytes_field(2, value)
+    return out
+
+
 def _number_key(entry: Field) -> int:
     for found in fields_of(entry.file, entry.value, entry.end):
         if found.number == 1 and found.wire == VARINT:
@@ -122,12 +151,15 @@ def _number_key(entry: Field) -> int:
 
 def _arg_attr(entry: Field, value: Value) -> Message:
     """What is said about an argument: its name stays, its shape is the value's."""
-    attrs = Message()
+    out = Message()
     for found in fields_of(entry.file, entry.value, entry.end):
-        if found.number == 2 and found.wire == BYTES:
-            for attr in fields_of(found.file, found.value, found.end):
-                if attr.number == 1 and attr.wire == BYTES and map_key(attr) in _KEPT_ARG_ATTRS:
-                    attrs.copied(attr)
-    shapes = Message().bytes_field(1, b"_output_shapes").bytes_field(2, shapes_value([value.shape]))
-    attrs.bytes_field(1, shapes)
-    return Message().number_field(1, _number_key(entry)).bytes_field(2, attrs)
+        if found.number != 2 or found.wire != BYTES:
+            out.copied(found)
+            continue
+        attrs = Message()
+        for attr in fields_of(found.file, found.value, found.end):
+            if attr.number == 1 and attr.wire == BYTES and map_key(attr) in _KEPT_ARG_ATTRS:
+                attrs.copied(attr)
+        attrs.bytes_field(1, Message().bytes_field(1, b"_output_shapes").bytes_field(2, shapes_value([value.shape])))
+        out.bytes_field(2, attrs)
+    return out
