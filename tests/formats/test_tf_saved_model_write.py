@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.formats._graphdef import const, graph, meta_graph, node, saved_model, shape_proto
 from tests.formats.test_tf_bundle import bytes_field, number_field
 from tests.formats.test_tf_bundle_write import save as checkpoint
+from tests.formats.test_tf_fuzz import mutated
 from tests.formats.test_tf_graph_write import drawn, tiles_of
 from tests.support import Fixture, fixture, fixtures, need
 from weightport.errors import Error, RefusedError
@@ -322,6 +326,28 @@ def test_what_belongs_to_it_is_copied(tmp_path: Path) -> None:
         }  # fmt: skip
 
 
+@pytest.mark.parametrize("where", ["out", "folder", "inside", "pipe"])
+def test_links_and_other_oddities_among_the_assets(tmp_path: Path, where: str) -> None:
+    like = hand_made(tmp_path / "like")
+    (tmp_path / "secret").write_text("key", encoding="utf-8")
+    (tmp_path / "like" / "assets" / "more").mkdir()
+    odd = tmp_path / "like" / "assets" / "more" / "odd"
+    if where == "pipe":
+        os.mkfifo(odd)
+        told = "is not a regular file"
+    else:
+        odd.symlink_to({"out": "../../../secret", "folder": "..", "inside": "../words.txt"}[where])
+        told = "is a link to a folder, or out of the model's own folder; copy the model with the files in place of"
+    if where == "inside":
+        put(tmp_path / "out", like, {"v": VALUE})
+        assert (tmp_path / "out" / "assets" / "more" / "odd").read_text(encoding="utf-8") == "a"
+        assert not (tmp_path / "out" / "assets" / "more" / "odd").is_symlink()
+        return
+    with pytest.raises(Error, match=re.escape(f"{odd}: {told}")):
+        put(tmp_path / "out", like, {"v": VALUE})
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_variable_that_no_graph_has(tmp_path: Path) -> None:
     like = hand_made(tmp_path / "like")
     with pytest.raises(Error) as caught:
@@ -385,3 +411,23 @@ def test_one_that_is_there_is_replaced_whole(tmp_path: Path) -> None:
     with detect.open_source(str(out)) as source:
         assert source.read("v").tolist() == [6, 7]
     assert sorted(os.listdir(tmp_path)) == ["like", "out"]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_damaged_targets_end_in_an_error(tmp_path: Path, data: st.DataObject) -> None:
+    """Whatever the TARGET's graph and objects are: a SavedModel, or an error of ours and nothing."""
+    like = tmp_path / "like"
+    shutil.rmtree(like, ignore_errors=True)
+    shutil.copytree(fixture("c_keras/v2_lstm").path("saved_model"), like)
+    values = drawn(weights_of(str(like)))
+    specs = {n: TensorSpec.of("float32", v.shape) for n, v in values.items()}
+    described = like / "saved_model.pb"
+    described.write_bytes(mutated(data, described.read_bytes()))
+    out = tmp_path / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        tf_saved_model_write.write(str(out), specs, tiles_of(values), like=str(like), constants=set(values))
+    except Error:
+        assert not out.exists()
+    assert sorted(os.listdir(tmp_path)) == ["like", *(["out"] if out.exists() else [])]

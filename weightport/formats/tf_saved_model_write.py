@@ -15,14 +15,14 @@ Sources: tensorflow/python/saved_model/{loader_impl,load,constants}.py.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
-from weightport.errors import Error, Problem, RefusedError
+from weightport.errors import Error, FormatError, Problem, RefusedError
 from weightport.formats import _tf_collections as collections
 from weightport.formats import _tf_saver_edit, tf_bundle, tf_bundle_write, tf_saved_model
 from weightport.formats._folder import atomic_folder
+from weightport.formats._io import ByteFile
 from weightport.formats._message import MOST_BYTES, Message, fields_of
 from weightport.formats._proto import BYTES
 from weightport.formats._tf_calls import function_attrs
@@ -194,9 +194,25 @@ class _Job:
         for name in sorted(_OWN - {*FILES, _FINGERPRINT, _VARIABLES}):
             here = os.path.join(self._source.path, name)
             if os.path.isdir(here):
-                shutil.copytree(here, os.path.join(made, name))
-            elif os.path.isfile(here):
-                shutil.copyfile(here, os.path.join(made, name))
+                for above, folders, names in os.walk(here):
+                    place = os.path.join(made, os.path.relpath(above, self._source.path))
+                    os.mkdir(place)
+                    for linked in (f for f in folders if os.path.islink(os.path.join(above, f))):
+                        self._copy(os.path.join(above, linked), "")
+                    for found in names:
+                        self._copy(os.path.join(above, found), os.path.join(place, found))
+            elif os.path.lexists(here):
+                self._copy(here, os.path.join(made, name))
+
+    def _copy(self, path: str, to: str) -> None:
+        """Copy a regular file of the model, also one that a link in its folder leads to."""
+        inside = os.path.join(os.path.realpath(self._source.path), "")
+        if not os.path.realpath(path).startswith(inside) or (os.path.islink(path) and os.path.isdir(path)):
+            hint = "copy the model with the files in place of the links first (cp -rL)"
+            raise FormatError(path, "is a link to a folder, or out of the model's own folder", hint=hint)
+        with ByteFile(path) as file, open(to, "xb") as handle:
+            for chunk in file.chunks(0, file.size):
+                handle.write(chunk)
 
     def write_variables(self, made: str, shard_size: int | None) -> None:
         """Write the checkpoint: new values, those that are kept, and what belongs to its objects."""
