@@ -454,8 +454,8 @@ def test_shards_of_one_variable() -> None:
 
     class Table(keras.layers.Layer):  # type: ignore[misc, name-defined, unused-ignore]
         def build(self, shape: Any) -> None:  # noqa: ARG002
-            parts = [tf.Variable(tf.zeros([n, 2]), name=f"table/rows/part_{n}") for n in (3, 1)]
-            self.rows = container(parts, name="table/rows")
+            parts = [tf.Variable(tf.zeros([n, 2]), name=f"rows/part_{n}") for n in (3, 1)]
+            self.rows = container(parts)
 
         def call(self, x: Any) -> Any:
             return tf.nn.embedding_lookup(self.rows, tf.cast(x, tf.int32)) * 1.0

@@ -19,7 +19,14 @@ from weightport.tensors import TensorSpec, Value
 
 
 def scoped_name(variable: Any) -> str:
-    """The variable's name without its output number: ``lstm/lstm_cell/kernel:0`` -> ``lstm/lstm_cell/kernel``."""
+    """The variable's name without its output number: ``lstm/lstm_cell/kernel:0`` -> ``lstm/lstm_cell/kernel``.
+
+    Of shards, what their names begin with: a strategy calls them ``kernel/part_0`` ..., and gives the whole no name.
+    """
+    if is_sharded(variable):
+        stems = {re.sub(r"/part_\d+$", "", scoped_name(shard)) for shard in variable.variables}
+        if len(stems) == 1:
+            return stems.pop()
     return re.sub(r":\d+$", "", str(variable.name))
 
 
