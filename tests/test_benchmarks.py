@@ -46,6 +46,26 @@ def test_injection(tmp_path: Path) -> None:
     assert int(growth[1]) <= 1000
 
 
+def test_transfers(tmp_path: Path) -> None:
+    for library in ("tensorflow", "torch", "safetensors"):
+        need(library)
+    out = bench("bench_transfer.py", "--mb", "1", "--folder", str(tmp_path))
+    assert len(re.findall("^### ", out, re.MULTILINE)) == 6
+    assert len(re.findall(r"^\| (weightport|cp)\b.*\| \d", out, re.MULTILINE)) == 30
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspecting_and_planning(tmp_path: Path) -> None:
+    need("tensorflow")
+    out = bench("bench_inspect.py", "--tensors", "50", "--mb", "1", "--folder", str(tmp_path))
+    assert re.findall(r"^\| ([\w, ]+) \| \d", out, re.MULTILINE) == [
+        "weightport inspect", "import numpy", "import weightport", "TensorFlow", "weightport, one scope",
+        "TensorFlow, parsed",
+    ]  # fmt: skip
+    out = bench("bench_plan.py", "--tensors", "300", "--rules", "10")
+    assert re.findall(r"^\| ([\w ]+) \| \d", out, re.MULTILINE) == ["the model", "twice the tensors", "twice the rules"]
+
+
 def test_a_contender_that_fails_stops_the_benchmark() -> None:
     from scripts.benchmarks import Failed, run
 
