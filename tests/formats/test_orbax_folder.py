@@ -461,6 +461,30 @@ def test_pipes_are_refused(copied: Callable[[str], Path]) -> None:
         source.read("params/enc/kernel")
 
 
+@pytest.mark.parametrize("kind", ["folders", "ocdbt"])
+def test_links_of_a_hubs_cache_are_followed_and_others_refused(copied: Callable[[str], Path], kind: str) -> None:
+    folder = copied(kind)
+    blobs = folder.parent / "blobs"
+    blobs.mkdir()
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    for number, file in enumerate(files):
+        file.rename(blobs / str(number))
+        file.symlink_to(blobs / str(number))
+    with of.open_source(str(folder)) as source:
+        assert same(source.read("params/enc/kernel"), KERNEL)
+    mark = folder / "params.enc.kernel" / "0.0" if kind == "folders" else next((folder / "d").iterdir())
+    (folder.parent / "other").write_bytes(mark.read_bytes())
+    mark.unlink()
+    mark.symlink_to(folder.parent / "other")
+
+    def read() -> None:
+        with of.open_source(str(folder)) as source:
+            source.read("params/enc/kernel")
+
+    with pytest.raises(FormatError, match="is a link that leads out of the folder; copy the file there"):
+        read()
+
+
 def test_budget(checkpoints: dict[str, str]) -> None:
     for budget in (Budget(tensors=3), Budget(header_bytes=100), Budget(rank=1), Budget(tensor_bytes=100)):
         with pytest.raises(BudgetExceeded):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -25,6 +24,7 @@ import numpy as np
 from weightport.errors import FormatError, MissingPackage
 from weightport.formats import _strided
 from weightport.formats._io import ByteFile
+from weightport.formats._jax_paths import MANIFEST, METADATA
 from weightport.tensors import Array, Budget, TensorSpec, dtype_named
 
 #: Decoded chunks that are kept between two reads.
@@ -68,8 +68,9 @@ class ArrayStore:
         self._large: tuple[str, Any] | None = None
         self._context: Any = None
         self._closed = False
+        self._roots: set[str] = set()
         if ocdbt:
-            _refuse_irregular(folder)
+            self._refuse_irregular(folder)
             self._keys = self._ask(import_tensorstore(folder).KvStore.open, self._kvstore(""))
 
     # Headers ----------------------------------------------------------------------------------------------------------
@@ -180,7 +181,7 @@ class ArrayStore:
 
     def _open(self, ts: Any, name: str, stored: str, header: Header, context: Any) -> Any:
         if not self.ocdbt:
-            _refuse_irregular(self._beneath(stored, name))
+            self._refuse_irregular(self._beneath(stored, name))
         spec = {
             "driver": header.driver,
             "kvstore": self._kvstore(f"{stored}/"),
@@ -211,10 +212,32 @@ class ArrayStore:
         """The path of a stored name, which may not lead out of the folder."""
         parts = key.split("/")
         path = os.path.join(self.folder, *parts) if all(parts) and "\0" not in key else ""
-        inside = os.path.join(os.path.realpath(self.folder), "")
-        if not path or {".", ".."} & set(parts) or not os.path.realpath(path).startswith(inside):
+        if not path or {".", ".."} & set(parts) or not self._is_inside(path):
             raise FormatError(self.folder, f"the stored name {key!r} leads out of the folder", tensor=name)
         return path
+
+    def _is_inside(self, path: str) -> bool:
+        """Whether a path, its links followed, lies in the folder, or beside what the folder's own metadata link to.
+
+        In the caches of model hubs, all files are links into one folder.
+        """
+        if not self._roots:
+            marks = (os.path.realpath(os.path.join(self.folder, n)) for n in (METADATA, MANIFEST))
+            self._roots = {os.path.realpath(self.folder), *(os.path.dirname(mark) for mark in marks)}
+        real = os.path.realpath(path)
+        return any(os.path.commonpath([real, root]) == root for root in self._roots)
+
+    def _refuse_irregular(self, folder: str) -> None:
+        """Refuse a folder with links that lead out of it, or with what is no file: a pipe would be waited for."""
+        for above, folders, files in os.walk(folder):
+            for name in (*folders, *files):
+                path = os.path.join(above, name)
+                if not self._is_inside(path):
+                    raise FormatError(path, "is a link that leads out of the folder", hint="copy the file there")
+            for name in files:
+                path = os.path.join(above, name)
+                if os.path.exists(path) and not os.path.isfile(path):
+                    raise FormatError(path, "is not a regular file")
 
     def stored_names(self) -> list[str]:
         """The names of all arrays, where nothing else lists them."""
@@ -241,19 +264,6 @@ def import_tensorstore(path: str) -> Any:
     except ImportError:
         raise MissingPackage(f"reading {path}, a checkpoint of Orbax,", "tensorstore", "orbax") from None
     return tensorstore
-
-
-def _refuse_irregular(folder: str) -> None:
-    """Refuse a folder in which something is no file: opening a pipe would wait forever."""
-    for above, _, files in os.walk(folder):
-        for file in files:
-            path = os.path.join(above, file)
-            try:
-                regular = stat.S_ISREG(os.stat(path).st_mode)
-            except OSError:
-                regular = True  # a link to nothing is missing, which the reader says
-            if not regular:
-                raise FormatError(path, "is not a regular file")
 
 
 def _sizes(found: Any) -> tuple[int, ...] | None:
