@@ -7,9 +7,11 @@ Limit: what the command line itself gets wrong is click's to report (exit code 2
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -37,8 +39,8 @@ COMMANDS = {
     "demo": "demo",
 }
 FAILED = 1
-# As a shell says it of a process that a signal ended: 128 + SIGINT, 128 + SIGPIPE.
-INTERRUPTED, BROKEN_PIPE = 130, 141
+# As a shell says it of a process that a signal ended: 128 + SIGINT, 128 + SIGPIPE, 128 + SIGTERM.
+INTERRUPTED, BROKEN_PIPE, TERMINATED = 130, 141, 143
 
 
 class Commands(click.Group):
@@ -61,11 +63,18 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command, and turn what it raises into a message and an exit code."""
+        # What a termination interrupts cleans up behind itself, as after Ctrl-C.
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGTERM, _terminated)
         ctx.obj = session = Session(debug=bool(ctx.meta.get("weightport.debug")))
         with _errors(session):
             result = super().invoke(ctx)
             session.flush()
             return result
+
+
+def _terminated(*_: Any) -> NoReturn:
+    sys.exit(TERMINATED)
 
 
 @contextmanager

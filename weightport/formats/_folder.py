@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from weightport.errors import Error, Problem, RefusedError
-from weightport.formats._io import fsync_folder
+from weightport.formats._io import fsync_folder, try_lock
 
 _SUFFIX = ".weightport-tmp"
 _EXCHANGE, _SWAP, _AT_FDCWD = 2, 2, -100
@@ -45,7 +45,7 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[str]:
         raise Error(f"{path}: cannot be written: {error.strerror}") from None
     lock = os.open(temporary, os.O_RDONLY)
     try:
-        _try_lock(lock)
+        try_lock(lock)
         os.chmod(temporary, _mode(final))
         yield temporary
         for folder, _, names in os.walk(temporary):
@@ -95,17 +95,7 @@ def _remove_stale(final: Path) -> None:
         with contextlib.suppress(OSError):
             handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                if _try_lock(handle):
+                if try_lock(handle):
                     shutil.rmtree(left, ignore_errors=True)
             finally:
                 os.close(handle)
-
-
-def _try_lock(handle: int) -> bool:
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

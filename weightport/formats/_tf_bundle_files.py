@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 from weightport.errors import Error
-from weightport.formats._io import fsync_folder
+from weightport.formats._io import fsync_folder, locked_folder, try_lock
 
 _MARK, _SUFFIX = ".bundle-", ".weightport-tmp"
 #: What a number of five digits can count.
@@ -97,7 +97,7 @@ def commit(
         write_index: writes the index, given how many shards there are and which number the first has.
     """
     folder = os.path.dirname(prefix) or "."
-    with _locked(folder):
+    with locked_folder(folder):
         count = len(data)
         if os.path.lexists(prefix + ".index"):
             while any(os.path.lexists(_shard(prefix, count - len(data) + n, count)) for n in range(len(data))):
@@ -136,9 +136,9 @@ def _shard(prefix: str, number: int, count: int) -> str:
 def temporary(prefix: str) -> Iterator[tuple[BinaryIO, str]]:
     """A file beside the checkpoint, removed unless it was renamed. It is locked as long as this process writes it."""
     folder, base = os.path.split(prefix)
-    with _locked(folder or "."):
+    with locked_folder(folder or "."):
         descriptor, path = tempfile.mkstemp(prefix=f".{base}{_MARK}", suffix=_SUFFIX, dir=folder or ".")
-        _try_lock(descriptor)
+        try_lock(descriptor)
     try:
         umask = os.umask(0)
         os.umask(umask)
@@ -175,30 +175,6 @@ def _is_locked(path: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        return not _try_lock(descriptor)
+        return not try_lock(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _locked(folder: str) -> Iterator[None]:
-    """One writer at a time commits into a folder. Where locks are not supported, the last one wins."""
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -290,7 +290,8 @@ def written(path: str, place: str | BinaryIO) -> Iterator[Any]:
     import h5py
 
     with _translated(path):
-        options = {"locking": "best-effort"} if isinstance(place, str) else {}
+        # A temporary file is locked already, by whoever made it.
+        options = {"locking": False} if isinstance(place, str) else {}
         file = h5py.File(place, "w", libver="earliest", **options)
     try:
         yield file

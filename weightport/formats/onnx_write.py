@@ -4,8 +4,8 @@ Promise: names, types, shapes and everything that is no value stay byte for byte
 value that lies raw in the file is put in its place, any other encoding becomes raw bytes. The destination is the old
 model or the complete new one: data in another file is written first, under a name that is not in use, the model that
 refers to it is renamed into place last, and data that only the model before it used is removed after that. Limit: an
-ONNX model is more than its weights, so none can be written without one to begin with. If the process is killed, a data
-file that no model refers to may stay.
+ONNX model is more than its weights, so none can be written without one to begin with. What a killed run left beside
+the model is removed by the next one.
 
 A model beyond protobuf's 2 GiB, or one whose values lie in other files, gets all of that data in one file beside it,
 ``MODEL.onnx.data``, aligned for mapping into memory; with a checksum where the model had any.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import BinaryIO
 
@@ -25,7 +26,7 @@ import numpy as np
 
 from weightport.errors import Error, FormatError, Problem, closest
 from weightport.formats import _strided, _tiles
-from weightport.formats._io import atomic_file, fsync_folder
+from weightport.formats._io import atomic_set, fsync_folder
 from weightport.formats._onnx_edit import Chunks, Edit
 from weightport.formats._onnx_graph import LITERALS, Constant
 from weightport.formats._onnx_tensor import EXTERNAL, LOCATION, RAW, STRING, VALUES, TensorRef
@@ -118,9 +119,21 @@ class _Job:
     ) -> None:
         self.path, self.model, self.specs, self.tiles = path, model, specs, tiles
         self.given, self.metadata, self.limit = dict.fromkeys(given), metadata, limit
+        self.beside: str | None = None
 
     def run(self) -> None:
         """Write it."""
+        base = re.escape(os.path.basename(os.path.realpath(self.path)))
+        try:
+            with atomic_set(self.path, rf"{base}(?:\.\d+)?\.data", lambda name: name not in _data(self.path)) as out:
+                self._write(out)
+        except BaseException:
+            if self.beside is not None and os.path.basename(self.beside) not in _data(self.path):
+                with contextlib.suppress(OSError):
+                    os.unlink(self.beside)
+            raise
+
+    def _write(self, out: BinaryIO) -> None:
         outside = [
             name
             for name, constant in self.model.constants.items()
@@ -130,7 +143,7 @@ class _Job:
         if edit.size() > self.limit:
             outside = self._movable(outside)
         if not outside:
-            self._commit(edit)
+            self._put(edit, out)
             return
         with self._data_file() as (data, location):
             digest = hashlib.sha1(usedforsecurity=False) if self._has_checksum(outside) else None
@@ -154,7 +167,7 @@ class _Job:
             if edit.size() > self.limit:
                 what = f"the model takes {edit.size():,} bytes without the values that can lie beside it"
                 raise Error(f"{self.path}: {what}; protobuf holds {self.limit:,}")
-            self._commit(edit)
+            self._put(edit, out)
 
     def _movable(self, outside: Collection[str]) -> list[str]:
         """What goes into another file where all of it is too much for one: the initializers of the main graph, which
@@ -172,19 +185,13 @@ class _Job:
         found = (self.model.ref(name).external for name in names)
         return any(external is not None and external.checksum for external in found)
 
-    def _commit(self, edit: Edit) -> None:
-        before = _own_data(self.path)
-        with atomic_file(self.path) as out:
-            for chunk in edit.chunks():
-                out.write(chunk)
-        after = _own_data(self.path)
-        for file in before - after:
-            with contextlib.suppress(OSError):
-                os.unlink(file)
+    def _put(self, edit: Edit, out: BinaryIO) -> None:
+        for chunk in edit.chunks():
+            out.write(chunk)
 
     @contextlib.contextmanager
     def _data_file(self) -> Iterator[tuple[BinaryIO, str]]:
-        """A new file beside the destination, under a name that nobody uses; gone again if anything fails."""
+        """A new file beside the destination, under a name that nobody uses."""
         final = os.path.realpath(self.path)
         number = 0
         while True:
@@ -196,15 +203,12 @@ class _Job:
                 number += 1
             except OSError as error:
                 raise Error(f"{self.path}: cannot be written: {error.strerror}") from None
+        self.beside = file
         try:
             with data:
                 yield data, os.path.basename(file)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                os.unlink(file)
-            if isinstance(error, OSError):
-                raise Error(f"{self.path}: cannot be written: {error.strerror or error}") from error
-            raise
+        except OSError as error:
+            raise Error(f"{self.path}: cannot be written: {error.strerror or error}") from error
 
     # Edits -----------------------------------------------------------------------------------------------------------
 
@@ -339,8 +343,8 @@ def _referring(entries: Mapping[str, str]) -> tuple[int, Chunks]:
     return len(data), lambda: [data]
 
 
-def _own_data(path: str) -> set[str]:
-    """The files beside a model at a destination that this module wrote for it, as their names tell."""
+def _data(path: str) -> set[str]:
+    """The names of the files beside a model that it refers to."""
     final = os.path.realpath(path)
     if not os.path.isfile(final) or not sniff(final):
         return set()
@@ -349,5 +353,4 @@ def _own_data(path: str) -> set[str]:
             files = model.files()
     except FormatError:
         return set()
-    begin = f"{final}."
-    return {f for f in files if f.startswith(begin) and f.endswith(".data")}
+    return {os.path.basename(f) for f in files}

@@ -22,7 +22,7 @@ from typing import Any
 
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import safetensors_file, tf_paths
-from weightport.formats._io import ByteFile, atomic_file
+from weightport.formats._io import ByteFile, atomic_set
 from weightport.formats._ranged import Place, Ranged
 from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, Tiles
 
@@ -292,34 +292,55 @@ def _destination(
     folder, base = os.path.split(os.path.realpath(path))
     dealt = _dealt(specs, shard_size)
     names = _free_names(folder, base.removesuffix(ENDING), len(dealt))
-    before = _named_by(path)
     total = sum(TensorSpec.of(spec.dtype, spec.shape).nbytes for spec in specs.values() if spec.dtype.kind != "O")
     weights = {name: shard for shard, group in zip(names, dealt, strict=True) for name in group}
     document = {"metadata": {"total_size": total}, _MAP: weights}
     written: list[str] = []
+    stem = re.escape(base.removesuffix(ENDING))
+    before = _named_by(path)
+
+    def stale(name: str) -> bool:
+        return name not in names and (name in before or _is_ours(os.path.join(folder, name)))
+
     try:
-        with contextlib.ExitStack() as stack:
-            places: dict[str, tuple[str, int]] = {}
-            for shard, group in zip(names, dealt, strict=True):
-                written.append(os.path.join(folder, shard))
-                part = {name: specs[name] for name in group}
-                begun = safetensors_file.write.destination(written[-1], part, tiles, metadata=metadata)
-                places.update(stack.enter_context(begun).places)
-            yield Place(places)
-        try:
-            text = json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n"
-        except UnicodeEncodeError:
-            raise Error(f"{path}: a tensor's name is no valid text") from None
-        with atomic_file(path) as out:
-            out.write(text)
+        with atomic_set(path, rf"{stem}(?:\.\d+)?-\d{{5}}-of-\d{{5}}\.safetensors", stale) as out:
+            with contextlib.ExitStack() as stack:
+                places: dict[str, tuple[str, int]] = {}
+                for shard, group in zip(names, dealt, strict=True):
+                    written.append(os.path.join(folder, shard))
+                    part = {name: specs[name] for name in group}
+                    begun = safetensors_file.write.destination(written[-1], part, tiles, metadata=metadata)
+                    places.update(stack.enter_context(begun).places)
+                yield Place(places)
+            try:
+                out.write(json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n")
+            except UnicodeEncodeError:
+                raise Error(f"{path}: a tensor's name is no valid text") from None
     except BaseException:
-        for shard in written:
-            with contextlib.suppress(OSError):
-                os.unlink(shard)
+        if _named_by(path).isdisjoint(names):  # it was not committed
+            for shard in written:
+                with contextlib.suppress(OSError):
+                    os.unlink(shard)
         raise
-    for shard in before - set(names):
-        with contextlib.suppress(OSError):
-            os.unlink(os.path.join(folder, shard))
+
+
+def _named_by(path: str) -> set[str]:
+    """The shards of a model that is overwritten, where they are named as shards are; nobody else's files."""
+    try:
+        weights, _ = read_index(path, Budget())
+    except FormatError:
+        return set()
+    stem = re.escape(os.path.basename(path).removesuffix(ENDING))
+    return {shard for shard in weights.values() if re.fullmatch(rf"{stem}(\.\d+)?-\d+-of-\d+\.safetensors", shard)}
+
+
+def _is_ours(path: str) -> bool:
+    """Whether weightport wrote a shard, by its provenance."""
+    try:
+        with safetensors_file.open_source(path) as source:
+            return "weightport.version" in source.metadata
+    except Error:
+        return False
 
 
 write = Ranged(_destination)
@@ -347,13 +368,3 @@ def _free_names(folder: str, stem: str, count: int) -> list[str]:
         if not any(os.path.lexists(os.path.join(folder, name)) for name in names):
             return names
         number += 1
-
-
-def _named_by(path: str) -> set[str]:
-    """The shards of a model that is overwritten, where they are named as shards are; nobody else's files."""
-    try:
-        weights, _ = read_index(path, Budget())
-    except FormatError:
-        return set()
-    stem = re.escape(os.path.basename(path).removesuffix(ENDING))
-    return {shard for shard in weights.values() if re.fullmatch(rf"{stem}(\.\d+)?-\d+-of-\d+\.safetensors", shard)}

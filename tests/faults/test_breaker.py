@@ -1,0 +1,87 @@
+"""Writers that are killed at every call that changes the file system, or failed by it: the destination is the old model
+or the complete new one, and nothing is left over after the next run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.faults.breaker import SHAPES
+from tests.support import need
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Output, the TARGET file that it needs, and options.
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "npz": ("m.npz", "", {}),
+    "safetensors": ("m.safetensors", "", {}),
+    "safetensors shards": ("m.safetensors.index.json", "", {"shard_size": 4000}),
+    "checkpoint": ("m.ckpt", "", {}),
+    "checkpoint shards": ("m.ckpt", "", {"shard_size": 4000}),
+    "torch": ("m.pt", "", {}),
+    "h5": ("m.h5", "", {}),
+    "keras": ("m.keras", "like.keras", {}),
+    "msgpack": ("m.msgpack", "", {}),
+    "onnx": ("m.onnx", "like.onnx", {}),
+    "onnx beside": ("m.onnx", "beside.onnx", {}),
+    "saved model": ("m", "like", {"format": "tf-saved-model"}),
+}
+
+
+def broken(folder: Path, case: str, mode: str) -> dict[str, Any]:
+    out, like, more = CASES[case]
+    if like:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what frameworks warn of while they save is not ours to mend
+            make(folder, like)
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.faults.breaker", str(folder), out, like, mode, json.dumps(more)],
+        cwd=ROOT, capture_output=True, encoding="utf-8", check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found
+
+
+def make(folder: Path, name: str) -> None:
+    """A target file of those variables."""
+    zeros = {tensor: np.zeros(shape, "float32") for tensor, shape in SHAPES.items()}
+    if name.endswith(".onnx"):
+        onnx = need("onnx")
+        initializers = [onnx.numpy_helper.from_array(value, tensor) for tensor, value in zeros.items()]
+        graph = onnx.helper.make_graph([], "g", [], [], initializers)
+        beside = {"save_as_external_data": True, "location": "beside.onnx.data", "size_threshold": 0}
+        onnx.save_model(onnx.helper.make_model(graph), folder / name, **(beside if name == "beside.onnx" else {}))
+        return
+    if name.startswith("like."):
+        keras = need("keras")
+        inputs = keras.Input((40,))
+        hidden = keras.layers.Dense(30, name="a")(inputs)
+        keras.Model(inputs, keras.layers.Dense(5, use_bias=False, name="b")(hidden), name="m").save(folder / name)
+        return
+    tf = need("tensorflow")
+    module = tf.Module()
+    module.variables_ = [tf.Variable(value, name=tensor) for tensor, value in zeros.items()]
+    tf.saved_model.save(module, str(folder / name))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("mode", ["kill", "fail"])
+def test_every_call(tmp_path: Path, case: str, mode: str) -> None:
+    found = broken(tmp_path, case, mode)
+    assert found["wrong"] == []
+    assert found["calls"] >= 3, "the calls are not seen"
+
+
+@pytest.mark.parametrize("case", ["h5", "keras", "npz", "safetensors"])
+def test_at_random(tmp_path: Path, case: str) -> None:
+    """HDF5 writes by itself: there kills come at some time."""
+    assert broken(tmp_path, case, "25")["wrong"] == []
