@@ -225,6 +225,26 @@ def test_values_that_older_versions_keep_together(copied: Callable[[str], Path])
             source.read("rate")
 
 
+@pytest.mark.parametrize("kind", ["ocdbt", "folders", "together"])
+def test_what_orbax_0_4_wrote(kind: str) -> None:
+    """In ``tests/data/orbax``: numbers, or all values, in a file of msgpack."""
+    found = Path(__file__).parents[1] / "data" / "orbax" / kind
+    wanted = {
+        "params/enc/kernel": KERNEL,
+        "params/enc/bias": np.full(12, 0.5, np.float32),
+        "params/l/0": np.ones(2, ml_dtypes.bfloat16),
+        "params/l/1": np.array(3),
+        "step": np.array(7),
+        "rate": np.array(1.5),
+    }
+    with wp.open(found) as source:
+        assert source.format == "orbax"
+        assert set(source.specs()) == set(wanted)
+        for name, array in wanted.items():
+            assert same(source.read(name), array)
+        assert same(source.read("params/enc/kernel", (slice(1, 3),)), KERNEL[1:3].copy())
+
+
 def test_standard_checkpointer_and_training_state(tmp_path: Path) -> None:
     ocp, jax, optax = need("orbax.checkpoint"), need("jax"), need("optax")
     train_state = need("flax.training.train_state")
