@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -351,6 +352,43 @@ def test_a_function_of_one_frozen_variable_and_of_one_that_is_left(tmp_path: Pat
         copies = [n for n in names if "_pretrained_" in n]
         assert all("inner" in n or "cond" in n for n in copies)
         assert bool(copies) == (len(constants) == 1)
+
+
+def test_functions_of_all_kinds(tmp_path: Path) -> None:
+    """Those of TensorFlow 1, whose name is the operation; one branch of several; a loop that hands the variable on."""
+    tf = need("tensorflow")
+    v1 = tf.compat.v1
+    old = importlib.import_module("tensorflow.python.framework.function")
+    like = str(tmp_path / "model.meta")
+    with tf.Graph().as_default():
+        with v1.variable_scope("", use_resource=True):
+            w, b = v1.get_variable("w", [2, 2]), v1.get_variable("b", [2])
+        x = v1.placeholder(tf.float32, [None, 2], "x")
+
+        @old.Defun(tf.float32, tf.resource, func_name="doubled")
+        def doubled(h: Any, handle: Any) -> Any:
+            return 2.0 * h @ tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)
+
+        which = tf.cast(tf.reduce_sum(x), tf.int32)
+        branches = [lambda: x @ w, lambda: x + b, lambda: tf.linalg.matvec(w, tf.gather_nd(w, [0]) + b) + x]
+        cases = tf.switch_case(which, branches)
+        body = tf.function(lambda i, h: (i + 1, h @ w + tf.gather(b, [1, 0])))
+        _, looped = tf.while_loop(lambda i, _: i < 3, body, [0, x])
+        tf.add_n([doubled(x, w.handle), cases, looped, tf.cast(tf.shape(w)[0], tf.float32) * x], name="y")
+        v1.train.export_meta_graph(like, saver_def=v1.train.Saver().as_saver_def())
+        values = {"w": np.float32([[1, 2], [3, 4]]), "b": np.float32([-1, 0.5])}
+        inputs = [np.float32([[0.5, n - 0.25]]) for n in range(3)]
+        with v1.Session() as session:
+            for variable in (w, b):
+                variable.load(values[variable.op.name], session)
+            expected = [session.run("y:0", {x: given}) for given in inputs]
+    for constants in ({"w"}, {"b"}, {"w", "b"}):
+        out = put(tmp_path / "out.meta", like, values, constants)
+        with tf.Graph().as_default(), v1.Session() as session:
+            v1.train.import_meta_graph(out)
+            session.run(v1.global_variables_initializer())
+            for given, want in zip(inputs, expected, strict=True):
+                np.testing.assert_allclose(session.run("y:0", {"x:0": given}), want, rtol=1e-6)
 
 
 def test_a_saver_of_several_shards(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ _FINGERPRINT = "fingerprint.pb"
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _VARIABLES = "variables"
 #: All that a SavedModel may have in its folder: one with more in it is not replaced.
-_OWN = {*FILES, _FINGERPRINT, _VARIABLES, "keras_metadata.pb", "assets", "assets.extra", "debug"}
+_OWN = {*FILES, _FINGERPRINT, _VARIABLES, "keras_metadata.pb", "tfhub_module.pb", "assets", "assets.extra", "debug"}
 
 
 def write(

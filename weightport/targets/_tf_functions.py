@@ -12,17 +12,13 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-# Caller op -> (attribute of the input types, first input that is an argument, attributes that name the functions).
-_CALLERS: dict[str, tuple[str, int, tuple[str, ...]]] = {
-    **dict.fromkeys(("While", "StatelessWhile"), ("T", 0, ("body", "cond"))),
-    **dict.fromkeys(("If", "StatelessIf"), ("Tin", 1, ("then_branch", "else_branch"))),
-    **dict.fromkeys(("Case", "StatelessCase"), ("Tin", 1, ("branches",))),
-    **dict.fromkeys(("PartitionedCall", "StatefulPartitionedCall"), ("Tin", 0, ("f",))),
-}
+from weightport.formats import _tf_uses
+from weightport.formats._tf_uses import CALLERS
+
 #: Ops that hand a handle on: rewritten, each output that was the handle is the value.
-PASSES = ("Identity", "Enter", "Switch", *_CALLERS)
+PASSES = (*_tf_uses.PASSES, *CALLERS)
 #: Ops that read a variable through its handle.
-READS = ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape")
+READS = tuple(_tf_uses.READS)
 
 _fresh = itertools.count()
 
@@ -68,11 +64,11 @@ def retype(node: Any, inputs: Mapping[int, Kind], definition: Callable[[str], An
         UnreadableError: the callee does more than read.
     """
     node.attr.pop("_class", None)
-    if node.op not in _CALLERS:
+    if node.op not in CALLERS:
         for kind in inputs.values():
             node.attr["T"].type = kind.dtype
         return []
-    types, first, functions = _CALLERS[node.op]
+    types, first, functions = CALLERS[node.op]
     arguments = {i - first: kind for i, kind in inputs.items()}
     for i, kind in arguments.items():
         node.attr[types].list.type[i] = kind.dtype
