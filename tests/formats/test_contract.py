@@ -71,9 +71,9 @@ def _hdf5(folder: Path) -> Made:
     return Made(str(folder / "m.bin"), ARRAYS)
 
 
-def _frozen(folder: Path) -> Made:
-    nodes = [_graphdef.const(name, array) for name, array in ARRAYS.items()]
-    return Made(_graphdef.write(folder / "m", _graphdef.graph(*nodes)), ARRAYS)
+def _frozen(folder: Path, arrays: Mapping[str, np.ndarray] = ARRAYS) -> Made:
+    nodes = [_graphdef.const(name, array) for name, array in arrays.items()]
+    return Made(_graphdef.write(folder / "m.pb", _graphdef.graph(*nodes)), dict(arrays))
 
 
 def _onnx_model(folder: Path, arrays: Mapping[str, np.ndarray] = ARRAYS) -> Made:
@@ -310,21 +310,36 @@ WRITERS = {
 EDITED = ("keras", "onnx", "tf-frozen", "tf-meta", "tf-saved-model")
 
 
+#: Those of them that take a TARGET of any names: what an output is called, and what makes a TARGET.
+LIKE: dict[str, tuple[str, Callable[[Path, Arrays], Made]]] = {
+    "onnx": ("o.onnx", _onnx_model),
+    "tf-frozen": ("o.pb", _frozen),
+}
+NAMES = {**WRITERS, **{writer: name for writer, (name, _) in LIKE.items()}}
+
+
+def zeros(arrays: Arrays) -> Arrays:
+    return {n: np.zeros_like(a) for n, a in arrays.items()}
+
+
+def like_of(writer: str, folder: Path, arrays: Arrays) -> str | None:
+    """A TARGET that holds other values, for formats that need one."""
+    return LIKE[writer][1](folder, zeros(arrays)).path if writer in LIKE else None
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def wrote(folder: Path, writer: str, arrays: Arrays, **options: Any) -> str:
     folder.mkdir(exist_ok=True)
-    like = None
-    if writer == "onnx":
-        like = _onnx_model(folder.parent, {n: np.zeros_like(a) for n, a in arrays.items()}).path
-    path, write = detect.writer_for(str(folder / WRITERS.get(writer, f"o.{writer}")), format=writer, like=like)
+    like = like_of(writer, folder.parent, arrays)
+    path, write = detect.writer_for(str(folder / NAMES[writer]), format=writer, like=like)
     write(path, specs_of(arrays), tiles_of(arrays, **options), metadata={"weightport.version": "1"})
     return path
 
 
-@pytest.fixture(params=[*WRITERS, "onnx"])
+@pytest.fixture(params=NAMES)
 def writer(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
@@ -353,7 +368,7 @@ def test_a_failure_leaves_what_was_there(writer: str, tmp_path: Path) -> None:
             raise RuntimeError("no more")
         yield ARRAYS[name]
 
-    like = str(tmp_path / "m.onnx") if writer == "onnx" else None
+    like = like_of(writer, tmp_path, ARRAYS)
     _, write = detect.writer_for(path, format=writer, like=like)
     with pytest.raises(RuntimeError, match="no more"):
         write(path, specs_of(ARRAYS), tiles)
@@ -364,8 +379,8 @@ def test_a_failure_leaves_what_was_there(writer: str, tmp_path: Path) -> None:
 
 
 def test_an_output_in_no_folder(writer: str, tmp_path: Path) -> None:
-    like = _onnx_model(tmp_path).path if writer == "onnx" else None
-    out = str(tmp_path / "none" / WRITERS.get(writer, "o.onnx"))
+    like = like_of(writer, tmp_path, ARRAYS)
+    out = str(tmp_path / "none" / NAMES[writer])
     path, write = detect.writer_for(out, format=writer, like=like)
     with pytest.raises(Error, match="cannot be written"):
         write(path, specs_of(ARRAYS), tiles_of(ARRAYS))
@@ -375,8 +390,8 @@ def test_an_output_in_no_folder(writer: str, tmp_path: Path) -> None:
 def test_over_an_older_one(writer: str, tmp_path: Path) -> None:
     wrote(tmp_path / "a", writer, ARRAYS)
     other = {n: a[:0] if a.ndim > 1 else a for n, a in ARRAYS.items()}
-    if writer == "onnx":
-        other = {n: np.zeros_like(a) for n, a in ARRAYS.items()}
+    if writer in LIKE:
+        other = zeros(ARRAYS)
     path = wrote(tmp_path / "a", writer, other)
     wrote(tmp_path / "b", writer, other)
     assert len(files(tmp_path / "a")) == len(files(tmp_path / "b"))  # nothing is left of the first
