@@ -430,8 +430,14 @@ def test_what_would_stay_on_the_meta_device_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.npz", arrays)
     mapping = {**ALL, "keep": ["head.bias"]}
     del arrays["head.bias"]
+    with pytest.raises(PlanError) as told:
+        wp.plan(saved(tmp_path / "b.npz", arrays), module, mapping).check()
+    assert str(told.value) == (
+        "the torch model: target tensor 'head.bias' (float32 [1]) has no value to keep; move or initialize: it by a "
+        "rule"
+    )
     with pytest.raises(RefusedError) as caught:
-        wp.transfer(saved(tmp_path / "b.npz", arrays), module, mapping)
+        TorchModuleTarget(module).assign([value(n, a) for n, a in arrays.items()])
     assert str(caught.value) == (
         "torch module Tagger: variable 'head.bias': would stay on the meta device; move or initialize: it by a rule, "
         "or give it a value before"

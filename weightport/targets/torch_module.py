@@ -43,6 +43,7 @@ class TorchModuleTarget:
     Attributes:
         root: the prefix of a wrapper, which a mapping may leave out.
         tied: name -> the first name of the same tensor, for tensors of several names.
+        hollow: the names of tensors on the meta device, which have no value to keep.
 
     Raises:
         RefusedError: lazy modules that have not run yet.
@@ -69,6 +70,7 @@ class TorchModuleTarget:
         alike = {name: first[id(tensor)] for name, tensor in self._tensors.items()}
         shared = {one for name, one in alike.items() if name != one}
         self.tied: Mapping[str, str] = {name: one for name, one in alike.items() if one in shared}
+        self.hollow = [name for name, tensor in self._tensors.items() if tensor.is_meta]
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Name -> spec of every tensor of the state dict, in its order."""
