@@ -205,7 +205,7 @@ class Bench:
     ) -> str:
         """One job by all contenders; their results are compared. Returns the table."""
         path = str(self.where / source)
-        data = f"{path}.data-00000-of-00001" if source.endswith(".ckpt") else path
+        data = str(next(self.where.glob(f"{source}.data-*"))) if source.endswith(".ckpt") else path
         mapping = _mapping(rules)
 
         def copied(sync: str) -> Run:

@@ -130,6 +130,7 @@ def transfer(
     dry_run: bool = False,
     threads: int | None = None,
     executor: Executor | None = None,
+    link: bool = False,
     **options: Any,
 ) -> Result:
     """Move weights into a live model, or into a file.
@@ -159,6 +160,9 @@ def transfer(
         threads: how many write ``out``; by default as many as there are processors, up to a few. The file is the same.
         executor: any ``concurrent.futures.Executor`` to write ``out`` with instead: threads, processes, or machines
             that see the same files.
+        link: from checkpoint to checkpoint, where nothing but names changes: the new one's data files are the old
+            one's, under another name (hard links), and nothing is copied. Refused where it is not so. Where the file
+            system has clones, these are made without being asked for.
         options: for a graph: ``session`` (one that has run it already) and ``large_constants`` (``"refuse"`` or
             ``"variable"``: what becomes of constants beyond protobuf's 2 GiB).
 
@@ -212,7 +216,7 @@ def transfer(
             metadata = provenance(opened, rules, __version__)
             write_file(
                 planned, opened, kept, path, write, metadata=metadata, progress=progress, watch=watch, threads=threads,
-                executor=executor,
+                executor=executor, link=link,
             )  # fmt: skip
         return Result(planned, path=None if dry_run else path)
 

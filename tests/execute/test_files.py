@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import pickle
@@ -366,3 +367,31 @@ def test_a_failed_task_stops_the_others(tmp_path: Path) -> None:
                     out=str(tmp_path / "o.safetensors"), threads=2, progress=told.append)  # fmt: skip
     assert len(told) == 50
     assert not list(tmp_path.glob("*o.safetensors*"))
+
+
+# Copies inside the system --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [None, errno.EXDEV, errno.ENOSYS])
+def test_bytes_that_nobody_has_to_see_are_copied_inside_the_system(
+    error: int | None, reads: list[tuple[str, int, int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copied: list[int] = []
+    plain = os.copy_file_range
+
+    def counted(source: int, target: int, count: int, *places: int) -> int:
+        if error is not None:
+            raise OSError(error, "no")
+        copied.append(min(count, 100_000))
+        return plain(source, target, min(count, 100_000), *places)
+
+    monkeypatch.setattr(os, "copy_file_range", counted)
+    path = save(tmp_path / "m", {"w": BIG}, ".safetensors")
+    reads.clear()
+    out = str(tmp_path / "o.safetensors")
+    with sizes(task=5 << 20):
+        wp.transfer(path, None, document([{"from": "w", "to": "o"}]), out=out, threads=1)
+    assert sum(copied) == (BIG.nbytes if error is None else 0)
+    assert sum(size for _, offset, size in reads if offset and size > 1000) == (0 if error is None else BIG.nbytes)
+    with wp.open(out) as made:
+        np.testing.assert_array_equal(made.read("o"), BIG)

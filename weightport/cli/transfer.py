@@ -64,6 +64,7 @@ def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     "--threads", type=click.IntRange(min=1), metavar="N",
     help="At most so many threads write OUT. By default as many as there are processors, up to a few.",
 )  # fmt: skip
+@click.option("--link", is_flag=True, help="Where nothing but names changes: hard links to SOURCE's data, no copy.")
 @click.option(
     "--expect-sha256", metavar="H", callback=_digest,
     help="Refuse a SOURCE with another digest (of one file: what sha256sum prints).",
@@ -85,6 +86,7 @@ def transfer(
     dry_run: bool,
     reverse: bool,
     threads: int | None,
+    link: bool,
     expect_sha256: str | None,
     locked: bool,
     lock: str | None,
@@ -131,7 +133,7 @@ def transfer(
 
         options: dict[str, Any] = {"out": out, "format": format, "sources": sources, "expect_sha256": expect_sha256}
         options["locked"] = lock or locked
-        options |= {"shard_size": shard_size, "threads": threads}
+        options |= {"shard_size": shard_size, "threads": threads, "link": link}
         result = move(
             source,
             target,

@@ -18,6 +18,7 @@ from weightport import values
 from weightport.checksums import function
 from weightport.errors import FormatError
 from weightport.execute import boxes
+from weightport.execute.adopt import adopted
 from weightport.execute.holding import SCRATCH
 from weightport.execute.ledger import Sheet
 from weightport.execute.mover import run
@@ -52,6 +53,7 @@ def write_file(
     watch: Unchanged | None = None,
     threads: int | None = None,
     executor: Executor | None = None,
+    link: bool = False,
 ) -> None:
     """Write the plan's result: its items, and of the target's own tensors those that keep their values.
 
@@ -66,10 +68,12 @@ def write_file(
         watch: the files of ``source`` and ``kept``.
         threads: how many; by default as many as there are processors, at most :data:`THREADS`.
         executor: runs the tasks instead of threads of its own. They can be pickled.
+        link: where names are all that changes, the result's data files are to be the source's own.
 
     Raises:
         FormatError: a source is truncated, corrupt, or changed while it was read.
         Error: the destination cannot be written.
+        RefusedError: ``link``, and values change or are left behind.
     """
     plan.check()
     items = _items(plan, kept)
@@ -83,6 +87,10 @@ def write_file(
                 progress(part.nbytes)
 
     specs = {name: item.spec for name, (_, item) in items.items()}
+    if adopted(path, write, [r.source for r in readers], items, watch, link=link):
+        if progress is not None:
+            progress(sum(spec.nbytes for spec in specs.values()))
+        return
     begun = write.destination(path, specs, tiles, metadata=metadata) if isinstance(write, RangedWriter) else None
     if begun is None:
         write(path, specs, tiles, metadata=metadata, **_told(items))

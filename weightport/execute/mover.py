@@ -20,6 +20,7 @@ from weightport.execute.boxes import hulls, runs
 from weightport.execute.holding import Held, Loader
 from weightport.execute.ledger import pieces
 from weightport.execute.tasks import Done, Piece, Task
+from weightport.formats._io import ByteFile
 from weightport.ranges import Ranges, copy, extent, whole
 from weightport.tensors import Array, Extent
 from weightport.values import Expr, Leaf, crossed
@@ -133,7 +134,10 @@ class Mover:
         same = place.checksum is not None and place.checksum.kind == self.task.checksum
         read, written = [], []
         memory = self.task.memory
+        plain = mine is None and its is None and memory is None
         for start in (starts * item).tolist():
+            if plain and self._inside(piece, file, place.offset + start, start, size):
+                continue
             crc = out = 0
             for at in range(start, start + size, self.task.sizes.chunk):
                 count = min(self.task.sizes.chunk, start + size - at)
@@ -150,6 +154,15 @@ class Mover:
             self.done.read.append((piece.side, piece.expr.name, pieces(read)))
         if its is not None:
             self._wrote(piece, written)
+
+    def _inside(self, piece: Piece, file: ByteFile, offset: int, start: int, size: int) -> bool:
+        """Whether bytes that nobody has to see could be copied without them passing through this process."""
+        handle = self._handle(piece.out)
+        tensor = piece.expr.name if isinstance(piece.expr, Leaf) else None
+        done = file.copy_to(handle, piece.offset + start, offset, size, tensor=tensor)
+        if done:
+            self._count(piece.out, piece.offset + start, size)
+        return done
 
     def _checksum(self, view: memoryview, place: Extent, found: int | None) -> int:
         kind = self.task.checksum
@@ -213,16 +226,20 @@ class Mover:
 
     # Files -----------------------------------------------------------------------------------------------------------
 
-    def _put(self, path: str, offset: int, view: memoryview) -> None:
-        if self.task.memory is not None:
-            self.task.memory[offset : offset + len(view)] = view
-            return
+    def _handle(self, path: str) -> int:
         handle = self.handles.get(path)
         if handle is None:
             handle = self.handles[path] = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+        return handle
+
+    def _count(self, path: str, offset: int, size: int) -> None:
         first, last, nbytes = self.spans.get(path, (offset, offset, 0))
-        self.spans[path] = min(first, offset), max(last, offset + len(view)), nbytes + len(view)
-        self.done.nbytes += len(view)
+        self.spans[path] = min(first, offset), max(last, offset + size), nbytes + size
+        self.done.nbytes += size
+
+    def _put(self, path: str, offset: int, view: memoryview) -> None:
+        handle = self._handle(path)
+        self._count(path, offset, len(view))
         while len(view):
             count = os.pwrite(handle, view, offset)
             view, offset = view[count:], offset + count

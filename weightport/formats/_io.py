@@ -8,6 +8,7 @@ folder's file system must support rename. Where it has no locks, what a killed w
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
@@ -17,6 +18,8 @@ from typing import Any, BinaryIO, Protocol
 from weightport.errors import Error, FormatError
 from weightport.tensors import Array
 
+# What copy_file_range says where it cannot: two file systems, or one that does not have it.
+_NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 #: How much is read at a time where a byte range is streamed: fits the second-level cache.
 CHUNK = 256 * 1024
 _SUFFIX = ".weightport-tmp"
@@ -99,6 +102,23 @@ class ByteFile:
                 self.read_into(offset, row.data, tensor=tensor)
             found.append(checksum(row, 0) if checksum is not None else 0)
         return found
+
+    def copy_to(self, handle: int, at: int, offset: int, count: int, *, tensor: str | None = None) -> bool:
+        """Copy a byte range into another open file inside the system; whether it can, for these two."""
+        self.check(offset, count, tensor=tensor)
+        if not hasattr(os, "copy_file_range"):
+            return False
+        while count:
+            try:
+                done = os.copy_file_range(self._fd, handle, count, offset, at)
+            except OSError as error:
+                if error.errno in _NO_COPY:
+                    return False
+                raise
+            if not done:
+                raise FormatError(self.path, "the file shrank while it was read", tensor=tensor, offset=offset)
+            offset, at, count = offset + done, at + done, count - done
+        return True
 
     def chunks(self, offset: int, count: int, *, tensor: str | None = None) -> Iterator[bytes]:
         """The byte range in pieces of at most :data:`CHUNK`."""

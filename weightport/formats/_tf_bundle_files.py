@@ -9,9 +9,11 @@ the last one wins.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
@@ -20,6 +22,8 @@ from weightport.errors import Error
 from weightport.formats._io import fsync_folder, locked_folder, try_lock
 
 _MARK, _SUFFIX = ".bundle-", ".weightport-tmp"
+# linux/fs.h: FICLONE, _IOW(0x94, 9, int).
+_FICLONE = 0x40049409
 #: What a number of five digits can count.
 MOST_SHARDS = 99_999
 
@@ -55,6 +59,25 @@ class Shards:
         handle.seek(at + size)
         return self.paths[-1], at
 
+    def adopt(self, source: str, *, link: bool) -> None:
+        """A whole file as the next shard, without copying: a clone of it, or with ``link`` the very file.
+
+        Raises:
+            OSError: the file system cannot do that.
+        """
+        if self._open is not None and not self._open.tell():  # the first one, which is not needed
+            self._open.close()
+            self._open = None
+            os.unlink(self.paths.pop())
+        path = f"{self._stem}.{len(self.paths):05d}{_SUFFIX}"
+        if link:
+            os.link(source, path)
+            self.paths.append(path)
+            return
+        with open(source, "rb") as whole, open(path, "xb") as clone:
+            self.paths.append(path)
+            cloned(whole.fileno(), clone.fileno())
+
     def close(self) -> None:
         """The open shard has its size, with holes where something was reserved."""
         if self._open is not None:
@@ -79,6 +102,21 @@ class Shards:
         for path in self.paths:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+
+
+def cloned(source: int, target: int) -> None:
+    """Make an empty open file a clone of another: both share their blocks until one is written to.
+
+    Raises:
+        OSError: the file system cannot do that, or they lie on two.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        raise OSError(errno.ENOTSUP, "no clones on this system") from None
+    if not sys.platform.startswith("linux"):
+        raise OSError(errno.ENOTSUP, "no clones on this system")
+    fcntl.ioctl(target, _FICLONE, source)
 
 
 def commit(

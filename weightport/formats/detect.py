@@ -7,22 +7,18 @@ format is told by its suffix, since there is nothing there yet.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import os
 import re
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from weightport.errors import Error, FormatError, closest
 from weightport.formats import _table, tf_paths
 from weightport.formats._io import ByteFile
-from weightport.tensors import Budget, Destination, FileWriter, RangedWriter, Source, TensorSpec, Tiles
+from weightport.formats._writer import Writer, module
+from weightport.tensors import Budget, FileWriter, Source
 
 if TYPE_CHECKING:
-    from types import ModuleType
+    pass
 
 #: name -> module that reads it.
 READERS = {
@@ -136,7 +132,7 @@ def open_source(path: str | os.PathLike[str], *, budget: Budget | None = None) -
         raise Error(f"{text!r} is no path")
     name, rest = split_format(text)
     found = name or detect(rest)
-    source: Source = _module(READERS[found]).open_source(rest, budget=budget)
+    source: Source = module(READERS[found]).open_source(rest, budget=budget)
     if name is not None and source.format != name and {source.format, name} != {"keras-h5", "hdf5"}:
         source.close()
         raise FormatError(rest, f"is {source.format}, not {name}")
@@ -177,7 +173,7 @@ def _likely_first(path: str) -> list[str]:
 
 
 def _sniffs(name: str, path: str) -> bool:
-    found: bool = _module(READERS[name]).sniff(path)
+    found: bool = module(READERS[name]).sniff(path)
     return found
 
 
@@ -193,10 +189,6 @@ def _names_checkpoint(path: str) -> bool:
         return True
     data = re.fullmatch(r"(.*)\.data-\d{5}-of-\d{5}", path, re.DOTALL)
     return data is not None and os.path.isfile(data[1] + ".index")
-
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"weightport.formats.{name}")
 
 
 # -- what it looks like --------------------------------------------------------------------------------------------
@@ -304,7 +296,7 @@ def writer_for(
         _, like_path = split_format(like)
         by_objects = chosen == "keras-h5" and path.lower().endswith(".weights.h5")
         readers = [_LIKE[chosen], *([_LIKE["keras"]] if by_objects else [])]
-        if any(_module(reader).sniff(like_path) for reader in readers):
+        if any(module(reader).sniff(like_path) for reader in readers):
             told["like"] = like_path
     if chosen in _EDITED and "like" not in told:
         given = f"{like} is {detect(split_format(like)[1])}" if like is not None else "there is none"
@@ -323,7 +315,7 @@ def _is_saved_model(path: str, like: str) -> bool:
     """Whether a path that says no format, or the name of the file in it, is to be a SavedModel, as the TARGET is."""
     if _by_suffix(path) is not None and os.path.basename(path) not in tf_paths.SAVED_MODEL:
         return False
-    return bool(_module("tf_saved_model").sniff(split_format(like)[1]))
+    return bool(module("tf_saved_model").sniff(split_format(like)[1]))
 
 
 def _split_out(out: str) -> tuple[str | None, str]:
@@ -337,50 +329,3 @@ def _split_out(out: str) -> tuple[str | None, str]:
     if os.path.isdir(os.path.dirname(out)):
         return None, out  # a colon in a folder's name, or in the file's
     return match[1], match[2]
-
-
-@dataclass(frozen=True, slots=True)
-class Writer:
-    """A :class:`~weightport.tensors.FileWriter`: the ``write`` of a module, and what this module is told besides."""
-
-    module: str
-    told: Mapping[str, Any] = field(default_factory=dict)
-
-    def __call__(
-        self,
-        path: str,
-        specs: Mapping[str, TensorSpec],
-        tiles: Tiles,
-        *,
-        metadata: Mapping[str, str] | None = None,
-        constants: Collection[str] = (),
-        kept: Collection[str] = (),
-    ) -> None:
-        """Write the file; see the ``write`` of the module, which is told what it takes."""
-        write = _module(self.module).write
-        write(path, specs, tiles, metadata=metadata, **self._told(write, constants, kept))
-
-    def check(
-        self, path: str, specs: Mapping[str, TensorSpec], *, constants: Collection[str], kept: Collection[str]
-    ) -> None:
-        """Raise what writing the file would, as far as its values play no role."""
-        check = getattr(_module(self.module), "check", None)
-        if check is not None:
-            check(path, specs, **self._told(check, constants, kept))
-
-    def _told(self, function: Any, constants: Collection[str], kept: Collection[str]) -> dict[str, Any]:
-        takes = inspect.signature(function).parameters
-        return {
-            **self.told,
-            **{key: value for key, value in (("constants", constants), ("kept", kept)) if key in takes},
-        }
-
-    def destination(
-        self, path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
-    ) -> AbstractContextManager[Destination] | None:
-        """Files to write to by range, if the module can; see :class:`~weightport.tensors.RangedWriter`."""
-        write = _module(self.module).write
-        if not isinstance(write, RangedWriter):
-            return None
-        more: Any = self.told
-        return write.destination(path, specs, tiles, metadata=metadata, **more)

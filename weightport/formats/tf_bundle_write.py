@@ -35,7 +35,7 @@ from weightport.formats._tensorproto import NUMBERS, STRING
 from weightport.formats._tf_bundle_files import Shards, commit, temporary
 from weightport.formats.tf_bundle import VERSION, string_lengths
 from weightport.formats.tf_objects import GRAPH_KEY
-from weightport.tensors import Array, TensorSpec, Tiles
+from weightport.tensors import Array, Extent, TensorSpec, Tiles
 
 # Strings' bytes follow all of their lengths: up to this much waits in memory, more in a temporary file. Tensors that
 # are carried over from another checkpoint are read in tiles of that size.
@@ -85,6 +85,36 @@ def _destination(
 
 
 write = Ranged(_destination)
+
+
+def adopt(path: str, specs: Mapping[str, TensorSpec], extents: Mapping[str, Extent], *, link: bool = False) -> None:
+    """Write a checkpoint over data that is there already, without reading or copying it: an index, and its shards as
+    clones of the files, or with ``link`` as the very files under another name.
+
+    Args:
+        path: the prefix.
+        specs: name -> dtype and shape.
+        extents: where each tensor lies, in files whose every byte is somebody's, with the checksum that goes with it.
+        link: share the files. Who writes to one of them in place then changes both checkpoints.
+
+    Raises:
+        OSError: the file system cannot do that; nothing was changed.
+        Error: a dtype or name that a checkpoint cannot hold.
+    """
+    prefix = path.removesuffix(".index")
+    numbers = {name: _number(prefix, name, spec) for name, spec in specs.items()}
+    files = {file: n for n, file in enumerate(dict.fromkeys(extent.path for extent in extents.values()))}
+    entries: dict[bytes, _Entry] = {}
+    for name, spec in specs.items():
+        extent = extents[name]
+        assert extent.checksum is not None
+        crc = mask(extent.checksum.value)
+        entries[name.encode()] = (numbers[name], spec.shape, files[extent.path], extent.offset, extent.nbytes, crc)
+    with temporary(prefix) as (index, index_path), Shards(index_path, None) as shards:
+        for file in files:
+            shards.adopt(file, link=link)
+        shards.sync()
+        commit(prefix, index, index_path, shards.paths, lambda *at: _write_index(entries, *at))
 
 
 @contextlib.contextmanager
