@@ -95,6 +95,18 @@ def test_classes_by_the_names_that_keras_gives() -> None:
     }
 
 
+def test_attention_by_the_names_of_its_parts() -> None:
+    projections = {f"block__mine__{part}_dense": 2 for part in ("_query", "_key", "_value", "_output")}
+    titles = {"": "net", "block": "block", "block/mine": "mine"}
+    titles |= {f"block/mine/_{part}_dense": name for part, name in (("query", "query"), ("output", "attention_output"))}
+    names = found({}, titles, block=0, block__mine=0, **projections)
+    assert names["block/mine/_query_dense/vars/0"] == "net/block/mine/query/kernel"
+    assert names["block/mine/_key_dense/vars/1"] == "net/block/mine/key/bias"
+    assert names["block/mine/_output_dense/vars/1"] == "net/block/mine/attention_output/bias"
+    del projections["block__mine___key_dense"]
+    assert "block/mine/_query_dense/vars/0" in found({}, titles, block=0, block__mine=0, **projections).values()
+
+
 def test_optimizers_keep_their_places() -> None:
     assert found(model(), {"optimizer": "adam"}, optimizer=2) == {
         f"optimizer/vars/{n}": f"optimizer/vars/{n}" for n in (0, 1)

@@ -132,6 +132,8 @@ class _Walk:
                 self._leave(below, tree[attribute])
             elif VARS in tree[attribute]:
                 part = _part(owner, attribute, self._titles.get(below))
+                if not part.kind and {name.lstrip("_") for name in tree[attribute]} >= _PROJECTIONS.keys():
+                    part = replace(part, kind=_ATTENTION[0])  # what a layer calls its parts says what it is
                 self.visit(_placed(part, owner), below, tree[attribute])
             elif attribute != VARS:
                 self._container(owner, _listed(owner, attribute), below, tree[attribute])
