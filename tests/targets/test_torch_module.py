@@ -387,6 +387,29 @@ def test_every_name_of_a_tied_tensor_may_be_given_the_same_value_and_no_other(tm
     unchanged(module, before)
 
 
+def test_views_of_the_same_memory() -> None:
+    module = nn.Module()
+    flat = torch.zeros(6)
+    module.first, module.second = nn.Parameter(flat[:3]), nn.Parameter(flat[3:])
+    module.again = nn.Parameter(flat[:3].detach())
+    module.register_buffer("middle", flat[2:4])
+    target = TorchModuleTarget(module)
+    assert target.tied == {"first": "first", "again": "first"}
+    halves = [value("first", np.arange(3, dtype="f4")), value("second", np.arange(3, 6, dtype="f4"))]
+    target.assign(halves)
+    assert flat.tolist() == [0, 1, 2, 3, 4, 5]
+    target.assign([value("again", np.ones(3, "f4"), constant=True)])
+    assert module.first.tolist() == [1, 1, 1]
+    assert [n for n, p in module.named_parameters() if p.requires_grad] == ["second"]
+    before = state(module)
+    with pytest.raises(
+        Error, match="variable 'first': shares memory with another tensor, and would not have its value"
+    ):
+        target.assign([*halves, value("middle", np.array([9, 9], "f4"))])
+    unchanged(module, before)
+    target.assign([*halves, value("middle", np.array([2, 3], "f4"))])
+
+
 def test_a_tied_tensor_is_initialized_once(tmp_path: Path) -> None:
     module = Tied()
     rules = [{"to": "{x**}", "initialize": {"uniform": {"seed": 1}}}]

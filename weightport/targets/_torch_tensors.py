@@ -54,6 +54,25 @@ def is_fixed(tensor: Any) -> bool:
     return bool(tensor.is_inference()) and not torch.is_inference_mode_enabled()
 
 
+def storage(tensor: Any) -> Any:
+    """What two tensors have in common that share memory; of a tensor without memory, itself."""
+    dense = str(tensor.layout) == "torch.strided" and not tensor.is_meta and tensor.numel() and not _wraps(tensor)
+    return (str(tensor.device), tensor.untyped_storage().data_ptr()) if dense else id(tensor)
+
+
+def identity(tensor: Any) -> Any:
+    """What two tensors have in common that are the same one, or the same view of the same memory."""
+    held = storage(tensor)
+    if isinstance(held, int):
+        return held
+    return (*held, tensor.dtype, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+
+
+def holds(tensor: Any, value: Value) -> bool:
+    """Whether a tensor has that value."""
+    return all(array_of(tensor, place).tobytes() == array.tobytes() for place, array in pieces(value))
+
+
 def array_of(tensor: Any, index: Index = None) -> Array:
     """The values of a tensor, or the part that ``index`` cuts out, as a new array.
 

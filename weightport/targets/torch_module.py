@@ -64,10 +64,8 @@ class TorchModuleTarget:
             what = f"is lazy, and has no weights yet: {', '.join(map(repr, lazy[:3]))}{', ...' if lazy[3:] else ''}"
             raise RefusedError(Problem(self._where, what, "run it once on an input first"))
         self._specs = {name: tensors.spec_of(tensor, role_of(name)) for name, tensor in self._tensors.items()}
-        first: dict[int, str] = {}
-        for name, tensor in self._tensors.items():
-            first.setdefault(id(tensor), name)
-        alike = {name: first[id(tensor)] for name, tensor in self._tensors.items()}
+        first: dict[Any, str] = {}
+        alike = {name: first.setdefault(tensors.identity(t), name) for name, t in self._tensors.items()}
         shared = {one for name, one in alike.items() if name != one}
         self.tied: Mapping[str, str] = {name: one for name, one in alike.items() if one in shared}
         self.hollow = [name for name, tensor in self._tensors.items() if tensor.is_meta]
@@ -139,10 +137,11 @@ class TorchModuleTarget:
                     else:
                         undo.append(tensors.keep(kept, tensor))
                     tensors.fill(tensor, value, self._where)
-                    if value.constant:
-                        _freeze(tensor, undo)
+                    for one in self._alike(value.name) if value.constant else ():
+                        _freeze(one, undo)
                 for module in resting:
                     _rest(module, undo)
+                self._compare(values)
         except BaseException:
             # What was made anew is gone again.
             self._tensors = _state(self.module)
@@ -221,6 +220,24 @@ class TorchModuleTarget:
             if tensor is old:
                 self._tensors[alias] = new
         return new
+
+    def _alike(self, name: str) -> list[Any]:
+        """The tensor, and others that are the same view of its memory."""
+        if name not in self.tied:
+            return [self._tensors[name]]
+        alike = [self._tensors[n] for n, first in self.tied.items() if first == self.tied[name]]
+        return list({id(tensor): tensor for tensor in alike}.values())
+
+    def _compare(self, values: Sequence[Value]) -> None:
+        """Refuse values of which one has overwritten another: of views that share memory."""
+        held: dict[Any, set[str]] = {}
+        for name, tensor in self._tensors.items():
+            held.setdefault(tensors.storage(tensor), set()).add(self.tied.get(name, name))
+        for value in values:
+            tensor = self._tensors[value.name]
+            if len(held[tensors.storage(tensor)]) > 1 and not tensors.holds(tensor, value):
+                what = "shares memory with another tensor, and would not have its value"
+                raise Error(Problem(f"{self._where}: variable {value.name!r}", what))
 
     def _tensor(self, name: str) -> Any:
         if name not in self._tensors:
