@@ -4,9 +4,10 @@ the two cells' outputs are when they run.
 
     python scripts/make_conversions.py [--check]
 
-For each pair a cell with random weights is moved and both cells run side by side: by the reference steps, and where the
-frameworks of both sides are installed, by the frameworks themselves. The figures differ a little from machine to
-machine; ``--check`` compares only what does not, and runs nothing.
+For each pair a cell with random weights (which meet the pair's condition, if it has one) is moved and both cells run
+side by side: by the reference steps, and where the frameworks of both sides are installed, by the frameworks
+themselves. The figures differ a little from machine to machine; ``--check`` compares only what does not, and runs
+nothing.
 
 Exit codes: 0 the page is as the tables say; 1 it was not (with ``--check`` it is left as it is).
 """
@@ -17,7 +18,6 @@ import argparse
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,41 +25,38 @@ import numpy as np
 
 import weightport as wp
 from weightport.execute import Reader
-from weightport.layouts import builtin
-from weightport.layouts.layout import Form, Layout
-from weightport.layouts.units import FORWARD, Stored, full_name, packed_shape, spelled, stored_rows
-from weightport.plan import Plan, plan
+from weightport.layouts.conditions import DIAGONAL, Condition
+from weightport.layouts.units import packed_shape
+from weightport.plan import plan
+from weightport.plan.model import REFUSED
+from weightport.plan.pairs import EXTRAS, Class, Row, classed, rows, stated
 from weightport.proof import verify
+from weightport.ranges import slices_of
 from weightport.targets.live_cells import runner
-from weightport.tensors import Array, Index, Source, TensorSpec
+from weightport.tensors import Array, Index, TensorSpec
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "conversions.md"
 KINDS = {"lstm": "LSTM", "gru": "GRU", "rnn": "Plain RNN"}
-SIZES = {"input": 3, "unit": 4, "hidden": 4, "layer": 1, "direction": 1, "group": 1}
-_MEASURED = re.compile(r"^\| `.*` \| `.*` \| [\d.e+-]+ \| .* \|$")
+_MEASURED = re.compile(r"^\| `.*` .*\| `.*` \| [\d.e+-]+ \| .* \|$")
 
 HEAD = """# Conversions
 
-Every pair of layouts of the common cells, made by `python scripts/make_conversions.py`. A cell without peepholes and
-projection, with biases, is moved from the layout of the row to that of the column. What a file does not record and
-the other side always has (an activation) is taken to be stated in the mapping.
+Every pair of layouts of the common cells, made by `python scripts/make_conversions.py`. A cell with biases is moved
+from the layout of the row to that of the column: without peepholes and projection in each kind's first table, with one
+of them in the tables after it. What a file does not record and the other side always has (an activation) is taken to
+be stated in the mapping.
 
-`=` bijective: bit for bit, and back again. `~` exact: the same function, but the way back does not give the same bits
-(two biases summed, a constant folded in). A letter: refused, and why is said below the table.
+- `=` *bijective*: bit for bit, and back again.
+- `~` *exact*: the same function, but the way back does not give the same bits (two biases summed, a constant folded in,
+  a parameter that does nothing added).
+- a capital letter: *conditional*: exact where the source's values meet the condition below the table. A transfer looks
+  at these values before it writes anything, and refuses the others.
+- a small letter: *refused* whatever the values are, and why is said below the table.
+
+Conditions add up: a cell with peepholes and a projection has those of both. A projection of fewer outputs than units is
+never the identity. And where the layout can lack them, a TARGET without biases is the same function on the condition
+that the source's biases are all zero.
 """
-
-
-@dataclass(frozen=True)
-class Row:
-    """A layout, and for a GRU where its reset gate acts."""
-
-    layout: Layout
-    form: Form
-    reset: str | None
-
-    def __str__(self) -> str:
-        several = len({f.reset for f in self.layout.forms}) > 1 or (self.form.reset is None and self.reset)
-        return self.layout.name + (f", {self.reset}" if several else "")
 
 
 class Memory:
@@ -86,110 +83,95 @@ class Memory:
         """Nothing to release."""
 
 
-def rows(kind: str) -> list[Row]:
-    """The layouts of a kind, a GRU's once for each place of its reset gate."""
-    found = []
-    for layout in builtin().values():
-        if layout.kind != kind:
-            continue
-        seen: set[str | None] = set()
-        for form in layout.forms:
-            resets = ("before", "after") if kind == "gru" and form.reset is None else (form.reset,)
-            # Without a bias a GRU's file tells less, and nothing more can be said of the conversion.
-            if kind == "gru" and form.reset is None and any(f.reset for f in layout.forms):
-                continue
-            for reset in resets:
-                if reset not in seen:
-                    seen.add(reset)
-                    found.append(Row(layout, form, reset))
-    return found
-
-
-def cell(row: Row) -> Memory:
-    """A cell with random weights, at the scope ``s``."""
+def cell(row: Row, extra: str, conditions: Sequence[Condition] = ()) -> Memory:
+    """A cell with random weights that meet the conditions, at the scope ``s``."""
     rng = np.random.default_rng(0)
-    arrays = {}
-    for stored in tensors(row):
-        shape = packed_shape(row.layout, stored, SIZES)
-        arrays[stored.name] = rng.normal(0, 0.5, shape).astype(np.float32)
+    arrays = empty(row, extra, "s")
+    for name, array in arrays.items():
+        arrays[name] = np.asarray(rng.normal(0, 0.5, array.shape), np.float32)
+    for condition in conditions:
+        part = arrays[condition.tensor][slices_of(condition.ranges)]
+        on = np.eye(*condition.shape) if len(condition.shape) == 2 else np.zeros(condition.shape)
+        kept = part.reshape(condition.shape) if condition.must == DIAGONAL else np.ones(condition.shape)
+        part[...] = (kept * on).reshape(part.shape)
     return Memory(arrays)
 
 
-def tensors(row: Row) -> Iterator[Stored]:
-    """What a cell without peepholes and projection stores."""
-    for entry, gate in stored_rows(row.layout, row.form):
-        if entry.optional and not {t.param for t in entry.packing.terms} & {"bi", "bt"}:
-            continue
-        name = spelled(row.layout, entry.template, gate, 0, FORWARD)
-        yield Stored(entry, gate, full_name("s", name, row.layout.separator))
+def empty(row: Row, extra: str, scope: str) -> dict[str, Array]:
+    """A cell whose weights are zero."""
+    unit = row.unit(extra, scope)
+    return {s.name: np.zeros(packed_shape(unit.layout, s, unit.sizes), np.float32) for s in unit.tensors}
 
 
 def mapping(source: Row, target: Row) -> Any:
     """The rule that moves one into the other, with what files do not record."""
-    sides: list[dict[str, Any]] = [
-        {"layout": row.layout.name, "scope": scope} for row, scope in ((source, "s"), (target, "t"))
-    ]
-    for key in ("activation", "recurrent_activation"):
-        said = next((r for r in (source, target) if key in r.layout.fixed), source)
-        value = getattr(said.layout, key)
-        for row, side in zip((source, target), sides, strict=True):
-            if value is not None and key not in row.layout.fixed and getattr(row.layout, key) is not None:
-                side[key] = value
-    for row, side in zip((source, target), sides, strict=True):
-        if row.reset is not None:
-            side["reset"] = row.reset
-    return wp.load_mapping({"weightport": 1, "rules": [{"from": sides[0], "to": sides[1]}]})
-
-
-def reason(planned: Plan) -> str:
-    """Why a pair is refused, without the names of this cell."""
-    return planned.problems[0].what
+    here, there = stated(source, target)
+    one = {"layout": source.layout.name, "scope": "s", **here}
+    return wp.load_mapping(
+        {"weightport": 1, "rules": [{"from": one, "to": {"layout": target.layout.name, "scope": "t", **there}}]}
+    )
 
 
 def page(*, run: bool) -> str:
     """The page's text; without the measured figures if nothing is to run."""
     lines = [HEAD]
     for kind, title in KINDS.items():
-        lines += [f"\n## {title}\n", *section(rows(kind), run=run)]
+        found, measured = rows(kind), list[str]()
+        lines += [f"\n## {title}\n", *table(found, found, "", measured, run=run)]
+        for extra, words in EXTRAS.items():
+            having = [row for row in found if row.has(extra)]
+            if having:
+                lines += [f"\n### {title} with {words}\n", *table(having, found, extra, measured, run=run)]
+        lines += ["\nThe largest difference of outputs and states, relative to values above 1:\n"]
+        lines += ["| from | to | apart | run by |", "| --- | --- | --- | --- |", *measured]
     return "\n".join(lines) + "\n"
 
 
-def section(found: Sequence[Row], *, run: bool) -> Iterator[str]:
-    """The table of one kind, its reasons, and the figures."""
+def table(
+    sources: Sequence[Row], targets: Sequence[Row], extra: str, measured: list[str], *, run: bool
+) -> Iterator[str]:
+    """The table of one kind and what it refers to; the figures are added to ``measured``."""
+    conditions: dict[str, str] = {}
     reasons: dict[str, str] = {}
-    measured: list[str] = []
-    numbers = {str(row): str(k) for k, row in enumerate(found, start=1)}
-    yield "| from \\ to | " + " | ".join(numbers[str(r)] for r in found) + " |"
-    yield "| --- |" + " --- |" * len(found)
-    for source in found:
+    numbers = {str(row): str(k) for k, row in enumerate(targets, start=1)}
+    yield "| from \\ to | " + " | ".join(numbers[str(r)] for r in targets) + " |"
+    yield "| --- |" + " --- |" * len(targets)
+    for source in sources:
         signs = []
-        for target in found:
-            held, rules = cell(source), mapping(source, target)
-            planned = plan(held, None, rules)
-            if planned.problems:
-                signs.append(reasons.setdefault(reason(planned), chr(ord("a") + len(reasons))))
+        for target in targets:
+            found = classed(source, target, extra)
+            if found.classed == REFUSED:
+                signs.append(reasons.setdefault(found.reason, chr(ord("a") + len(reasons))))
                 continue
-            signs.append("=" if planned.outcomes[0].classed == "bijective" else "~")
+            sign = {"bijective": "=", "exact": "~"}.get(found.classed)
+            signs.append(sign or conditions.setdefault(found.condition, chr(ord("A") + len(conditions))))
             if run:
-                measured.append(figure(source, target, held, planned, rules))
+                measured.append(figure(source, target, extra, found))
         yield f"| {numbers[str(source)]} `{source}` | " + " | ".join(signs) + " |"
     yield ""
+    yield from (f"- {letter}: exact only where {says}" for says, letter in conditions.items())
     yield from (f"- {letter}: {why}" for why, letter in reasons.items())
-    yield "\nThe largest difference of outputs and states, relative to values above 1:\n"
-    yield "| from | to | apart | run by |"
-    yield "| --- | --- | --- | --- |"
-    yield from measured
 
 
-def figure(source: Row, target: Row, held: Source, planned: Plan, rules: Any) -> str:
+def figure(source: Row, target: Row, extra: str, expected: Class) -> str:
     """The line of one pair: both cells run, by their frameworks where these are installed."""
+    rules, held = mapping(source, target), cell(source, extra)
+    there = Memory(empty(target, extra if target.has(extra) else "", "t"))
+    planned = plan(held, there, rules, target_name="t").check()
+    found = planned.outcomes[0].classed
+    if found not in (expected.classed, "assumed"):
+        raise SystemExit(f"{source} -> {target}: {found}, and not {expected.classed}")
+    if planned.conditions:
+        held = cell(source, extra, planned.conditions)
+        planned = plan(held, there, rules, target_name="t")
     reader = Reader(held)
     moved = Memory({name: reader.value(item) for name, item in planned.items.items()})
     live = all(runner(row.layout.name) for row in (source, target))
     proof = verify(held, moved, rules, live=live).cells[-1]
     if not proof.equal:
         raise SystemExit(f"{source} -> {target}: outputs differ by {proof.max_abs_diff:.3g}")
-    return f"| `{source}` | `{target}` | {proof.max_abs_diff:.1e} | {proof.by} |"
+    words = f" with {EXTRAS[extra]}" if extra else ""
+    return f"| `{source}`{words} | `{target}` | {proof.max_abs_diff:.1e} | {proof.by} |"
 
 
 def unmeasured(text: str) -> list[str]:

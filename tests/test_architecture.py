@@ -46,12 +46,15 @@ MAY_IMPORT = {
     "opening": _may("tensors", "ranges", "scopes", "layouts", "mapping", "inputs", "formats.detect", "targets"),
     "lockfile": _may("tensors", "mapping", "inputs", "formats.files", "formats._io"),
     "execute": _may("tensors", "checksums", "ranges", "values", "plan", "formats._io"),
+    "settle": _may("tensors", "ranges", "layouts", "plan"),
     "targets": _may("tensors", "formats"),
     "causes": _may("tensors", "layouts"),
     "live": _may("tensors", "layouts", "targets"),
-    "proof": _may("tensors", "ranges", "values", "scopes", "layouts", "mapping", "plan", "execute", "causes", "live"),
+    "proof": _may(
+        "tensors", "ranges", "values", "scopes", "layouts", "mapping", "plan", "execute", "settle", "causes", "live"
+    ),
     "verify": _may("tensors", "values", "scopes", "layouts", "mapping", "plan", "execute", "causes", "proof"),
-    "differences": _may("tensors", "values", "mapping", "plan", "execute", "proof"),
+    "differences": _may("tensors", "values", "mapping", "plan", "execute", "settle", "proof"),
     "suggest": _may("tensors", "scopes", "layouts", "mapping", "plan"),
     "lint": _may("tensors", "scopes", "layouts", "mapping", "plan"),
     "report": _may("tensors", "sizes", "plan"),

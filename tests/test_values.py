@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from weightport import values
 from weightport.ranges import Ranges, slices_of, whole
 from weightport.tensors import TensorSpec
-from weightport.values import Expr, Leaf
+from weightport.values import Expr, Leaf, diagonals
 
 ARRAYS = {
     "m": np.arange(24, dtype=np.float32).reshape(4, 6),
@@ -58,6 +58,9 @@ TABLE: dict[str, tuple[Expr, np.ndarray]] = {
     "scale": (values.Scale(M, 0.3), m * np.float32(0.3)),
     "cast": (values.Cast(M, np.dtype("float16")), m.astype(np.float16)),
     "fill": (values.Fill((2, 3), F32, 7.0), np.full((2, 3), 7, np.float32)),
+    "diagonal": (values.Diagonal(V), np.diag(v)),
+    "on the diagonal": (values.OnDiagonal(values.cut(M, (range(4), range(1, 5)))), np.diag(m[:, 1:5])),
+    "on the diagonal of a diagonal": (values.OnDiagonal(values.Diagonal(V)), v),
     "take": (values.Take(M, 0, (3, 0, 0, 2)), m[[3, 0, 0, 2]]),
     "take columns": (values.Take(M, 1, (5, 1)), m[:, [5, 1]]),
     "take with missing rows": (
@@ -98,8 +101,16 @@ def test_every_part_is_the_part_of_the_whole(name: str, data: st.DataObject) -> 
     for size in expr.shape:
         start = data.draw(st.integers(0, size))
         ranges.append(range(size)[start : data.draw(st.integers(start, size)) : data.draw(st.integers(1, 3))])
-    fetch, _ = reading()
+    fetch, asked = reading()
     np.testing.assert_array_equal(expr.read(fetch, tuple(ranges)), expected[slices_of(tuple(ranges))])
+    if "take" not in name and name != "mean":  # of these it is not told
+        told = list(expr.needs(tuple(ranges)))
+        assert all(any(held(part, need) for need in told) for part in asked), (asked, told)
+
+
+def held(part: tuple[str, Ranges], need: tuple[str, Ranges]) -> bool:
+    """Whether a part of a tensor is within what was told."""
+    return part[0] == need[0] and all(set(p) <= set(n) for p, n in zip(part[1], need[1], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -111,12 +122,23 @@ def test_every_part_is_the_part_of_the_whole(name: str, data: st.DataObject) -> 
         (values.reshape(C, (12, 5)), (range(4, 6), range(5)), [("c", (range(1, 2), range(4), range(5)))]),
         (values.reshape(V, (1, 6)), (range(1), range(2, 4)), [("v", (range(2, 4),))]),
         (values.Take(M, 0, (3, 2, 0)), (range(2), range(6)), [("m", (range(2, 4), range(6)))]),
+        (values.Diagonal(V), (range(0, 6, 2), range(2, 6)), [("v", (range(2, 5, 2),))]),
+        (values.Diagonal(V), (range(2), range(2, 6)), []),
+        (values.OnDiagonal(values.cut(M, (range(4), range(4)))), (range(1, 3),), [("m", (range(1, 3), range(1, 3)))]),
     ],
 )
 def test_a_part_reads_only_what_it_needs(expr: Expr, ranges: Ranges, asked: list[tuple[str, Ranges]]) -> None:
     fetch, found = reading()
     expr.read(fetch, ranges)
     assert found == asked
+
+
+def test_a_diagonal_is_read_in_squares(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagonals, "_SQUARE", 3)
+    expr = values.OnDiagonal(values.cut(M, (range(4), range(4))))
+    fetch, asked = reading()
+    np.testing.assert_array_equal(expr.read(fetch, (range(4),)), np.diag(m[:, :4]))
+    assert asked == list(expr.needs((range(4),))) == [("m", (r, r)) for r in (range(3), range(3, 4))]
 
 
 def test_steps_that_change_nothing_are_left_out() -> None:

@@ -13,6 +13,7 @@ from weightport import plan as _plan  # noqa: F401
 from weightport.api import Result, load_mapping, lock, plan, transfer, verify
 from weightport.errors import (
     BudgetExceeded,
+    ConditionError,
     Error,
     FormatError,
     LayoutError,
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Budget",
     "BudgetExceeded",
+    "ConditionError",
     "Error",
     "FormatError",
     "LayoutError",

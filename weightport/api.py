@@ -84,6 +84,9 @@ def plan(source: Any, target: Any, mapping: AnyMapping, *, sources: Named = None
     """What a mapping does to a source and a target. Pure: headers only, nothing is written; ``str(plan)`` is the dry
     run.
 
+    Where a cell is exact only for some values (``plan.conditions``), these are not looked at here; :func:`transfer`
+    looks, also with ``dry_run=True``.
+
     Args:
         source: a path or an open source.
         target: a path, an open source, a live model (see :func:`transfer`), or None: exactly what the mapping produces.
@@ -173,6 +176,8 @@ def transfer(
         MappingError: the mapping is wrong.
         PlanError: it does not fit the source or the target; all problems at once. Nothing was written or assigned.
         FormatError: the source is truncated, corrupt, or not the file that was expected.
+        ConditionError: the source's values do not meet the conditions of the plan; all of these at once. Nothing was
+            written or assigned.
         RefusedError: it could do harm (a destination that is the source); the message says what to do instead.
     """
     from weightport import __version__
@@ -194,6 +199,7 @@ def transfer(
     from weightport.execute import Unchanged, check_file, write_file
     from weightport.formats.detect import writer_for
     from weightport.inputs import expected, files, provenance, refuse_inputs
+    from weightport.settle import settled
 
     with ExitStack() as stack:
         opened = stack.enter_context(reading(source, rules, sources))
@@ -201,7 +207,7 @@ def transfer(
         watch = Unchanged(file for side in (opened, kept) if side is not None for file in files(side))
         expected(opened, expect_sha256, rules)
         _enforce(locked, opened, kept, rules)
-        planned = make(opened, kept, rules, target_name=kept.path if kept is not None else "")
+        planned = settled(make(opened, kept, rules, target_name=kept.path if kept is not None else ""), opened)
         told(planned)
         planned.check()
         if out is None:
@@ -249,6 +255,7 @@ def lock(
     from weightport import __version__, lockfile
     from weightport.inputs import expected
     from weightport.plan import plan as make
+    from weightport.settle import settled
 
     rules = load_mapping(mapping)
     if path is None and not rules.path:
@@ -258,7 +265,7 @@ def lock(
         opened = stack.enter_context(reading(source, rules, sources))
         kept = stack.enter_context(as_source(target)) if target is not None else None
         expected(opened, None, rules)
-        make(opened, kept, rules, target_name=kept.path if kept is not None else "").check()
+        settled(make(opened, kept, rules, target_name=kept.path if kept is not None else ""), opened).check()
         lockfile.write(where, lockfile.described(opened, kept, rules, __version__))
     return where
 
@@ -292,6 +299,7 @@ def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False, so
     Raises:
         MappingError: the mapping is wrong.
         PlanError: it does not fit the two files.
+        ConditionError: the source's values do not meet the conditions of the plan.
         FormatError: a file is truncated or corrupt, or the source is not the one that the mapping is for.
     """
     from weightport.inputs import expected
@@ -317,6 +325,7 @@ def _into_model(
     from weightport.execute import Unchanged, live_values
     from weightport.inputs import expected, files
     from weightport.plan import plan as make
+    from weightport.settle import settled
     from weightport.targets.registry import is_graph, live_target
 
     live = live_target(target, **options)
@@ -327,7 +336,7 @@ def _into_model(
         watch = Unchanged(files(opened), replaced=stays)
         expected(opened, expect_sha256, rules)
         _enforce(locked, opened, None, rules)
-        planned = make(opened, live, rules, target_name=f"the {live.kind} model")
+        planned = settled(make(opened, live, rules, target_name=f"the {live.kind} model"), opened)
         told(planned)
         planned.check()
         if dry_run:

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from weightport.errors import PlanError
 from weightport.execute import Reader
 from weightport.mapping.rules import Mapping as Rules
 from weightport.plan import plan as make
 from weightport.plan.model import REFUSED, UNCLAIMED, UNCOVERED, Item
 from weightport.proof import difference
+from weightport.settle import settled
 from weightport.tensors import Source, TensorSpec
 from weightport.values import Leaf
 
@@ -54,6 +54,7 @@ def differences(a: Source, b: Source, rules: Rules | None = None) -> Iterator[Di
 
     Raises:
         PlanError: a rule does not fit the two.
+        ConditionError: values of ``a`` do not meet the conditions of a rule.
         FormatError: a file is truncated or corrupt.
     """
     yield from _by_name(a, b) if rules is None else _through(a, b, rules)
@@ -75,10 +76,9 @@ def _by_name(a: Source, b: Source) -> Iterator[Difference]:
 
 
 def _through(a: Source, b: Source, rules: Rules) -> Iterator[Difference]:
-    planned = make(a, b, rules, target_name=b.path)
-    refused = [outcome for outcome in planned.outcomes if outcome.disposition == REFUSED]
-    if refused:
-        raise PlanError(planned.problems)
+    planned = settled(make(a, b, rules, target_name=b.path), a)
+    if any(outcome.disposition == REFUSED for outcome in planned.outcomes):
+        planned.check()
     reader = Reader(a)
     for item in planned.items.values():
         yield _compared(reader, item, b)

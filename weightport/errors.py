@@ -115,6 +115,10 @@ class RefusedError(Error):
     """weightport could do it, but not without risk of harm or loss: the message says what to do instead."""
 
 
+class ConditionError(PlanError, RefusedError):
+    """The mapping fits and is exact for some values of the source, but not for those it has: nothing was written."""
+
+
 class MissingPackage(Error):
     """An optional package is needed for this job and is not installed."""
 

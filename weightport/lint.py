@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from weightport.errors import LayoutError, Problem, closest
+from weightport.layouts.conditions import by_tensor, sentence
 from weightport.mapping import CellRule, Glob, InitRule, TensorRule
 from weightport.mapping import Mapping as Rules
 from weightport.plan import Plan, TargetView, plan
@@ -90,8 +91,12 @@ def lint(
 
 
 def _assumed(planned: Plan) -> Iterable[Problem]:
-    """What the files do not record, and was taken for granted."""
+    """What the files do not record, and was taken for granted; what depends on values, which are not looked at."""
     for outcome in planned.outcomes:
+        if outcome.conditions:
+            names = ", ".join(map(repr, by_tensor(outcome.conditions)))
+            what = f"exact only where {sentence(outcome.conditions)}: {names}"
+            yield Problem(outcome.where, what, "a transfer looks at the values, also with --dry-run")
         for note in outcome.assumed:
             yield Problem(outcome.where, f"assumed: {note}")
 

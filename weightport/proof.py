@@ -32,6 +32,7 @@ from weightport.plan import plan as make
 from weightport.plan.model import Item
 from weightport.plan.names import ended, matching
 from weightport.ranges import Ranges, slices_of
+from weightport.settle import settled
 from weightport.tensors import Array, Source
 
 #: Outputs that differ by more are another function: two orders of magnitude above float32's rounding of weights near 1.
@@ -160,9 +161,10 @@ def verify(source: Source, out: Source, rules: Rules, *, live: bool = False) -> 
 
     Raises:
         PlanError: the mapping does not fit the two.
+        ConditionError: the source's values do not meet the conditions of the plan.
         FormatError: a file is truncated or corrupt.
     """
-    planned = make(source, out, rules, target_name=out.path).check()
+    planned = settled(make(source, out, rules, target_name=out.path), source).check()
     reader = Reader(source)
     tensors = tuple(TensorProof(item.name, difference(reader, item, out)) for item in planned.items.values())
     proofs: list[CellProof] = []
@@ -231,11 +233,10 @@ def _cells(
             notes.append(f"{rule.name}: {where}: the cell {pair.mine.variant.value}: values compared only")
             continue
         does = _agreed(pair.mine, pair.its)
-        kind = pair.source.layout.kind
-        first = ReferenceCell(kind, loaded[number][0], does[0], pair.source.sizes)
-        second = ReferenceCell(kind, loaded[number][1], does[1], pair.target.sizes)
+        first = ReferenceCell(pair.source.layout.kind, loaded[number][0], does[0], pair.source.sizes)
+        second = ReferenceCell(pair.target.layout.kind, loaded[number][1], does[1], pair.target.sizes)
         proof = compare(rule.name, where, first, second)
-        if not proof.equal:
+        if not proof.equal and first.kind == second.kind:
             others = [b for k, (_, b) in enumerate(loaded) if k != number]
             proof = replace(proof, cause=likely_cause(first, second, others))
         yield proof
@@ -246,7 +247,7 @@ def _cells(
 
 def _activations(pair: cells.Pair) -> list[Said]:
     found = [pair.mine.activation, pair.its.activation]
-    if pair.source.layout.kind != "rnn":
+    if pair.source.layout.family != "rnn":
         found += [pair.mine.recurrent_activation, pair.its.recurrent_activation]
     return [s for s in found if s.value is not None]
 

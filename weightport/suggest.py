@@ -17,6 +17,7 @@ from itertools import permutations
 from typing import Any
 
 from weightport.errors import Error
+from weightport.layouts.conditions import sentence
 from weightport.layouts.stacks import Cell
 from weightport.mapping import dump_mapping, load_mapping
 from weightport.mapping.patterns import Pattern
@@ -179,8 +180,10 @@ def _cell_rules(
         done |= {id(a), id(b)}
         failed.pop(id(a), None)
         others = sum(other is not b and _alike(a, other) for other in its)
-        note = f"{others + 1} cells of the target are of this kind and size: is this the one?" if others else ""
-        yield rule, a.names, b.names, note
+        notes = [f"{others + 1} cells of the target are of this kind and size: is this the one?"] if others else []
+        if planned.conditions:
+            notes.append(f"exact only where {sentence(planned.conditions)}: a transfer looks")
+        yield rule, a.names, b.names, "; ".join(notes)
     refused.extend(failed.values())
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
+from weightport.errors import ConditionError
 from weightport.opening import close, gather
 from weightport.tensors import Source, TensorSpec, Value
 
@@ -32,6 +33,7 @@ class Getter:
         watch = Unchanged(files(source), replaced=True)
         expected(source, None, mapping)
         self._lookup = Lookup(source, mapping)
+        self._source, self._settled = source, 0
         reader = Reader(source, watch)
 
         def values(name: str, spec: TensorSpec) -> Value | None:
@@ -39,6 +41,7 @@ class Getter:
             item = self._lookup(name, spec)
             for note in self.notes[known:]:
                 _LOG.warning("%s", note)
+            self._settle()
             return None if item is None else value_of(item, reader)
 
         self._getter = make_getter(values, large_constants=large_constants)
@@ -61,8 +64,20 @@ class Getter:
 
         Raises:
             PlanError: the tensors that no variable of the model took.
+            ConditionError: the model lacks a part of a cell (its peepholes) that does something in the source.
         """
         self._lookup.check()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Look at the conditions that came up since the last time."""
+        from weightport.settle import unmet
+
+        asked = list(self._lookup.conditions)[self._settled :]
+        problems = unmet(asked, self._source)
+        if problems:
+            raise ConditionError(problems)
+        self._settled += len(asked)
 
 
 def getter(
@@ -89,6 +104,8 @@ def getter(
         MappingError: the mapping is wrong.
         FormatError: the source is not the file that the mapping is for.
         PlanError: it does not fit the source; later, from ``get_variable``: it does not fit the variable.
+        ConditionError: from ``get_variable``: the variable's cell has no place for a part of the source's that does
+            something.
         RefusedError: constants that do not fit into a graph.
     """
     from weightport import api

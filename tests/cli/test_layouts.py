@@ -16,7 +16,7 @@ from weightport.layouts.notation import parse_packing
 LISTED = {"name", "title", "kind", "gates", "sources"}
 SHOWN = LISTED | {
     "gate_names", "complemented", "derived", "parameters", "forget_gates", "activation", "recurrent_activation",
-    "fixed", "inner", "directions", "forms",
+    "fixed", "inner", "directions", "forms", "conversions",
 }  # fmt: skip
 
 
@@ -71,11 +71,36 @@ def test_the_text_of_one() -> None:
         "    cell/vars/1   wt[hidden (gate unit)]",
         "    cell/vars/2?  bi[(gate unit)]",
         "  a cell may lack the tensors with a question mark",
-        "  moves to and from, where that is exact: "
-        + ", ".join(n for n in builtin() if n.startswith("lstm.") and n != "lstm.keras"),
+        "  lstm.keras moves to",
+        "    bijective: lstm.coreml; lstm.flax; lstm.scoped-gates; lstm.ifco; lstm.keras1; lstm.equinox",
+        "    exact: lstm.haiku; lstm.tf1; lstm.keras-cudnn; lstm.mxnet; lstm.onnx; lstm.tf1-group; lstm.torch; "
+        "lstm.paddle; lstm.paddle-layers",
+        "    conditional, exact only where the recurrent weights are zero off their diagonals: indy_lstm.tf1",
+        "    refused, since the target's gate i follows from its gate f, the source's is free: lstm.tf1-coupled",
+        "  to lstm.keras move",
+        "    bijective: lstm.coreml; lstm.flax; lstm.scoped-gates; lstm.ifco; lstm.keras1; lstm.equinox",
+        "    exact: lstm.haiku; lstm.tf1; lstm.tf1-coupled; lstm.keras-cudnn; lstm.mxnet; lstm.onnx; indy_lstm.tf1; "
+        "lstm.tf1-group; lstm.torch; lstm.paddle; lstm.paddle-layers",
+        "    conditional with an output projection, exact only where the output projection is the identity: lstm.tf1; "
+        "lstm.tf1-coupled; lstm.mxnet; lstm.tf1-group; lstm.torch; lstm.paddle; lstm.paddle-layers",
+        "    conditional with peepholes, exact only where the peepholes are all zero: lstm.coreml; lstm.tf1; "
+        "lstm.tf1-coupled; lstm.onnx",
         "  source: keras/src/layers/rnn/lstm.py (LSTMCell.build, LSTMCell.call)",
         "  source: tf_keras/src/layers/rnn/lstm.py",
     ]
+
+
+def test_what_it_moves_to_and_from() -> None:
+    """The classes of the pairs; the page of conversions is made of the same."""
+    found = weightport("layouts", "show", "gru.flax", "--json").json["conversions"]
+    assert all(set(pair) == {"from", "to", "reset", "with", "class", "condition", "reason"} for pair in found)
+    assert all("gru.flax" in (pair["from"], pair["to"]) for pair in found)
+    assert {pair["class"] for pair in found} == {"bijective", "exact", "conditional", "refused"}
+    conditions = {(p["from"], p["condition"]) for p in found if p["to"] == "gru.flax" and p["class"] == "conditional"}
+    assert ("gru.torch", "exact where the candidate's recurrent bias is all zero") in conditions
+    assert all(bool(p["condition"]) == (p["class"] == "conditional") for p in found)
+    assert all(bool(p["reason"]) == (p["class"] == "refused") for p in found)
+    assert weightport("layouts", "show", "attention.tf1", "--json").json["conversions"] == []
 
 
 def test_what_is_shown_can_be_written_into_a_mapping() -> None:

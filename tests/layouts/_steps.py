@@ -210,6 +210,28 @@ def tf_rnn(kernel: str, bias: str) -> Step:
     return step
 
 
+# tensorflow/contrib/rnn/python/ops/rnn_cell.py: IndyLSTMCell.call, IndyGRUCell.call, IndRNNCell.call
+
+
+def indy_lstm(t: Arrays, x: np.ndarray, state: State, facts: Mapping[str, Any]) -> State:
+    c, h = state
+    gates = x @ t["kernel_w"] + np.tile(h, [1, 4]) * t["kernel_u"] + t["bias"]
+    i, j, f, o = np.split(gates, 4, axis=1)
+    return lstm_out(i, f + facts["forget_bias"], j, o, c, facts)
+
+
+def indy_gru(t: Arrays, x: np.ndarray, state: State, _: Mapping[str, Any]) -> State:
+    (h,) = state
+    gates = sigmoid(x @ t["gates/kernel_w"] + np.tile(h, [1, 2]) * t["gates/kernel_u"] + t["gates/bias"])
+    r, u = np.split(gates, 2, axis=1)
+    c = np.tanh(x @ t["candidate/kernel"] + (r * h) * t["candidate/kernel_u"] + t["candidate/bias"])
+    return (u * h + (1 - u) * c,)
+
+
+def ind_rnn(t: Arrays, x: np.ndarray, state: State, facts: Mapping[str, Any]) -> State:
+    return (facts["a"](x @ t["kernel_w"] + state[0] * t["kernel_u"] + t["bias"]),)
+
+
 _BLOCK = ("W", "b", "wci", "wcf", "wco", "")
 _OLD = ("W_0", "B", "W_I_diag", "W_F_diag", "W_O_diag", "W_P_0")
 
@@ -257,6 +279,9 @@ CASES: dict[str, tuple[str, int, frozenset[str], Step]] = {
     "keras1": ("lstm.keras1", 0, frozenset(), keras1_lstm),
     "keras1-gpu": ("lstm.keras1", 1, frozenset(), keras1_lstm),
     "cudnn": ("lstm.keras-cudnn", 0, frozenset(), cudnn_lstm),
+    "indy": ("indy_lstm.tf1", 0, frozenset(), indy_lstm),
+    "g-indy": ("indy_gru.tf1", 0, frozenset(), indy_gru),
+    "r-indy": ("ind_rnn.tf1", 0, frozenset(), ind_rnn),
     "g-scoped": ("gru.scoped-gates", 0, frozenset({BIAS}), gru_scoped),
     "g-scoped-flat": ("gru.scoped-gates", 1, frozenset(), gru_scoped),
     "g-scoped-none": ("gru.scoped-gates", 0, frozenset(), gru_scoped),

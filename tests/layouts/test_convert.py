@@ -14,21 +14,23 @@ import yaml
 from tests.layouts import _steps
 from tests.layouts._steps import CASES, Arrays, Made, conversion, convert, hard_sigmoid, made, random_arrays, sigmoid
 from weightport.layouts import builtin, find_layout, parse_layout
-from weightport.layouts.convert import BIJECTIVE, EXACT, Conversion, canonical
+from weightport.layouts.conditions import Condition
+from weightport.layouts.convert import BIJECTIVE, CONDITIONAL, EXACT, Conversion, canonical
 from weightport.layouts.units import Unit, match
+from weightport.ranges import slices_of
 
 KINDS = ("lstm", "gru", "rnn")
 
 
 def cases(kind: str) -> list[str]:
-    return [case for case, (layout, *_) in CASES.items() if layout.startswith(kind + ".")]
+    return [case for case, (layout, *_) in CASES.items() if find_layout(layout).family == kind]
 
 
 PAIRS = [(a, b) for kind in KINDS for a in cases(kind) for b in cases(kind)]
 
 
 def test_every_form_is_a_case() -> None:
-    known = {name: layout for name, layout in builtin().items() if layout.kind in KINDS}
+    known = {name: layout for name, layout in builtin().items() if layout.family in KINDS}
     forms = {(name, number) for name, layout in known.items() for number in range(len(layout.forms))}
     assert forms == {(layout, number) for layout, number, _, _ in CASES.values()}
 
@@ -43,7 +45,7 @@ def outputs(cell: Made, arrays: Arrays, said: dict[str, Any], seed: int = 5) -> 
     sizes = cell.unit.sizes
     x = rng.normal(size=(5, 3, sizes["input"]))
     state = (rng.normal(size=(3, sizes["hidden"])),)
-    if cell.unit.layout.kind == "lstm":
+    if cell.unit.layout.family == "lstm":
         state = (rng.normal(size=(3, sizes["unit"])), *state)
     return np.concatenate([np.concatenate(s, axis=1) for s in cell.forward(arrays, x, state, said)])
 
@@ -52,12 +54,30 @@ def relu(x: np.ndarray) -> np.ndarray:
     return np.maximum(x, 0)
 
 
-def worst(a: str, b: str, s: Any = sigmoid, stated: dict[str, Any] | None = None) -> float:
-    """The largest difference between the two cells' states, the second moved from the first."""
-    source, target = made(a, "a/x"), made(b, "b/y")
+def meeting(arrays: Arrays, conditions: list[Condition]) -> dict[str, np.ndarray]:
+    """The arrays with what the conditions ask for."""
+    met = {name: array.copy() for name, array in arrays.items()}
+    for condition in conditions:
+        part = met[condition.tensor][slices_of(condition.ranges)]
+        if condition.must == "zero":
+            part[...] = -0.0
+            continue
+        rows, columns = condition.shape
+        eye = np.eye(rows, columns)
+        matrix = eye if condition.must == "identity" else part.reshape(rows, columns) * eye
+        part[...] = matrix.reshape(part.shape)
+    return met
+
+
+def worst(a: str, b: str, s: Any = sigmoid, stated: dict[str, Any] | None = None, outputs_: int = 2) -> float:
+    """The largest difference between the two cells' states, the second moved from the first, whose values meet the
+    conditions.
+    """
+    source, target = made(a, "a/x", outputs=outputs_), made(b, "b/y", outputs=outputs_)
     arrays = random_arrays(source.unit, 11)
     moved, problems, _ = conversion(source.unit, target.unit, arrays, _steps.SIGMOID if stated is None else stated)
     assert not problems
+    arrays = meeting(arrays, moved.conditions())
     reset = moved.reset or "after"  # without biases and records: either, if it is the same on both sides
     act = relu if "r-haiku" in a + b else np.tanh  # Haiku's plain RNN knows no other
     before = outputs(source, arrays, facts(source.unit, reset, s, act))
@@ -68,27 +88,34 @@ def worst(a: str, b: str, s: Any = sigmoid, stated: dict[str, Any] | None = None
 # Which pairs are exact, and why others are refused -------------------------------------------------------------------
 
 REASONS = {
-    "b": "the source has biases, the target has none",
     "o": "the source has 4 outputs, the target 2",
     "O": "the source has 2 outputs, the target 4",
     "p": "the target has an output projection, the source has none",
     "P": "the source has an output projection, the target has none",
-    "W": "the source has peepholes, the target has none",
     "i": "the target's gate i follows from its gate f, the source's is free",
     "a": "the source's reset gate is before, the target's after: "
     "reset before and after the matrix product are different functions",
     "A": "the source's reset gate is after, the target's before: "
     "reset before and after the matrix product are different functions",
-    "n": "the source keeps the candidate's recurrent bias apart (reset after), the target has no place for it",
+    "f": "the source adds 1 to the forget gate, the target 0 and has no bias to make up for it",
     "t": "the source's activation is not recorded: by default it is tanh, the other side's is always relu "
     "(if it is that here too, the mapping can say so: activation: relu)",
     "T": "the target's activation is not recorded: by default it is tanh, the other side's is always relu "
     "(if it is that here too, the mapping can say so: activation: relu)",
 }
+#: What has to hold of the values, after a question mark.
+CONDITIONS = {
+    "b": "the biases are all zero",
+    "n": "the candidate's recurrent bias is all zero",
+    "D": "the recurrent weights are zero off their diagonals",
+    "P": "the output projection is the identity",
+    "W": "the peepholes are all zero",
+}
 
 #: What the cases are, by what they store and do:
 #: 0, 1, 2 biases, or n: one, and the candidate's recurrent one; W peepholes; P projection; F adds 1 to the forget gate;
-#: C coupled gates; < or > reset before or after, ? unknown; R always relu, r relu by default.
+#: C coupled gates; D recurrent weights that are diagonal; < or > reset before or after, ? unknown, | no difference;
+#: R always relu, r relu by default.
 CLASSES = {
     "0": "scoped-none keras-none torch-none onnx-none eqx-none coreml-none",
     "1": "scoped scoped-flat ifco ifco-flat tf-cudnn tf10-cudnn keras keras-vars keras1 keras1-gpu flax nnx "
@@ -106,6 +133,7 @@ CLASSES = {
     "1WPF": "tf-all tf10-proj tf012",
     "1FC": "coupled",
     "1WPFC": "coupled-all",
+    "1FD": "indy",
     "g0<": "g-scoped-none g-coreml-none",
     "g0>": "g-torch-none g-eqx-none",
     "g0?": "g-keras-none g-onnx-none",
@@ -116,6 +144,7 @@ CLASSES = {
     "g2>": "g-keras-after g-keras-vars-after g-cudnn g-torch g-torch-cell g-paddle g-paddle-cell g-paddle-layers "
     "g-paddle-both g-mx g-mx-saved g-mx-unfused g-mx-both g-mx-cell g-mx-cell-saved",
     "g2?": "g-onnx",
+    "g1|D": "g-indy",
     "r0": "r-keras-none r-torch-none r-onnx-none r-coreml-none",
     "r1": "r-scoped r-scoped-flat r-tf r-tf10 r-tf012 r-keras r-keras-vars r-keras1 r-flax r-nnx r-coreml "
     "r-coreml-flat",
@@ -123,77 +152,96 @@ CLASSES = {
     "r2r": "r-mx r-mx-saved r-mx-unfused r-mx-both",
     "r1R": "r-haiku-one",
     "r2R": "r-haiku",
+    "r1D": "r-indy",
 }
 CLASS_OF = {case: name for name, listed in CLASSES.items() for case in listed.split()}
 
-#: Row: source; columns in the same order: target. "=" bijective, "~" exact, else why it is refused.
+#: Row: source; columns in the same order: target. "=" bijective, "~" exact, "?" exact on conditions, else why it is
+#: refused. A projection has fewer outputs than units.
 MATRIX = """
-0     =   ~   ~   ~   ~  ~  ~  op  op  op  op i    iop
-1     b   =   ~   ~   ~  ~  ~  op  op  op  op i    iop
-1F    b   ~   =   ~   ~  ~  ~  op  op  op  op i    iop
-2     b   ~   ~   =   ~  ~  ~  op  op  op  op i    iop
-1W    W   W   W   W   =  ~  ~  Wop Wop Wop op Wi   iop
-1WF   W   W   W   W   ~  =  ~  Wop Wop Wop op Wi   iop
-2W    W   W   W   W   ~  ~  =  Wop Wop Wop op Wi   iop
-0P    OP  OP  OP  OP  OP OP OP =   ~   ~   ~  OPi  i
-1PF   OP  OP  OP  OP  OP OP OP b   =   ~   ~  OPi  i
-2P    OP  OP  OP  OP  OP OP OP b   ~   =   ~  OPi  i
-1WPF  OPW OPW OPW OPW OP OP OP W   W   W   =  OPWi i
-1FC   b   ~   ~   ~   ~  ~  ~  op  op  op  op =    op
-1WPFC OPW OPW OPW OPW OP OP OP W   W   W   ~  OPW  =
+0     =   ~  ~  ~  ~  ~  ~  op op op op i   iop ?D
+1     ?b  =  ~  ~  ~  ~  ~  op op op op i   iop ?D
+1F    f   ~  =  ~  ~  ~  ~  op op op op i   iop ?D
+2     ?b  ~  ~  =  ~  ~  ~  op op op op i   iop ?D
+1W    ?Wb ?W ?W ?W =  ~  ~  op op op op i   iop ?DW
+1WF   f   ?W ?W ?W ~  =  ~  op op op op i   iop ?DW
+2W    ?Wb ?W ?W ?W ~  ~  =  op op op op i   iop ?DW
+0P    OP  OP OP OP OP OP OP =  ~  ~  ~  OPi i   OP
+1PF   OP  OP OP OP OP OP OP f  =  ~  ~  OPi i   OP
+2P    OP  OP OP OP OP OP OP ?b ~  =  ~  OPi i   OP
+1WPF  OP  OP OP OP OP OP OP f  ?W ?W =  OPi i   OP
+1FC   f   ~  ~  ~  ~  ~  ~  op op op op =   op  ?D
+1WPFC OP  OP OP OP OP OP OP f  ?W ?W ~  OP  =   OP
+1FD   f   ~  ~  ~  ~  ~  ~  op op op op i   iop =
 
-g0< =  a  = ~  a a a ~
-g0> A  =  = A  ~ ~ ~ ~
-g0? =  =  = ~  ~ ~ ~ ~
-g1< b  ab b =  a a a ~
-g1> Ab b  b A  = ~ ~ ~
-gn> Ab b  b An n = ~ ~
-g2> Ab b  b An n ~ = =
-g2? b  b  b ~  n ~ = =
+g0<  =  a  =  ~ a  a a ~ ?D
+g0>  A  =  =  A ~  ~ ~ ~ ?D
+g0?  =  =  =  ~ ~  ~ ~ ~ ?D
+g1<  ?b a  ?b = a  a a ~ ?D
+g1>  A  ?b ?b A =  ~ ~ ~ ?D
+gn>  A  ?b ?b A ?n = ~ ~ ?Dn
+g2>  A  ?b ?b A ?n ~ = = ?Dn
+g2?  ?b ?b ?b ~ ?n ~ = = ?Dn
+g1|D ?b ?b ?b ~ ~  ~ ~ ~ =
 
-r0  =  ~ ~ ~ t t
-r1  b  = ~ ~ t t
-r2  b  ~ = = t t
-r2r b  ~ = = ~ =
-r1R Tb T T ~ = ~
-r2R Tb T T = ~ =
+r0  =  ~ ~ ~ t t ?D
+r1  ?b = ~ ~ t t ?D
+r2  ?b ~ = = t t ?D
+r2r ?b ~ = = ~ = ?D
+r1R T  T T ~ = ~ T
+r2R T  T T = ~ = T
+r1D ?b ~ ~ ~ t t =
+"""
+#: The LSTMs once more, with as many outputs as units.
+SQUARE = """
+0     =   ~   ~   ~   ~  ~  ~  ~   ~  ~  ~ i   i ?D
+1     ?b  =   ~   ~   ~  ~  ~  ?b  ~  ~  ~ i   i ?D
+1F    f   ~   =   ~   ~  ~  ~  f   ~  ~  ~ i   i ?D
+2     ?b  ~   ~   =   ~  ~  ~  ?b  ~  ~  ~ i   i ?D
+1W    ?Wb ?W  ?W  ?W  =  ~  ~  ?Wb ?W ?W ~ i   i ?DW
+1WF   f   ?W  ?W  ?W  ~  =  ~  f   ?W ?W ~ i   i ?DW
+2W    ?Wb ?W  ?W  ?W  ~  ~  =  ?Wb ?W ?W ~ i   i ?DW
+0P    ?P  ?P  ?P  ?P  ?P ?P ?P =   ~  ~  ~ i   i ?DP
+1PF   f   ?P  ?P  ?P  ?P ?P ?P f   =  ~  ~ i   i ?DP
+2P    ?Pb ?P  ?P  ?P  ?P ?P ?P ?b  ~  =  ~ i   i ?DP
+1WPF  f   ?PW ?PW ?PW ?P ?P ?P f   ?W ?W = i   i ?DPW
+1FC   f   ~   ~   ~   ~  ~  ~  f   ~  ~  ~ =   ~ ?D
+1WPFC f   ?PW ?PW ?PW ?P ?P ?P f   ?W ?W ~ ?PW = ?DPW
+1FD   f   ~   ~   ~   ~  ~  ~  f   ~  ~  ~ i   i =
 """
 
 
-def rule(a: str, b: str) -> str:
+def rule(a: str, b: str, square: bool = False) -> str:
     """What the matrix has to say, from what the two classes store and do."""
     biases_a, biases_b = (next(c for c in name if c in "012n") for name in (a, b))
-    refused = ""
+    refused = "i" * ("C" in b and "C" not in a)
     if "<" in a and ">" in b:
         refused += "a"
     if ">" in a and "<" in b:
         refused += "A"
     tanh_a, tanh_b = (name[0] == "r" and name[-1] not in "rR" for name in (a, b))
     refused += "t" * ("R" in b and tanh_a) + "T" * ("R" in a and tanh_b)
-    unlike = "".join(
-        codes
-        for codes, differ in (
-            ("W", "W" in a and "W" not in b),
-            ("op", "P" in b and "P" not in a),
-            ("OP", "P" in a and "P" not in b),
-            ("i", "C" in b and "C" not in a),
-        )
-        if differ
-    )
-    kept_apart = biases_a in "2n" and biases_b not in "2n" and a[0] == "g" and ">" in a + b
-    if not unlike and biases_a != "0" and biases_b == "0":
-        refused += "b"
-    elif not unlike and kept_apart:
-        refused += "n"
-    if refused or unlike:
-        return "".join(sorted(refused + unlike))
-    same = biases_a == biases_b and all((c in a) == (c in b) for c in "WFC")
+    if not square:
+        refused += "op" * ("P" in b and "P" not in a) + "OP" * ("P" in a and "P" not in b)
+    if set(refused) <= set("aAtT"):  # of activations and reset gates the biases know nothing
+        refused += "f" * ("F" in a and biases_b == "0")
+    if refused:
+        return "".join(sorted(refused))
+    conditions = [code for code in "PW" if code in a and code not in b]
+    conditions += ["D"] if "D" in b and "D" not in a else []
+    if biases_a != "0" and biases_b == "0":
+        conditions.append("b")
+    elif a[0] == "g" and biases_a in "2n" and biases_b not in "2n" and "<" not in a + b:
+        conditions.append("n")
+    if conditions:
+        return "?" + "".join(sorted(conditions))
+    same = biases_a == biases_b and all((c in a) == (c in b) for c in "WFCPD")
     return "=" if same else "~"
 
 
-def golden() -> dict[tuple[str, str], str]:
+def golden(matrix: str) -> dict[tuple[str, str], str]:
     found = {}
-    for block in MATRIX.strip().split("\n\n"):
+    for block in matrix.strip().split("\n\n"):
         rows = {line.split()[0]: line.split()[1:] for line in block.splitlines()}
         for a, row in rows.items():
             found |= {(a, b): text for b, text in zip(rows, row, strict=True)}
@@ -208,40 +256,98 @@ def test_every_case_is_of_one_class() -> None:
 def test_the_matrix_follows_from_what_the_classes_are() -> None:
     kinds = {"lstm": [n for n in CLASSES if n[0] not in "gr"], "gru": [n for n in CLASSES if n[0] == "g"]}
     kinds["rnn"] = [n for n in CLASSES if n[0] == "r"]
-    assert golden() == {(a, b): rule(a, b) for names in kinds.values() for a in names for b in names}
+    assert golden(MATRIX) == {(a, b): rule(a, b) for names in kinds.values() for a in names for b in names}
+    assert golden(SQUARE) == {(a, b): rule(a, b, square=True) for a in kinds["lstm"] for b in kinds["lstm"]}
 
 
-GOLDEN = golden()
+GOLDEN = golden(MATRIX)
 
 
 def expected(a: str, b: str) -> str:
     return GOLDEN[CLASS_OF[a], CLASS_OF[b]]
 
 
-def cell_of_the_matrix(a: str, b: str) -> str:
-    source, target = made(a, "a/x"), made(b, "b/y")
+def cell_of_the_matrix(a: str, b: str, outputs_: int) -> str:
+    source, target = made(a, "a/x", outputs=outputs_), made(b, "b/y", outputs=outputs_)
     arrays = random_arrays(source.unit, 1)
     moved, problems, _ = conversion(source.unit, target.unit, arrays)
     if problems:
         codes = {text: code for code, text in REASONS.items()}
         return "".join(sorted(codes[p] for p in problems))
     convert(moved, arrays)
-    return {BIJECTIVE: "=", EXACT: "~"}[moved.classed]
+    codes = {text: code for code, text in CONDITIONS.items()}
+    asked = "".join(sorted({codes[c.says] for c in moved.conditions()}))
+    assert bool(asked) == (moved.classed == CONDITIONAL)
+    return {BIJECTIVE: "=", EXACT: "~", CONDITIONAL: "?"}[moved.classed] + asked
 
 
 def test_classes_and_refusals_of_every_pair() -> None:
-    found = {(a, b): cell_of_the_matrix(a, b) for a, b in PAIRS}
+    found = {(a, b): cell_of_the_matrix(a, b, 2) for a, b in PAIRS}
     assert found == {(a, b): expected(a, b) for a, b in PAIRS}
 
 
-EXACT_PAIRS = [(a, b) for a, b in PAIRS if expected(a, b) in "=~"]
+SQUARE_PAIRS = [(a, b) for a, b in PAIRS if "P" in (CLASS_OF[a] + CLASS_OF[b])]
+SQUARES = golden(SQUARE)
+
+
+def test_classes_and_refusals_of_every_pair_with_a_square_projection() -> None:
+    found = {(a, b): cell_of_the_matrix(a, b, 4) for a, b in SQUARE_PAIRS}
+    assert found == {(a, b): SQUARES[CLASS_OF[a], CLASS_OF[b]] for a, b in SQUARE_PAIRS}
+
+
+EXACT_PAIRS = [(a, b) for a, b in PAIRS if expected(a, b)[0] in "=~?"]
 
 
 @pytest.mark.parametrize("source", CASES)
 def test_both_sides_step_alike(source: str) -> None:
+    """Where there are conditions, with values that meet them."""
     for a, b in EXACT_PAIRS:
         if a == source:
             assert worst(a, b) < 1e-12, (a, b)
+    for a, b in SQUARE_PAIRS:
+        if a == source and SQUARES[CLASS_OF[a], CLASS_OF[b]][0] in "=~?":
+            assert worst(a, b, outputs_=4) < 1e-12, (a, b)
+
+
+CONDITIONAL_PAIRS = [(a, b, 2) for a, b in PAIRS if expected(a, b)[0] == "?"]
+CONDITIONAL_PAIRS += [(a, b, 4) for a, b in SQUARE_PAIRS if SQUARES[CLASS_OF[a], CLASS_OF[b]][0] == "?"]
+
+
+@pytest.mark.parametrize("source", sorted({a for a, _, _ in CONDITIONAL_PAIRS}))
+def test_values_that_do_not_meet_a_condition_are_found(source: str) -> None:
+    """One wrong element at a time, anywhere in what a condition is on: that element, and no other."""
+    rng = np.random.default_rng(4)
+    for a, b, outputs_ in CONDITIONAL_PAIRS:
+        if a != source:
+            continue
+        unit, target = made(a, "a/x", outputs=outputs_).unit, made(b, "b/y", outputs=outputs_).unit
+        arrays = random_arrays(unit, 1)
+        asked = conversion(unit, target, arrays)[0].conditions()
+        met = meeting(arrays, asked)
+        assert [c.offence(met[c.tensor][slices_of(c.ranges)]) for c in asked] == [None] * len(asked)
+        wrong = asked[rng.integers(len(asked))]
+        part = met[wrong.tensor][slices_of(wrong.ranges)]
+        at = tuple(int(rng.integers(n)) for n in part.shape)
+        before = part[at]
+        if wrong.must == "diagonal" and before:
+            continue  # on the diagonal, which is free
+        part[at] = np.nan if rng.integers(2) else before + 0.5
+        found = {c: c.offence(met[c.tensor][slices_of(c.ranges)]) for c in asked}
+        index, value = found.pop(wrong) or ((), 0)
+        assert np.array_equal(met[wrong.tensor][index], value, equal_nan=True)
+        assert index == tuple(r[k] for r, k in zip(wrong.ranges, at, strict=True))
+        assert not any(found.values())
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [("tf-peep", "keras"), ("g-torch", "g-nnx"), ("torch", "torch-none"), ("keras", "indy")]
+)
+def test_without_its_condition_it_is_another_function(a: str, b: str) -> None:
+    source, target = made(a, "a/x"), made(b, "b/y")
+    arrays = random_arrays(source.unit, 11)
+    moved, _, _ = conversion(source.unit, target.unit, arrays)
+    before = outputs(source, arrays, facts(source.unit, moved.reset))
+    assert np.abs(before - outputs(target, convert(moved, arrays), facts(target.unit, moved.reset))).max() > 1e-2
 
 
 @pytest.mark.parametrize(
@@ -325,13 +431,14 @@ def test_a_missing_recurrent_bias_mode_is_not_guessed() -> None:
     target = made("g-keras-before", "b/y").unit
     arrays = random_arrays(source, 1)
 
-    def problems(reset: str | None) -> list[str]:
-        return Conversion(source, target, _steps.specs(arrays), reset=reset).problems()
+    def asked(reset: str | None) -> list[tuple[str, str]]:
+        moved = Conversion(source, target, _steps.specs(arrays), reset=reset)
+        assert moved.problems() == []
+        return [(c.says, c.lacking) for c in moved.conditions()]
 
-    kept = "the source keeps the candidate's recurrent bias apart"
-    assert problems(None) == [f"{kept} (where the reset gate acts is not known), the target has no place for it"]
-    assert problems("after") == [f"{kept} (reset after), the target has no place for it"]
-    assert problems("before") == []
+    bias = "the candidate's recurrent bias"
+    assert asked(None) == asked("after") == [(f"{bias} is all zero", f"place for {bias}")]
+    assert asked("before") == []
 
 
 def test_sizes_must_agree() -> None:

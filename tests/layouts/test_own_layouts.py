@@ -372,15 +372,26 @@ def test_a_kind_of_ones_own_moves_between_its_own_layouts() -> None:
     arrays = random_arrays(one(a, "s"), 1)
     result = convert(Conversion(one(a, "s"), one(b, "t"), specs(arrays)), arrays)
     assert np.array_equal(result["t/W"], np.roll(arrays["s/W"], UNITS, axis=1))
-    what = "the source keeps a second bias of gate h apart (what a mgu does with it is not known), "
-    assert Conversion(one(two, "s"), one(b, "t"), {}).problems() == [what + "the target has no place for it"]
+    # What it does with a second bias is not known: it is not summed with the first.
+    says = [f"bt of gate {gate} is all zero" for gate in "hf"]
+    assert asked(Conversion(one(two, "s"), one(b, "t"), {})) == [("s/b2", "zero", text) for text in says]
+    result = convert(Conversion(one(two, "s"), one(a, "t"), specs(random_arrays(one(two, "s"), 1))), arrays)
+    assert np.array_equal(result["t/b"], arrays["s/b"])
+
+
+def asked(conversion: Conversion) -> list[tuple[str, str, str]]:
+    """The conditions of a conversion that has no problems."""
+    assert conversion.problems() == []
+    return [(c.tensor, c.must, c.says) for c in conversion.conditions()]
 
 
 def test_biases_are_judged_gate_by_gate() -> None:
     tensors = {"W": "wx[input (gate unit)]", "U": "wt[hidden (gate unit)]"}
     some = parse_layout("lstm.some", {"tensors": {**tensors, "b": "bi{i g o}[(gate unit)]"}}, "own")
     full = one(find_layout("lstm.keras"), "k")
-    assert Conversion(full, one(some, "s"), {}).problems() == ["the source has a bias of gate f, the target has none"]
+    conversion = Conversion(full, one(some, "s"), {})
+    assert asked(conversion) == [("k/bias", "zero", "the bias of gate f is all zero")]
+    assert conversion.conditions()[0].ranges == (range(UNITS, 2 * UNITS),)
     what = "the source adds 1 to the forget gate, the target 0 and has no bias to make up for it"
     assert Conversion(one(some, "s"), one(some, "t"), {}, (1.0, 0.0)).problems() == [what]
     arrays = random_arrays(one(some, "s"), 1)
@@ -399,10 +410,11 @@ def test_a_recurrent_bias_alone_takes_the_sum() -> None:
     assert np.array_equal(result["s/b"], expected)
 
 
-def test_a_peephole_without_a_place_is_refused() -> None:
+def test_a_peephole_without_a_place_has_to_be_zero() -> None:
     tensors = {"W": "wx[input (gate unit)]", "U": "wt[hidden (gate unit)]"}
     two = parse_layout("lstm.two", {"tensors": {**tensors, "p": "wp{i f}[(gate unit)]"}}, "own")
     three = parse_layout("lstm.three", {"tensors": {**tensors, "p": "wp[(gate unit)]"}}, "own")
-    what = "the source has a peephole of gate o, the target has none"
-    assert Conversion(one(three, "s"), one(two, "t"), {}).problems() == [what]
-    assert Conversion(one(two, "s"), one(three, "t"), {}).problems() == []
+    conversion = Conversion(one(three, "s"), one(two, "t"), {})
+    assert asked(conversion) == [("s/p", "zero", "the peephole of gate o is all zero")]
+    assert conversion.conditions()[0].ranges == (range(2 * UNITS, 3 * UNITS),)
+    assert asked(Conversion(one(two, "s"), one(three, "t"), {})) == []

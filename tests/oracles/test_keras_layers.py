@@ -15,12 +15,12 @@ from tests.support import fixtures, need
 CASES = [c for c in cases() if c.kind in ("lstm", "gru", "rnn")]
 #: Keras' layers have neither peepholes nor projections.
 NOT_IN_KERAS = {
-    "b_cells/lstm_peephole": "the source has peepholes, the target has none",
-    "b_cells/lstm_peephole_proj_clip": "the source has peepholes, the target has none",
-    "b_cells/lstm_block_peephole_clip": "the source has peepholes, the target has none",
+    "b_cells/lstm_peephole": "the target has no peepholes, and",
+    "b_cells/lstm_peephole_proj_clip": "the source has an output projection, the target has none",
+    "b_cells/lstm_block_peephole_clip": "the target has no peepholes, and",
     "b_cells/lstm_proj": "the source has an output projection, the target has none",
     "b_cells/glstm_one_group": "the source has an output projection, the target has none",
-    "e_old_naming/tf_0_12_1/lstm_peephole_proj": "the source has peepholes, the target has none",
+    "e_old_naming/tf_0_12_1/lstm_peephole_proj": "the source has an output projection, the target has none",
 }
 PLAIN = [c for c in CASES if c.model.name not in NOT_IN_KERAS]
 LAYERS = {"lstm": "LSTM", "gru": "GRU", "rnn": "SimpleRNN"}

@@ -22,7 +22,7 @@ def refusal(case: Case) -> str:
     """Why PyTorch's modules cannot be this cell, by what its authors say; empty if they can."""
     doc, cell = case.doc, str(case.doc["cell"])
     if doc.get("use_peepholes"):
-        return "peepholes"
+        return "the target has no peepholes, and"
     if case.layout == "lstm.tf1-group":
         return ""
     if case.kind != "rnn" and (doc.get("activation") == "relu" or doc.get("recurrent_activation") == "hard_sigmoid"):

@@ -434,6 +434,7 @@ def test_the_json_document() -> None:
                 "exact": True,
                 "class": "bijective",
                 "notes": [],
+                "conditions": [],
             },
             {
                 "rule": "rules[1]",
@@ -444,6 +445,7 @@ def test_the_json_document() -> None:
                 "exact": True,
                 "class": "bijective",
                 "notes": [],
+                "conditions": [],
             },
         ],
         "source": {"a": "moved", "s": "ignored"},

@@ -399,19 +399,22 @@ def test_reset_modes() -> None:
     after = {**{n.replace("l/", "m/"): a for n, a in before.items()}, "m/bias": numbers(2, 12)}
     what = "reset before and after the matrix product are different functions"
     assert refusals(shapes(before), shapes(after), rule("gru.keras l", "gru.keras m")) == [
-        f"rules[0]: l -> m: the source's reset gate is before, the target's after: {what}"
+        f"rules[0]: l -> m: the source's reset gate is before, the target's after: {what}; exact whatever its values: "
+        "gru.keras (reset before), gru.coreml, gru.scoped-gates, gru.tf1 (reset before)"
     ]
     assert refusals(shapes(after), shapes(before), rule("gru.keras m", "gru.keras l"))[0] == (
-        f"rules[0]: m -> l: the source's reset gate is after, the target's before: {what}"
+        f"rules[0]: m -> l: the source's reset gate is after, the target's before: {what}; exact whatever its values: "
+        "gru.keras (reset after), gru.tf1 (reset after), gru.keras-cudnn, gru.flax"
     )
 
 
 def test_peepholes_and_projections() -> None:
     plain = shapes(tf1(keras(""), "m/"))
     peep = {**shapes(tf1(keras(""), "l/")), **{f"l/w_{g}_diag": (UNITS,) for g in "ifo"}}
-    assert refusals(peep, plain, rule("lstm.tf1 l", "lstm.tf1 m")) == [
-        "rules[0]: l -> m: the source has peepholes, the target has none"
-    ]
+    made = planned(peep, plain, [rule("lstm.tf1 l", "lstm.tf1 m")])
+    assert (problems(made), made.outcomes[0].classed, made.outcomes[0].exact) == ([], "conditional", True)
+    assert {(c.tensor, c.must, c.holds) for c in made.conditions} == {(f"l/w_{g}_diag", "zero", None) for g in "ifo"}
+    assert "      exact only where the peepholes are all zero: l/w_i_diag, l/w_f_diag, l/w_o_diag " in str(made)
     source = Stub(tf1(keras(""), "l/"))
     target = {n.replace("l/", "m/"): s for n, s in peep.items()}
     made = planned(source, target, [rule("lstm.tf1 l", "lstm.tf1 m")])

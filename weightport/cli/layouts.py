@@ -76,11 +76,14 @@ def show(session: Session, name: str) -> None:
     bt the biases, wp peepholes, wr the projection; [input (gate unit)] is a matrix whose columns run over the gates
     and, in each gate, over the units. Terms in a list stand one after the other.
 
+    The layouts that it moves to and from are listed by class: bijective, exact, conditional (exact where values of the
+    source do nothing, which a transfer checks before it writes), refused.
+
     \b
     Example:
         weightport layouts show gru.keras
     """
-    from weightport.layouts import builtin, find_layout
+    from weightport.layouts import find_layout
 
     session.document = {}
     layout = find_layout(name)
@@ -88,8 +91,7 @@ def show(session: Session, name: str) -> None:
         session.emit(_whole(layout))
         return
     session.line(f"{layout.name}: {layout.title}" if layout.title else layout.name, bold=True)
-    others = [n for n, other in builtin().items() if other.kind == layout.kind and n != layout.name]
-    session.lines(_text(layout, others))
+    session.lines(_text(layout))
 
 
 def _order(layout: Layout) -> str:
@@ -130,7 +132,23 @@ def _whole(layout: Layout) -> dict[str, Any]:
             }
             for form in layout.forms
         ],
+        "conversions": list(_conversions(layout)),
     }
+
+
+def _conversions(layout: Layout) -> Iterator[dict[str, Any]]:
+    from weightport.plan.pairs import EXTRAS, conversions
+
+    for source, target, extra, pair in conversions(layout):
+        yield {
+            "from": source.layout.name,
+            "to": target.layout.name,
+            "reset": [source.reset, target.reset],
+            "with": EXTRAS.get(extra, ""),
+            "class": pair.classed,
+            "condition": f"exact where {pair.condition}" if pair.condition else "",
+            "reason": pair.reason,
+        }
 
 
 def _own(layout: Layout) -> dict[str, tuple[str, ...]]:
@@ -140,7 +158,7 @@ def _own(layout: Layout) -> dict[str, tuple[str, ...]]:
     return {name: axes for name, axes in layout.parameters.items() if PARAMETERS.get(name) != axes}
 
 
-def _text(layout: Layout, others: list[str]) -> Iterator[str]:
+def _text(layout: Layout) -> Iterator[str]:
     meanings = _GATES.get(layout.kind, {})
     spelled = []
     for gate in layout.gates:
@@ -173,10 +191,27 @@ def _text(layout: Layout, others: list[str]) -> Iterator[str]:
             yield f"    {row.template + '?' * row.optional:<{width}}  {_packing(row.packing.as_data())}"
     if any(row.optional for form in layout.forms for row in form.rows):
         yield "  a cell may lack the tensors with a question mark"
-    if others:
-        yield f"  moves to and from, where that is exact: {', '.join(others)}"
+    yield from _moves(layout)
     for source in layout.source:
         yield f"  source: {source}"
+
+
+def _moves(layout: Layout) -> Iterator[str]:
+    """What it moves to and from, by class and condition."""
+    from weightport.plan.pairs import CLASSES, EXTRAS, conversions
+
+    found: dict[str, dict[tuple[int, str], list[str]]] = {}
+    for source, target, extra, pair in conversions(layout):
+        words = pair.classed + (f" with {EXTRAS[extra]}" if extra else "")
+        words += f", exact only where {pair.condition}" if pair.condition else ""
+        words += f", since {pair.reason}" if pair.reason else ""
+        for mine, heading, other in ((source, f"{source} moves to", target), (target, f"to {target} move", source)):
+            if mine.layout == layout:
+                group = found.setdefault(heading, {}).setdefault((CLASSES.index(pair.classed), words), [])
+                group.append(str(other))
+    for heading, groups in sorted(found.items()):
+        yield f"  {heading}"
+        yield from (f"    {words}: {'; '.join(names)}" for (_, words), names in sorted(groups.items()))
 
 
 def _about(layout: Layout, form: Form) -> str:

@@ -70,8 +70,8 @@ def behaviour(layout: Layout, form: Form, facts: Mapping[str, Any], stated: Mapp
             return Said(stated[key], MAPPING)
         if key in recorded:
             return Said(recorded[key], FILE)
-        # A form with a reset mode is stored as no other is.
-        always = key in layout.fixed or (key == "reset" and form.reset is not None)
+        # A form with a reset mode is stored as no other is; where recurrent matrices are diagonal, either will do.
+        always = key in layout.fixed or (key == "reset" and (form.reset is not None or layout.diagonal))
         return Said(defaults[key], ALWAYS if always else ASSUMED)
 
     return Behaviour(*(said(key) for key in Behaviour.__slots__))
@@ -86,7 +86,8 @@ def conflicts(source: Behaviour, target: Behaviour) -> tuple[list[str], list[str
         if mine.value == other.value:
             continue
         if None in (mine.value, other.value):
-            if key == "reset":
+            either = Said(None, ALWAYS)  # it makes no difference there
+            if key == "reset" and either not in (mine, other):
                 unknown, value = ("source", other.value) if mine.value is None else ("target", mine.value)
                 notes.append(f"the {unknown}'s reset gate is not recorded; taken to be {value}, as on the other side")
             continue

@@ -1,111 +1,55 @@
 """Any layout to any layout of the same kind of cell, through the canonical parameters, one tensor at a time.
 
-:func:`blocks` says where each canonical parameter of a unit stands in its tensors; :class:`Conversion` reads them from
-the source's places and lays them into the target's. The result is an expression over source tensors
-(:mod:`weightport.values`): slices, permuted axes, and at most an added constant, a sum of two biases or a sign.
+:class:`Conversion` reads the canonical parameters from the source's places (:mod:`weightport.layouts.blocks`) and lays
+them into the target's. The result is an expression over source tensors (:mod:`weightport.values`): slices, permuted
+axes, and at most an added constant, a sum of two biases or a sign.
 
-Promise: what the two layouts cannot express alike is an :class:`Inexact` with its reason, never an approximation.
-Limit: values are not looked at, so a target without peepholes refuses a source with peepholes that happen to be zero.
+Promise: what the two layouts cannot express alike is a problem with its reason, never an approximation. What they can
+express alike only for some values comes with the conditions on these. Limit: values are not looked at here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import prod
 
 import numpy as np
 
 from weightport import values
-from weightport.layouts.layout import KIND_GATES, Layout
-from weightport.layouts.notation import INDEXED, Term, base
-from weightport.layouts.units import Stored, Unit, dims_of, extent, gates_of
+from weightport.layouts.blocks import Block, blocks, canonical_axes, pack, unpack
+from weightport.layouts.conditions import DIAGONAL as ON_DIAGONAL
+from weightport.layouts.conditions import IDENTITY, ZERO, Condition
+from weightport.layouts.layout import DIAGONAL, KIND_GATES, Layout
+from weightport.layouts.notation import PARAMETERS, base
+from weightport.layouts.units import Stored, Unit
 from weightport.ranges import Ranges
 from weightport.tensors import TensorSpec
 from weightport.values import Expr
 
 #: How lossless a conversion is: ``bijective`` both ways bit for bit; ``exact`` the same function, but not reversible
-#: bit for bit: biases were summed, a constant folded in, or what the source lacks is zero in the target.
-BIJECTIVE, EXACT = "bijective", "exact"
+#: bit for bit: biases were summed, a constant folded in, or what the source lacks does nothing in the target;
+#: ``conditional``: exact where the source's values meet the conditions.
+BIJECTIVE, EXACT, CONDITIONAL = "bijective", "exact", "conditional"
 
 
 #: Parameters that a cell may do without, or whose places have rules of their own.
 _APART = ("bi", "bt", "wp", "wr")
+
+Key = tuple[str, str | None]  #: a canonical parameter and its gate
 
 
 class Inexact(Exception):
     """The target's layout cannot express what the source's does."""
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Where a canonical parameter of one gate stands in a stored tensor.
-
-    Attributes:
-        stored: the tensor.
-        ranges: its part, one range per dimension.
-        axes: the canonical axes in the order in which the part's bytes run.
-        shape: their sizes.
-    """
-
-    stored: Stored
-    ranges: Ranges
-    axes: tuple[str, ...]
-    shape: tuple[int, ...]
-
-
-def blocks(unit: Unit, stored: Stored) -> Iterator[tuple[str, str | None, Block]]:
-    """Parameter, gate (None where it has none) and place of everything in one stored tensor."""
-    packing = stored.row.packing
-    offset = 0
-    for term in packing.terms:
-        gates: tuple[str | None, ...] = (None,)
-        if "gate" in unit.layout.parameters[term.param]:
-            gates = gates_of(unit.layout, term, stored.gate)
-        axes = tuple(a for group in term.axes for a in group if a not in INDEXED)
-        shape = tuple(unit.sizes[base(a)] for a in axes)
-        for number, gate in enumerate(gates):
-            ranges = tuple(
-                _range(unit, term, dim, offset if dim == packing.axis else 0, number) for dim in range(packing.rank)
-            )
-            yield term.param, gate, Block(stored, ranges, axes, shape)
-        if packing.rank:
-            offset += extent(unit.layout, term, packing.axis, unit.sizes)
-
-
-def _range(unit: Unit, term: Term, dim: int, start: int, gate: int) -> range:
-    """The part of one stored dimension that belongs to a gate, and to the unit's layer and direction."""
-    group = dims_of(term)[dim]
-    total = extent(unit.layout, term, dim, unit.sizes)
-    rest = prod(unit.sizes[base(a)] for a in group if a not in INDEXED)
-    number = 0
-    for axis in (a for a in group if a in INDEXED):
-        size = len(unit.layout.gate_order(term.param, term.gates)) if axis == "gate" else unit.sizes[axis]
-        number = number * size + (gate if axis == "gate" else unit.index[axis])
-    if not group or group[0] in INDEXED or not any(a in INDEXED for a in group):
-        return range(start + number * rest, start + number * rest + rest)
-    step = total // rest if rest else 1
-    return range(start + number, start + total, step)
-
-
-def _canonical(layout: Layout, param: str) -> tuple[str, ...]:
-    return tuple(a for a in layout.parameters[param] if a != "gate")
-
-
-def unpack(leaf: Expr, block: Block, order: Sequence[str]) -> Expr:
-    """The canonical parameter, its axes in that order, out of the stored tensor."""
-    part = values.reshape(values.cut(leaf, block.ranges), block.shape)
-    return values.permute(part, [block.axes.index(a) for a in order])
-
-
-def pack(canonical: Expr, block: Block, order: Sequence[str]) -> Expr:
-    """The canonical parameter, its axes in that order, as the block holds it."""
-    part = values.permute(canonical, [order.index(a) for a in block.axes])
-    return values.reshape(part, tuple(len(r) for r in block.ranges))
-
-
 def _named(param: str, gate: str | None) -> str:
     return f"{param} of gate {gate}" if gate else param
+
+
+def _square(unit: Unit) -> bool:
+    """Whether an output projection of it may be the identity."""
+    square = unit.sizes.get("unit") == unit.sizes.get("hidden")
+    return square and unit.layout.parameters.get("wr") == PARAMETERS["wr"]
 
 
 @dataclass(slots=True)
@@ -117,7 +61,7 @@ class Conversion:
         specs: the source's tensors.
         forget_bias: what the source and the target add to the forget gate at run time.
         reset: a GRU's reset mode where it is known (the same on both sides).
-        classed: ``bijective`` or ``exact``, of what was converted so far.
+        classed: ``bijective``, ``exact`` or ``conditional``, of what was converted so far.
         notes: what was done beside copying, for people.
     """
 
@@ -128,17 +72,21 @@ class Conversion:
     reset: str | None = None
     classed: str = BIJECTIVE
     notes: list[str] = field(default_factory=list)
-    _found: dict[tuple[str, str | None], Block] = field(default_factory=dict)
-    _homes: frozenset[tuple[str, str | None]] = frozenset()
+    _found: dict[Key, Block] = field(default_factory=dict)
+    _homes: frozenset[Key] = frozenset()
+    _left: dict[Key, tuple[str, str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for stored in self.source.tensors:
             for param, gate, block in blocks(self.source, stored):
                 self._found[param, gate] = block
         self._homes = frozenset((p, g) for stored in self.target.tensors for p, g, _ in blocks(self.target, stored))
+        self._left = {key: (must, lacking, says) for key, must, lacking, says in self._leaves()}
+        if self._left:
+            self.classed = CONDITIONAL
 
-    def problems(self) -> list[str]:
-        """Why the target cannot be the same function, before any tensor is looked at."""
+    def misfits(self) -> list[str]:
+        """Sizes that do not agree."""
         found = []
         mine, other = self.source.sizes, self.target.sizes
         for axis, name in (("input", "inputs"), ("unit", "units"), ("hidden", "outputs")):
@@ -147,60 +95,98 @@ class Conversion:
         for axis in sorted((set(mine) & set(other)) - {"input", "unit", "hidden", "layer", "direction"}):
             if mine[axis] != other[axis]:
                 found.append(f"the axis {axis} is of size {mine[axis]} in the source, {other[axis]} in the target")
+        return found
+
+    def problems(self) -> list[str]:
+        """Why the target cannot be the same function, whatever the source's values are."""
+        found = self.misfits()
         for param in sorted(self.source.params & self.target.params):
             axes = [" ".join(side.layout.parameters[param]) for side in (self.source, self.target)]
             if set(axes[0].split()) != set(axes[1].split()):
                 found.append(f"the source's {param} has the axes {axes[0]}, the target's {axes[1]}")
-        if "wp" in self.source.params and "wp" not in self.target.params:
-            found.append("the source has peepholes, the target has none")
-        elif lost := [g for g in self._gates() if self._has("wp", g) and ("wp", g) not in self._homes]:
-            found.append(f"the source has a peephole of gate {lost[0]}, the target has none")
-        sides = (("source", self.source.params), ("target", self.target.params))
-        for (side, params), (other_side, others) in (sides, sides[::-1]):
-            if "wr" in params and "wr" not in others:
+        for side, other_side, one, two in (
+            ("source", "target", self.source, self.target),
+            ("target", "source", self.target, self.source),
+        ):
+            if "wr" in one.params and "wr" not in two.params and not _square(one):
                 found.append(f"the {side} has an output projection, the {other_side} has none")
         for param, gate in self._found:
-            if param in _APART or (param, gate) in self._homes or gate in self.target.layout.derived:
+            if param in _APART or {(param, gate), self._diagonal(param, gate)} & self._homes:
                 continue
-            found.append(f"the target has no place for {_named(param, gate)}")
+            if gate not in self.target.layout.derived:
+                found.append(f"the target has no place for {_named(param, gate)}")
         found.extend(
             f"the source has no {_named(param, gate)}"
             for param, gate in sorted(self._homes, key=lambda home: (home[0], home[1] or ""))
-            if param not in _APART and not self._has(param, gate)
+            if param not in _APART and not self._has(param, gate) and not self._has(*self._diagonal(param, gate))
         )
         derived = self.target.layout.derived
         if derived and derived != self.source.layout.derived:
             gate, of = next(iter(derived.items()))
             found.append(f"the target's gate {gate} follows from its gate {of.removeprefix('~')}, the source's is free")
-        return found or self._bias_problems()
-
-    def _bias_problems(self) -> list[str]:
-        has = {g: [p for p in ("bi", "bt") if self._has(p, g)] for g in self._gates()}
-        homes = {g: [p for p in ("bi", "bt") if (p, g) in self._homes] for g in has}
-        homeless = [g for g in has if has[g] and not homes[g]]
-        if homeless and not any(homes.values()):
-            return ["the source has biases, the target has none"]
-        if homeless:
-            return [f"the source has a bias of gate {homeless[0]}, the target has none"]
-        if any(self._extra(g) and not homes[g] for g in has):
-            return [
+        if not found and any(self._extra(g) and not self._biases(g) for g in self._gates()):
+            found.append(
                 f"the source adds {self.forget_bias[0]:g} to the forget gate, the target {self.forget_bias[1]:g} "
                 "and has no bias to make up for it"
-            ]
-        for gate in has:
-            if not set(has[gate]) <= set(homes[gate]) and (why := self._not_one(gate)):
-                return [f"the source keeps {why}, the target has no place for it"]
-        return []
+            )
+        return found
 
-    def _not_one(self, gate: str) -> str:
-        """What may not be summed with the gate's other bias, and why; empty where they may."""
-        kind = self.source.layout.kind
-        if kind not in KIND_GATES:
-            return f"a second bias of gate {gate} apart (what a {kind} does with it is not known)"
-        if kind != "gru" or gate != "n" or self.reset == "before":
-            return ""
-        why = "reset after" if self.reset == "after" else "where the reset gate acts is not known"
-        return f"the candidate's recurrent bias apart ({why})"
+    def conditions(self) -> list[Condition]:
+        """What must hold of the source's values for the conversion to be exact, if it has no problems."""
+        found: dict[Condition, None] = {}
+        for (param, gate), (must, lacking, says) in self._left.items():
+            while (param, gate) not in self._found:  # a gate that follows from another one
+                gate = self.source.layout.derived[gate or ""].removeprefix("~")
+            block = self._found[param, gate]
+            found[Condition(block.stored.name, block.ranges, block.axes, block.shape, must, lacking, says)] = None
+        return list(found)
+
+    def _leaves(self) -> Iterator[tuple[Key, str, str, str]]:
+        """What the target has no place for, and does without where it does nothing: what it must be for that, what
+        the target lacks, and the condition as a sentence.
+        """
+        whole = not any(param == "wp" for param, _ in self._homes)
+        for key in self._lost("wp"):
+            name = "peepholes" if whole else f"peephole of gate {key[1]}"
+            yield key, ZERO, name, f"the {name} {'are' if whole else 'is'} all zero"
+        if "wr" in self.source.params and "wr" not in self.target.params and _square(self.source):
+            yield ("wr", None), IDENTITY, "output projection", "the output projection is the identity"
+        for key in self._lost("wt"):
+            if self._diagonal(*key) in self._homes:
+                says = "the recurrent weights are zero off their diagonals"
+                yield key, ON_DIAGONAL, "recurrent weights off their diagonals", says
+        none = not any(param in ("bi", "bt") for param, _ in self._homes)
+        for key in self._lost("bi", "bt"):
+            param, gate = key
+            if none:
+                yield key, ZERO, "biases", "the biases are all zero"
+            elif not self._biases(gate):
+                yield key, ZERO, f"bias of gate {gate}", f"the bias of gate {gate} is all zero"
+            elif not self._summed(gate):
+                gru = self.source.layout.family == "gru" and param == "bt"
+                name = "the candidate's recurrent bias" if gru else f"{param} of gate {gate} apart"
+                yield key, ZERO, f"place for {name}", f"{name.removesuffix(' apart')} is all zero"
+
+    def _lost(self, *params: str) -> list[Key]:
+        """Of these parameters, what the source has for the gates that the target stores and the target does not."""
+        keys = ((param, gate) for gate in self._gates() for param in params)
+        return [key for key in keys if self._has(*key) and key not in self._homes]
+
+    def _biases(self, gate: str | None) -> set[Key]:
+        """The biases of a gate that the target has."""
+        return {("bi", gate), ("bt", gate)} & self._homes
+
+    def _summed(self, gate: str | None) -> bool:
+        """Whether two biases of a gate may be summed into one."""
+        if self.source.layout.family not in KIND_GATES:  # what it does with a second one is not known
+            return False
+        return self.source.layout.family != "gru" or gate != "n" or self.reset == "before"
+
+    def _diagonal(self, param: str, gate: str | None) -> Key:
+        """What recurrent weights of a gate are on the other side, where one of the two has their diagonals only."""
+        if self.target.layout.diagonal != self.source.layout.diagonal:
+            return {"wt": DIAGONAL, DIAGONAL: "wt"}.get(param, param), gate
+        return param, gate
 
     def parts(self, stored: Stored) -> list[tuple[Ranges, Expr]]:
         """What the unit's part of one tensor of the target is computed from, and where it stands in it.
@@ -211,7 +197,9 @@ class Conversion:
         found = []
         for param, gate, block in blocks(self.target, stored):
             canonical = self._signed(self._parameter(param, gate), self.target.layout, gate)
-            order = _canonical(self.source.layout, param)  # a layout may declare its own parameters in another one
+            # A layout may declare its own parameters in another order.
+            known = param in self.source.layout.parameters
+            order = canonical_axes(self.source.layout if known else self.target.layout, param)
             found.append((block.ranges, pack(canonical, block, order)))
         return found
 
@@ -226,6 +214,15 @@ class Conversion:
         if param == "wp":
             self._say("the target's peepholes are zero")
             return self._zeros(param)
+        if param == "wr" and _square(self.target):
+            self._class("the target's output projection is the identity")
+            return values.Diagonal(values.Fill((self.target.sizes["unit"],), self._dtype(), 1.0))
+        other = self._stored(*self._diagonal(param, gate))
+        if other is not None and param == DIAGONAL:
+            return values.OnDiagonal(other)
+        if other is not None:
+            self._class("the target's recurrent weights are zero off their diagonals")
+            return values.Diagonal(other)
         raise Inexact(f"the source has no {_named(param, gate)}")
 
     def _stored(self, param: str, gate: str | None) -> Expr | None:
@@ -239,7 +236,7 @@ class Conversion:
             self._class()
             return values.negate(other) if of.startswith("~") else other
         leaf = values.Leaf(block.stored.name, self.specs[block.stored.name])
-        return self._signed(unpack(leaf, block, _canonical(self.source.layout, param)), self.source.layout, gate)
+        return self._signed(unpack(leaf, block, canonical_axes(self.source.layout, param)), self.source.layout, gate)
 
     def _has(self, param: str, gate: str | None) -> bool:
         """Whether :meth:`_stored` gives something."""
@@ -256,7 +253,8 @@ class Conversion:
     def _bias(self, param: str, gate: str | None) -> Expr:
         """``bi`` or ``bt`` of a gate: kept apart where the target has both, else one sum."""
         apart = {("bi", gate), ("bt", gate)} <= self._homes
-        stored = [self._stored(p, gate) for p in ((param,) if apart else ("bi", "bt"))]
+        kept = (p for p in ((param,) if apart else ("bi", "bt")) if (p, gate) not in self._left)
+        stored = [self._stored(p, gate) for p in kept]
         terms = [term for term in stored if term is not None]
         if len(terms) > 1:
             self._class("the two biases are summed into one")
@@ -279,14 +277,15 @@ class Conversion:
 
     def _zeros(self, param: str) -> Expr:
         self._class()  # the way back has no place for them
-        shape = tuple(self.target.sizes[base(a)] for a in _canonical(self.target.layout, param))
+        shape = tuple(self.target.sizes[base(a)] for a in canonical_axes(self.target.layout, param))
         return values.Fill(shape, self._dtype())
 
     def _dtype(self) -> np.dtype[np.generic]:
         return self.specs[self.source.tensors[0].name].dtype
 
     def _class(self, note: str = "") -> None:
-        self.classed = EXACT
+        if self.classed == BIJECTIVE:
+            self.classed = EXACT
         if note:
             self._say(note)
 
@@ -295,9 +294,7 @@ class Conversion:
             self.notes.append(note)
 
 
-def canonical(
-    unit: Unit, specs: Mapping[str, TensorSpec], forget_bias: float = 0.0
-) -> dict[tuple[str, str | None], Expr]:
+def canonical(unit: Unit, specs: Mapping[str, TensorSpec], forget_bias: float = 0.0) -> dict[Key, Expr]:
     """Every canonical parameter of a unit as an expression over its tensors: (parameter, gate or None) -> value.
 
     Complemented gates come with the canonical sign, gates that follow from another one as parameters of their own.

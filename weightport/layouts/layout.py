@@ -18,6 +18,11 @@ from weightport.layouts.notation import PARAMETERS, Packing, Parameters
 KIND_GATES: Mapping[str, tuple[str, ...]] = {"lstm": ("i", "f", "g", "o"), "gru": ("r", "z", "n"), "rnn": ("h",)}
 #: Parameters that exist for some gates only.
 PARAM_GATES: Mapping[tuple[str, str], tuple[str, ...]] = {("lstm", "wp"): ("i", "f", "o")}
+#: Kinds that are another kind whose recurrent matrices are diagonal, and that kind. Their parameter :data:`DIAGONAL`
+#: holds the diagonals of ``wt``. Before a diagonal matrix a reset gate does what it does after it.
+#: tensorflow/contrib/rnn/python/ops/rnn_cell.py: IndRNNCell.call, IndyGRUCell.call, IndyLSTMCell.call.
+DIAGONAL_KINDS: Mapping[str, str] = {"indy_lstm": "lstm", "indy_gru": "gru", "ind_rnn": "rnn"}
+DIAGONAL = "wd"
 
 #: What a name template may hold in braces.
 PLACEHOLDERS = ("scope", "gate", "GATE", "layer", "direction")
@@ -111,6 +116,20 @@ class Layout:
     suffixes: bool = False
     title: str = ""
     source: tuple[str, ...] = ()
+
+    @property
+    def diagonal(self) -> bool:
+        """Whether it stores the diagonals of recurrent matrices that are zero elsewhere."""
+        return self.kind in DIAGONAL_KINDS and self.parameters.get(DIAGONAL) == ("gate", "unit")
+
+    @property
+    def family(self) -> str:
+        """The kind that all layouts it converts to and from belong to: its own, or the one that it is a case of."""
+        return DIAGONAL_KINDS[self.kind] if self.diagonal else self.kind
+
+    def related(self, other: Layout) -> bool:
+        """Whether there may be a conversion between the two."""
+        return self.kind == other.kind or self.family == other.family
 
     def gate_order(self, param: str, gates: Sequence[str] | None) -> tuple[str, ...]:
         """The gates that a term of ``param`` holds, in stored order."""

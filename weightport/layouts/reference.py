@@ -26,7 +26,8 @@ import numpy as np
 
 from weightport.layouts.activations import ACTIVATIONS
 from weightport.layouts.behaviour import Behaviour
-from weightport.layouts.convert import blocks, canonical
+from weightport.layouts.blocks import blocks
+from weightport.layouts.convert import canonical
 from weightport.layouts.layout import KIND_GATES, Form, Layout
 from weightport.layouts.notation import PARAMETERS
 from weightport.layouts.rare import KINDS as RARE

@@ -297,10 +297,10 @@ class _Builder:
                 self._fail((*trail, key), f"{layout.name} is no cell with {owner}")
 
     def _same_cell(self, trail: Trail, source: CellRef, target: CellRef) -> None:
-        kinds = [find_layout(side.layout, self.layouts).kind for side in (source, target)]
-        if kinds[0] != kinds[1]:
+        one, other = (find_layout(side.layout, self.layouts) for side in (source, target))
+        if not one.related(other):
             what = f"{source.layout} is a cell of another kind than {target.layout}"
-            self._fail(trail, what, f"one is {kinds[0]}, the other {kinds[1]}: no conversion is exact")
+            self._fail(trail, what, f"one is {one.kind}, the other {other.kind}: no conversion is exact")
         for key in ("layers", "directions"):
             ours, theirs = getattr(source, key), getattr(target, key)
             if ours is not None and theirs is not None and len(ours) != len(theirs):

@@ -159,6 +159,7 @@ class Builder:
             tuple(moved.notes),
             cells.title(rule),
             tuple(moved.assumed),
+            () if moved.problems else tuple(moved.conditions),
         )
 
     def _has_cell(self, ref: CellRef, side: cells.Side, skip: frozenset[str] = frozenset()) -> bool:

@@ -1,7 +1,7 @@
 """Whole RNN cells: a rule's two references to the units behind them, unit by unit into the target's tensors.
 
-Promise: sizes, parameters and behaviours that do not agree are refused with the reason, all of them at once. Limit: a
-target that does not exist yet gets the layout's first form that can hold the cell.
+Promise: sizes, parameters and behaviours that do not agree are refused with the reason, all of them at once; what
+agrees only for some values of the source comes with conditions. Limit: no value is looked at.
 """
 
 from __future__ import annotations
@@ -13,28 +13,26 @@ from typing import Any
 
 from weightport import values
 from weightport.errors import LayoutError, Problem
-from weightport.layouts import Form, Layout, find_layout
+from weightport.layouts import Layout, find_layout
 from weightport.layouts.behaviour import ASSUMED, Behaviour, behaviour, conflicts
-from weightport.layouts.convert import BIJECTIVE, Conversion, Inexact
+from weightport.layouts.conditions import Condition
+from weightport.layouts.convert import BIJECTIVE, CONDITIONAL, EXACT, Conversion, Inexact
 from weightport.layouts.stacks import Cell
-from weightport.layouts.units import (
-    BACKWARD,
-    FORWARD,
-    Stored,
-    Unit,
-    full_name,
-    packed_shape,
-    spelled,
-    stored_rows,
-)
+from weightport.layouts.units import BACKWARD, FORWARD, Unit, packed_shape
 from weightport.mapping.rules import CellRef, CellRule
+from weightport.plan.imagined import alternatives, imagined, scoped
 from weightport.plan.ops import unasked
 from weightport.ranges import Ranges, extent
-from weightport.scopes import is_cell, resolve_cell
+from weightport.scopes import resolve_cell
 from weightport.tensors import TensorSpec
 from weightport.values import Expr
 
 Facts = Callable[[Sequence[str]], Mapping[str, Any]]
+Hints = dict[tuple[Any, ...], str]
+
+
+#: Layouts that a refusal names.
+_NAMED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +60,8 @@ class Moved:
         shapes: target tensor -> its shape.
         sources, targets: every tensor of the units on either side, also where the rule is refused.
         assumed: those of the notes that no file and no mapping says.
+        conditions: what must hold of the source's values.
+        hints: what can be done instead, of kinds of pairs that were looked at.
     """
 
     pairs: list[Pair] = field(default_factory=list)
@@ -74,6 +74,8 @@ class Moved:
     notes: list[str] = field(default_factory=list)
     assumed: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    conditions: list[Condition] = field(default_factory=list)
+    hints: Hints = field(default_factory=dict)
 
     def exprs(self) -> dict[str, Expr]:
         """Target tensor -> what it is computed from."""
@@ -109,11 +111,6 @@ def layout_of(ref: CellRef, own: Mapping[str, Layout]) -> Layout:
     """The layout that a reference names, with the gates that it states."""
     layout = find_layout(ref.layout, own)
     return layout.with_gates(ref.gates) if ref.gates is not None else layout
-
-
-def scoped(prefix: str, scope: str) -> str:
-    """A scope under the side's own."""
-    return "/".join(s for s in (prefix.removesuffix("."), scope) if s)
 
 
 def found_cell(ref: CellRef, side: Side, own: Mapping[str, Layout], skip: frozenset[str] = frozenset()) -> Cell:
@@ -194,7 +191,7 @@ def move(
     moved.sources, moved.targets = [], []
     cell = cells[0]
     layout = layout_of(rule.target, own)
-    if layout.kind != cell.layout.kind:
+    if not layout.related(cell.layout):
         what = f"{cell.layout.name} is a cell of another kind than {layout.name}"
         moved.problems.append(Problem(rule.where, what))
         return moved
@@ -257,7 +254,7 @@ def convert(pair: Pair, specs: Mapping[str, TensorSpec], rule: CellRule, moved: 
     unit, other = pair.source, pair.target
     conversion, problems, assumed = conversion_of(pair, specs)
     where = f"{rule.where}: {pair.where}"
-    moved.problems.extend(Problem(where, what) for what in problems)
+    moved.problems.extend(Problem(where, what, _hint(pair, conversion, moved.hints)) for what in problems)
     moved.sources.extend(n for n in unit.names if n not in moved.sources)
     moved.targets.extend(n for n in other.names if n not in moved.targets)
     if problems:
@@ -286,8 +283,30 @@ def convert(pair: Pair, specs: Mapping[str, TensorSpec], rule: CellRule, moved: 
     assumed.extend(assumed_biases(pair))
     moved.say([*conversion.notes, *assumed])
     moved.assumed.extend(a for a in assumed if a not in moved.assumed)
-    if conversion.classed != BIJECTIVE:
-        moved.classed = conversion.classed
+    moved.classed = max(moved.classed, conversion.classed, key=(BIJECTIVE, EXACT, CONDITIONAL).index)
+    moved.conditions.extend(demanded(pair, conversion, rule, moved.hints))
+
+
+def _hint(pair: Pair, conversion: Conversion, hints: Hints) -> str:
+    """What can be done where a pair is refused for what its layouts are."""
+    unlike = pair.mine.reset.value != pair.its.reset.value or conversion.problems()
+    return instead(pair, hints) if unlike and not conversion.misfits() else ""
+
+
+def demanded(pair: Pair, conversion: Conversion, rule: CellRule, hints: Hints) -> list[Condition]:
+    """What must hold of the source's values, and what can be done where it does not."""
+    found = conversion.conditions()
+    hint = instead(pair, hints) if found else ""
+    return [replace(condition, where=f"{rule.where}: {pair.where}", hint=hint) for condition in found]
+
+
+def instead(pair: Pair, hints: Hints) -> str:
+    """Layouts that hold the source's cell, as a hint; looked for once for all pairs of a kind."""
+    key = (pair.source.form, pair.source.params, pair.mine, pair.target.layout.name)
+    if key not in hints:
+        names = alternatives(pair.source, pair.mine, pair.target.layout)
+        hints[key] = f"exact whatever its values: {', '.join(names[:_NAMED])}" if names else ""
+    return hints[key]
 
 
 def mixture(parts: Sequence[tuple[Ranges, Expr]], specs: Mapping[str, TensorSpec]) -> str:
@@ -308,92 +327,3 @@ def assumed_biases(pair: Pair) -> list[str]:
         for side, said, name in sides
         if said.by == ASSUMED and said.value
     ]
-
-
-# Targets that do not exist yet ---------------------------------------------------------------------------------------
-
-
-def target_scope(rule: CellRule, cell: Cell, unit: Unit, layout: Layout, form: Form) -> str:
-    """Where a unit goes in a target that is made by the mapping: as frameworks scope layers and directions."""
-    parts = [rule.target.scope]
-    if (cell.layers > 1 or rule.target.layers is not None) and not _tells(form, "layer"):
-        parts.append(f"cell_{unit.layer}")
-    if _both(rule, cell) and not _tells(form, "direction"):
-        backward = unit.direction == BACKWARD
-        if layout.inner:
-            parts.append(f"{'backward' if backward else 'forward'}_{layout.kind}")
-        else:
-            parts.append("bw" if backward else "fw")
-    named = form.cells
-    if named and len(parts) > 1:  # a cell of a stack is known by the name of its own scope
-        own = unit.scope.rpartition("/")[2]
-        parts.append(own if is_cell(own, named) else named[0])
-    return "/".join(p for p in parts if p)
-
-
-def _both(rule: CellRule, cell: Cell) -> bool:
-    """Whether the target has to tell directions apart."""
-    return len(cell.directions) > 1 or rule.target.directions is not None
-
-
-def _tells(form: Form, index: str) -> bool:
-    """Whether the layer or the direction stands in the form's names or shapes."""
-    return f"{{{index}}}" in form.rows[0].template or index in _axes(form)
-
-
-def _axes(form: Form) -> set[str]:
-    """Of layer and direction, what is an axis of the form's tensors."""
-    return {a for row in form.rows for t in row.packing.terms for a in t.names()} & {"layer", "direction"}
-
-
-def _placed(unit: Unit, ref: CellRef) -> Unit:
-    """The unit under the layer and direction that the target's reference picks for it."""
-    layer = ref.layers[unit.layer] if ref.layers is not None and unit.layer < len(ref.layers) else unit.layer
-    alone = ref.directions is not None and len(ref.directions) == 1
-    return replace(unit, layer=layer, direction=ref.directions[0] if alone and ref.directions else unit.direction)
-
-
-def imagined(rule: CellRule, cell: Cell, unit: Unit, layout: Layout, prefix: str, mine: Behaviour) -> Unit:
-    """The unit of a layout that would hold another unit: the first form that can, else the first that comes close.
-
-    Args:
-        prefix: the target's scope.
-    """
-    placed = _placed(unit, rule.target)
-    wanted = rule.target.reset or mine.reset.value
-    forms = [f for f in layout.forms if f.reset is None or wanted is None or f.reset == wanted] or list(layout.forms)
-    if _both(rule, cell):
-        forms.sort(key=lambda form: not _tells(form, "direction"))
-    made = []
-    for form in forms:
-        scope = scoped(prefix, target_scope(rule, cell, placed, layout, form))
-        made.append(made_unit(placed, layout, form, scope.replace("/", layout.separator), cell))
-    for candidate in made:
-        if not Conversion(unit, candidate, {}, reset=mine.reset.value).problems():
-            return candidate
-    return made[0]
-
-
-def made_unit(unit: Unit, layout: Layout, form: Form, scope: str, cell: Cell) -> Unit:
-    """A unit of that form with another's sizes; tensors that a cell may lack are there if the other has their like.
-
-    Args:
-        cell: what the other is a unit of.
-    """
-    biases = {"bi", "bt"}  # where a layout has two, they come together
-    has = unit.params | (biases if unit.params & biases else set())
-    tensors = []
-    for row, gate in stored_rows(layout, form):
-        if row.optional and not has & {t.param for t in row.packing.terms}:
-            continue
-        name = spelled(layout, row.template, gate, unit.layer, unit.direction)
-        tensors.append(Stored(row, gate, full_name(scope, name, layout.separator)))
-    sizes = {axis: size for axis, size in unit.sizes.items() if axis not in ("layer", "direction")}
-    index = {}
-    for axis, count, at in (
-        ("layer", max(u.layer for u in (*cell.units, unit)) + 1, unit.layer),
-        ("direction", len(cell.directions), cell.directions.index(unit.direction) if len(cell.directions) > 1 else 0),
-    ):
-        if axis in _axes(form):
-            sizes[axis], index[axis] = count, at
-    return Unit(layout, form, scope, unit.layer, unit.direction, tuple(tensors), sizes, index)

@@ -15,14 +15,16 @@ from weightport.errors import LayoutError, PlanError, Problem, closest
 from weightport.initializers import ARGUMENTS
 from weightport.layouts import Form, Layout, Row, builtin
 from weightport.layouts.behaviour import behaviour
+from weightport.layouts.conditions import Condition
 from weightport.layouts.convert import Inexact
 from weightport.layouts.stacks import Cell, is_place, place_of
-from weightport.layouts.units import FORWARD, SCOPE, Unit, packed_shape, spelled, stored_rows
+from weightport.layouts.units import FORWARD, SCOPE, Stored, Unit, packed_shape, spelled, stored_rows
 from weightport.mapping.rules import CellRef, CellRule, InitRule, Rule, TensorRule
 from weightport.mapping.rules import Mapping as Rules
 from weightport.plan import accounts, cells
 from weightport.plan.build import Builder
 from weightport.plan.fit import unfit
+from weightport.plan.imagined import made_unit, scoped
 from weightport.plan.initial import Gates, initialized, last_axis_gates, named_gates
 from weightport.plan.model import Item
 from weightport.scopes import is_cell
@@ -31,13 +33,20 @@ from weightport.tensors import Source, TensorSpec
 
 @dataclass(slots=True)
 class _CellRule:
-    """A cell rule, with the source's cell and the places in the model that it was used for so far."""
+    """A cell rule, with the source's cell and the places in the model that it was used for so far.
+
+    Attributes:
+        places: the scopes, by the model's layer and direction.
+        made: each unit of the source with the one that the model has of it, by the source's layer and direction.
+    """
 
     rule: CellRule
     cell: Cell
     layout: Layout
     scope: str
     places: dict[tuple[int, str], str] = field(default_factory=dict)
+    made: dict[tuple[int, str], cells.Pair] = field(default_factory=dict)
+    hints: cells.Hints = field(default_factory=dict)
 
 
 class Lookup:
@@ -60,6 +69,8 @@ class Lookup:
         self._seen: dict[str, TensorSpec] = {}
         #: What was done beside copying, and what was assumed of cells that are still being built; in order.
         self.notes: dict[str, None] = {}
+        #: What must hold of the source's values for the cells that were asked for, in order.
+        self.conditions: dict[Condition, None] = {}
         self._places = {rule.name: number for number, rule in enumerate(mapping.rules)}
         side = cells.Side(self._builder.specs, source.facts, mapping.source.scope, self._builder.above)
         for rule in mapping.rules:
@@ -80,11 +91,11 @@ class Lookup:
                 self._builder.problems.extend(Problem(rule.source.where, p.what, p.hint) for p in error.problems)
             return
         layout = cells.layout_of(rule.target, self._mapping.layouts)
-        if layout.kind != cell.layout.kind:
+        if not layout.related(cell.layout):
             what = f"{cell.layout.name} is a cell of another kind than {layout.name}"
             self._builder.problems.append(Problem(rule.where, what))
         self._builder.moved.update(cell.names)
-        scope = cells.scoped(self._mapping.target.scope, rule.target.scope)
+        scope = scoped(self._mapping.target.scope, rule.target.scope)
         self._cells[rule.name] = _CellRule(rule, cell, layout, scope)
 
     def __call__(self, name: str, spec: TensorSpec) -> Item | None:
@@ -138,7 +149,7 @@ class Lookup:
         scope = self._mapping.target.scope
         if rule.target_cell is not None:
             layout = cells.layout_of(rule.target_cell, self._mapping.layouts)
-            below = cells.scoped(scope, rule.target_cell.scope)
+            below = scoped(scope, rule.target_cell.scope)
             return spec.role == "weight" and bool(_forms_at(layout, below, name))
         patterns = [p.joined(scope) for p in rule.targets]
         if any(p.is_literal and p.format({}) == name for p in patterns):
@@ -153,7 +164,7 @@ class Lookup:
         own = self._mapping.layouts
         if rule.target_cell is not None:
             layout = cells.layout_of(rule.target_cell, own)
-            below = cells.scoped(self._mapping.target.scope, rule.target_cell.scope)
+            below = scoped(self._mapping.target.scope, rule.target_cell.scope)
             orders = {last_axis_gates(layout, p.row, p.gate) for p in _forms_at(layout, below, name)}
             return orders.pop() if len(orders) == 1 else ()
         above = name.rsplit("/", 2)[0] + "/"
@@ -171,10 +182,11 @@ class Lookup:
             if unit is None:
                 continue
             there = replace(unit, layer=place.layer, direction=place.direction)
-            other = cells.made_unit(there, known.layout, place.form, place.scope, known.cell)
+            other = made_unit(there, known.layout, place.form, place.scope, known.cell)
             stored = next((s for s in other.tensors if s.name == name), None)
-            if stored is None:
-                continue
+            if stored is None:  # what the source's cell lacks, and the model's does not
+                stored = Stored(place.row, place.gate, name)
+                other = replace(other, tensors=(*other.tensors, stored))
             mine = behaviour(unit.layout, unit.form, self._side.facts(unit.names), cells.stated(rule.source))
             its = behaviour(other.layout, place.form, {}, cells.stated(rule.target))
             pair = cells.Pair(unit, other, mine, its)
@@ -198,6 +210,8 @@ class Lookup:
             said = [*conversion.notes, *assumed, *cells.assumed_biases(pair)]
             for note in (f"{rule.where}: {place.scope or '.'}: {text}" for text in said):
                 self.notes.setdefault(note)
+            known.made.setdefault((unit.layer, unit.direction), pair)
+            self.conditions.update(dict.fromkeys(cells.demanded(pair, conversion, rule, known.hints)))
             expr = values.assemble(shape, parts[0][1].dtype, parts)
             return Item(name, spec, expr, rule.constant, rule.name)
         if failure:
@@ -207,15 +221,32 @@ class Lookup:
     def check(self) -> None:
         """After the model is built: everything that was to be moved was asked for.
 
+        What a cell can do without for some values (its peepholes, where they are zero) is added to the conditions.
+
         Raises:
             PlanError: source tensors that no variable of the model took.
         """
         taken = {name for item in self._asked.values() for name in item.expr.leaves()}
+        for known in self._cells.values():
+            found = [c for unit in known.cell.units for c in self._unasked(known, unit)]
+            self.conditions.update(dict.fromkeys(found))
+        taken.update(condition.tensor for condition in self.conditions)
         path = self._builder.source.path
         left = [n for n in self._builder.specs if n in self._builder.moved and n not in taken]
         problems = [Problem(path, f"the model asked for no variable that takes {n!r}") for n in left]
         if problems:
             raise PlanError(accounts.listed(problems, path))
+
+    def _unasked(self, known: _CellRule, unit: Unit) -> list[Condition]:
+        """What must hold so that a cell is the same without the tensors that the model did not ask for."""
+        made = known.made.get((unit.layer, unit.direction))
+        if made is None:
+            return []
+        pair = replace(
+            made, target=replace(made.target, tensors=tuple(s for s in made.target.tensors if s.name in self._asked))
+        )
+        conversion, problems, _ = cells.conversion_of(pair, self._builder.specs)
+        return [] if problems else cells.demanded(pair, conversion, known.rule, known.hints)
 
 
 @dataclass(frozen=True, slots=True)

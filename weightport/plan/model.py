@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from weightport.errors import PlanError, Problem
+from weightport.errors import ConditionError, PlanError, Problem
+from weightport.layouts.conditions import Condition, by_tensor
 from weightport.tensors import TensorSpec
 from weightport.values import Expr
 
@@ -71,11 +72,13 @@ class Outcome:
         disposition: ``moved``, ``initialized``, ``unused`` (optional, nothing matched) or ``refused``.
         sources, targets: the tensors.
         exact: the target computes the same function, as far as both sides are known.
-        classed: ``bijective`` (reversible bit for bit), ``exact``, ``rounded`` (by a cast or a scale that the mapping
-            asks for), or ``assumed`` (what a file does not record may differ).
+        classed: ``bijective`` (reversible bit for bit), ``exact``, ``conditional`` (exact where the source's values
+            meet the conditions), ``rounded`` (by a cast or a scale that the mapping asks for), or ``assumed`` (what a
+            file does not record may differ).
         notes: what was done beside copying, and what was assumed.
         title: of a cell: its layout and scope on both sides.
         assumed: those of the notes that no file and no mapping says.
+        conditions: what must hold of the source's values; a transfer looks before it writes anything.
     """
 
     rule: str
@@ -89,6 +92,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
     title: str = ""
     assumed: tuple[str, ...] = ()
+    conditions: tuple[Condition, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The outcome as ``transfer --json`` prints it."""
@@ -101,6 +105,15 @@ class Outcome:
             "exact": self.exact,
             "class": self.classed,
             "notes": list(self.notes),
+            "conditions": [
+                {
+                    "tensor": tensor,
+                    "must": " and ".join(dict.fromkeys(c.must for c in found)),
+                    "where": " and ".join(dict.fromkeys(c.says for c in found)),
+                    "holds": None if any(c.holds is None for c in found) else all(c.holds for c in found),
+                }
+                for tensor, found in by_tensor(self.conditions).items()
+            ],
         }
 
 
@@ -115,6 +128,7 @@ class Plan:
         target: disposition of every target tensor: ``moved``, ``constant``, ``initialized``, ``kept``, ``uncovered``.
         specs: of every target tensor that the result has, kept ones included, in order.
         problems: all of them; a plan with any is not carried out.
+        unmet: those of the problems that are conditions which the source's values do not meet.
     """
 
     source_name: str
@@ -127,6 +141,12 @@ class Plan:
     problems: tuple[Problem, ...] = ()
     description: str = ""
     source_specs: Mapping[str, TensorSpec] = field(default_factory=dict, repr=False)
+    unmet: tuple[Problem, ...] = ()
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """What must hold of the source's values. A plan looks at none; a transfer does before it writes anything."""
+        return tuple(c for outcome in self.outcomes for c in outcome.conditions)
 
     @property
     def bytes(self) -> int:
@@ -138,9 +158,12 @@ class Plan:
 
         Raises:
             PlanError: it has problems; all of them.
+            ConditionError: all that is wrong is values of the source, which do not meet the conditions.
         """
-        if self.problems:
+        if len(self.problems) > len(self.unmet):
             raise PlanError(self.problems)
+        if self.problems:
+            raise ConditionError(self.problems)
         return self
 
     def as_json(self) -> dict[str, Any]:

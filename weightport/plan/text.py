@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
+from weightport.layouts.conditions import Condition, by_tensor
 from weightport.plan.model import MOVED, UNUSED, Outcome, Plan
 from weightport.sizes import size
 
@@ -39,12 +40,23 @@ def _outcome(outcome: Outcome) -> Iterator[str]:
     if outcome.title:
         count = f": {len(outcome.sources)} tensors -> {len(outcome.targets)}" if outcome.disposition == MOVED else ""
         yield f"{head}: {outcome.title}{count}{_class(outcome)}"
-        yield from (f"      {note}" for note in outcome.notes)
+        yield from (f"      {note}" for note in (*conditions(outcome), *outcome.notes))
         return
     names = _names(outcome.targets)
     yield f"{head}: " + (f"{_names(outcome.sources)} -> {names}" if outcome.sources else names) + _class(outcome)
     for note in outcome.notes:
         yield f"      {note}"
+
+
+def conditions(outcome: Outcome) -> Iterator[str]:
+    """What must hold of the source's values, on which tensors, and whether it does; a line for each."""
+    said: dict[str, list[Condition]] = {}
+    for condition in outcome.conditions:
+        said.setdefault(condition.says, []).append(condition)
+    for says, alike in said.items():
+        looked = {True: "it holds", False: "it does not hold", None: "looked at before anything is written"}
+        holds = None if any(c.holds is None for c in alike) else all(c.holds for c in alike)
+        yield f"exact only where {says}: {_names(list(by_tensor(alike)))} ({looked[holds]})"
 
 
 def _class(outcome: Outcome) -> str:

@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any
 
 from weightport.plan.model import Outcome, Plan
+from weightport.plan.text import conditions
 from weightport.sizes import size
 from weightport.tensors import TensorSpec
 
@@ -70,6 +71,7 @@ def _spelled(value: Any) -> Any:
 def _rule(outcome: Outcome) -> dict[str, Any]:
     return {
         "outcome": outcome,
+        "notes": [*conditions(outcome), *outcome.notes],
         "sources": _names(outcome.sources),
         "targets": _names(outcome.targets),
         "as": "constant" if outcome.constant else "initial",
