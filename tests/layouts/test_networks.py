@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from tests.layouts._steps import CASES, Arrays, sigmoid
 from tests.plan.stub import Stub, planned, problems, results
+from weightport.settle import settled
 
 DIRECTIONS = ("fw", "bw")
 
@@ -223,6 +224,29 @@ def test_gru_networks(shape: Shape, order: list[str], dtype: str) -> None:
 def test_gru_networks_that_reset_before(shape: Shape, order: list[str], dtype: str) -> None:
     arrays = tf_network(shape, "gru", 2, dtype)
     journey(GRU_BEFORE, "tf", [n for n in order if n != "tf"][:3], arrays, shape, reset="before")
+
+
+@settings(max_examples=40, deadline=None)
+@given(SHAPES, st.sampled_from(sorted(set(LSTM) - {"tf"})), st.sampled_from(sorted(CLOSE)), st.data())
+def test_lstm_networks_with_parts_that_do_nothing(shape: Shape, there: str, dtype: str, data: st.DataObject) -> None:
+    """Peepholes of zero and projections that are the identity, in every layer and direction; then one that is not."""
+    arrays = tf_network(shape, "lstm", 1, dtype)
+    for k, d in shape.places:
+        scope = tf_scope(shape, k, d, "basic_lstm_cell")
+        arrays |= {f"{scope}/w_{gate}_diag": np.zeros(shape.units, dtype) for gate in "ifo"}
+        arrays[f"{scope}/projection/kernel"] = np.eye(shape.units, dtype=dtype)
+    source = Stub(arrays)
+    rules = [{"from": {"layout": "lstm.tf1", "scope": "net"}, "to": {"layout": LSTM[there].layout, "scope": "net"}}]
+    plan = settled(planned(source, None, rules), source).check()
+    assert plan.outcomes[0].classed == "conditional"
+    assert set(plan.source.values()) == {"moved"}
+    found = outputs(LSTM[there], dict(results(plan, source)), shape)
+    assert np.abs(found - outputs(LSTM["tf"], arrays, shape)).max() < CLOSE[dtype]
+
+    wrong = data.draw(st.sampled_from(plan.conditions)).tensor
+    source.arrays[wrong].reshape(-1)[-1] += 2
+    (problem,) = settled(planned(source, None, rules), source).problems
+    assert f"and {wrong!r} is {source.arrays[wrong].reshape(-1)[-1]!s} at " in problem.what
 
 
 def test_the_names_that_a_mapping_makes() -> None:

@@ -103,6 +103,9 @@ def transfer(
     Every tensor of SOURCE, every tensor of TARGET and every rule has to be accounted for; otherwise all that is amiss
     is listed, nothing is written, and the exit code is 1.
 
+    Where a cell moves exactly for some values only (peepholes of zero, into a cell without), these values are looked at
+    first, also with --dry-run; others are refused in the same way.
+
     With --reverse, fine-tuned weights go back into the format and the names that they came from: SOURCE is the new
     model, TARGET the original file. A rule that cannot be undone is an error before anything is read.
 

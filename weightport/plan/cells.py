@@ -254,7 +254,7 @@ def convert(pair: Pair, specs: Mapping[str, TensorSpec], rule: CellRule, moved: 
     unit, other = pair.source, pair.target
     conversion, problems, assumed = conversion_of(pair, specs)
     where = f"{rule.where}: {pair.where}"
-    moved.problems.extend(Problem(where, what, _hint(pair, conversion, moved.hints)) for what in problems)
+    moved.problems.extend(Problem(where, what, refusal_hint(pair, conversion, moved.hints)) for what in problems)
     moved.sources.extend(n for n in unit.names if n not in moved.sources)
     moved.targets.extend(n for n in other.names if n not in moved.targets)
     if problems:
@@ -287,7 +287,7 @@ def convert(pair: Pair, specs: Mapping[str, TensorSpec], rule: CellRule, moved: 
     moved.conditions.extend(demanded(pair, conversion, rule, moved.hints))
 
 
-def _hint(pair: Pair, conversion: Conversion, hints: Hints) -> str:
+def refusal_hint(pair: Pair, conversion: Conversion, hints: Hints) -> str:
     """What can be done where a pair is refused for what its layouts are."""
     unlike = pair.mine.reset.value != pair.its.reset.value or conversion.problems()
     return instead(pair, hints) if unlike and not conversion.misfits() else ""

@@ -193,7 +193,8 @@ class Lookup:
             conversion, problems, assumed = cells.conversion_of(pair, self._builder.specs)
             shape = packed_shape(other.layout, stored, other.sizes)
             if problems or shape != spec.shape:
-                failure = failure or [Problem(f"{rule.where}: {name!r}", what) for what in problems]
+                hint = cells.refusal_hint(pair, conversion, known.hints) if problems and not failure else ""
+                failure = failure or [Problem(f"{rule.where}: {name!r}", what, hint) for what in problems]
                 continue
             try:
                 parts = conversion.parts(stored)
