@@ -31,6 +31,7 @@ from weightport.plan import Plan, cells
 from weightport.plan import plan as make
 from weightport.plan.model import Item
 from weightport.plan.names import ended, matching
+from weightport.plan.words import INPUT, Words, only
 from weightport.ranges import Ranges, slices_of
 from weightport.settle import settled
 from weightport.tensors import Array, Source
@@ -235,14 +236,29 @@ def _cells(
         does = _agreed(pair.mine, pair.its)
         first = ReferenceCell(pair.source.layout.kind, loaded[number][0], does[0], pair.source.sizes)
         second = ReferenceCell(pair.target.layout.kind, loaded[number][1], does[1], pair.target.sizes)
+        if pair.words is not None:
+            first, second = _common(pair.words, pair, first, second)
         proof = compare(rule.name, where, first, second)
         if not proof.equal and first.kind == second.kind:
             others = [b for k, (_, b) in enumerate(loaded) if k != number]
             proof = replace(proof, cause=likely_cause(first, second, others))
         yield proof
-        if live:
+        if live and pair.words is not None:
+            notes.append(f"{rule.name}: {where}: a cell with other words is not run by its framework")
+        elif live:
             cells_ = LiveCell(pair.source, source, does[0], first), LiveCell(pair.target, out, does[1], second)
             yield replace(compare_live(rule.name, where, *cells_, notes), cause=proof.cause)
+
+
+def _common(
+    words: Words, pair: cells.Pair, first: ReferenceCell, second: ReferenceCell
+) -> tuple[ReferenceCell, ReferenceCell]:
+    """Both cells with the words that both have for their inputs."""
+    old, new = words.common()
+    return (
+        replace(first, parameters=only(first.parameters, pair.source, old), sizes={**first.sizes, INPUT: len(old)}),
+        replace(second, parameters=only(second.parameters, pair.target, new), sizes={**second.sizes, INPUT: len(new)}),
+    )
 
 
 def _activations(pair: cells.Pair) -> list[Said]:

@@ -154,11 +154,14 @@ class _Builder:
             self._fail(trail, f"a cell in {side} only", "both sides name a layout, or neither")
             return None
         if kinds == {True}:
-            self._no_operations(trail, rule, "a rule for a cell")
+            self._no_operations(trail, {k: v for k, v in rule.items() if k != "vocab"}, "a rule for a cell")
+            vocab = self._operations(trail, {"vocab": rule["vocab"]}).vocab if "vocab" in rule else None
+            if vocab is not None and "axis" in rule["vocab"]:
+                self._fail((*trail, "vocab", "axis"), "a cell's words are its inputs", "leave the axis out")
             if not isinstance(source, CellRef) or not isinstance(target, CellRef):
                 return None
             self._same_cell(trail, source, target)
-            return CellRule(*common, source, target, slots=rule.get("slots") is True)
+            return CellRule(*common, source, target, slots=rule.get("slots") is True, vocab=vocab)
         ops = self._operations(trail, rule)
         sources = source if isinstance(source, tuple) else None
         targets = target if isinstance(target, tuple) else None

@@ -20,6 +20,8 @@ _LOSSY = {
     "cast": "it rounds",
 }
 
+_LEAVE = "leave the rule out of the mapping that goes back"
+
 
 def reverse(mapping: Mapping) -> Mapping:
     """See :meth:`weightport.mapping.rules.Mapping.reversed`."""
@@ -34,6 +36,9 @@ def reverse(mapping: Mapping) -> Mapping:
     for rule in mapping.rules:
         if isinstance(rule, TensorRule):
             problems.extend(_stuck(rule))
+        elif isinstance(rule, CellRule) and rule.vocab is not None:
+            what = f"vocab cannot be undone: {_LOSSY['vocab']}"
+            problems.append(Problem(f"{rule.where} backwards", what, _LEAVE))
     if problems:
         raise MappingError(problems)
     return replace(
@@ -66,4 +71,4 @@ def _stuck(rule: TensorRule) -> list[Problem]:
         names = ", ".join(f"{{{name}}}" for name in lost)
         found.append(f"{names} does not stand in {str(rule.tos[0])!r}: the way back has no name for it")
     where = f"{rule.where} backwards"
-    return [Problem(where, what, "leave the rule out of the mapping that goes back") for what in found]
+    return [Problem(where, what, _LEAVE) for what in found]

@@ -216,11 +216,13 @@ class CellRule(_Common):
 
     Attributes:
         slots: optimizer slots go where their variables go.
+        vocab: the first layer's inputs are words; their rows move by word.
     """
 
     source: CellRef
     target: CellRef
     slots: bool = False
+    vocab: Vocab | None = None
 
 
 @dataclass(frozen=True, slots=True)

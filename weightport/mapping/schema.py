@@ -219,7 +219,9 @@ class RuleShape(Shape):
     ] = _key(
         "Permute, split and merge axes, as in einops.", "in out -> out in", {"pattern": "(h d) i -> i h d", "h": 8}
     )
-    vocab: VocabShape = _key("Move rows by word.", {"from": "old.txt", "to": "new.txt", "missing": "mean"})
+    vocab: VocabShape = _key(
+        "Move rows by word; of a cell, those of its inputs.", {"from": "old.txt", "to": "new.txt", "missing": "mean"}
+    )
     pad: Annotated[
         Annotated[Pairs, Tag(LIST)] | Annotated[PadShape, Tag(TABLE)],
         _by_kind("a list of [before, after], one for each axis, or {widths: ..., value: ...}"),

@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 from weightport import values
-from weightport.errors import LayoutError, Problem
+from weightport.errors import LayoutError, MappingError, Problem
 from weightport.layouts import Layout, find_layout
 from weightport.layouts.behaviour import ASSUMED, Behaviour, behaviour, conflicts
 from weightport.layouts.conditions import Condition
@@ -21,7 +21,8 @@ from weightport.layouts.stacks import Cell
 from weightport.layouts.units import BACKWARD, FORWARD, Unit, packed_shape
 from weightport.mapping.rules import CellRef, CellRule
 from weightport.plan.imagined import alternatives, imagined, scoped
-from weightport.plan.ops import unasked
+from weightport.plan.ops import Unfit, unasked
+from weightport.plan.words import Reworded, Words
 from weightport.ranges import Ranges, extent
 from weightport.scopes import resolve_cell
 from weightport.tensors import TensorSpec
@@ -37,12 +38,17 @@ _NAMED = 4
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A unit of the source, the unit of the target that it moves to, and what the two do beside their weights."""
+    """A unit of the source, the unit of the target that it moves to, and what the two do beside their weights.
+
+    Attributes:
+        words: of a unit whose inputs get new ones.
+    """
 
     source: Unit
     target: Unit
     mine: Behaviour
     its: Behaviour
+    words: Words | None = None
 
     @property
     def where(self) -> str:
@@ -195,14 +201,19 @@ def move(
         what = f"{cell.layout.name} is a cell of another kind than {layout.name}"
         moved.problems.append(Problem(rule.where, what))
         return moved
+    words = words_of(rule, cell, moved)
+    if moved.problems:
+        moved.sources, moved.targets = list(cell.names), list(cells[1].names) if target is not None else []
+        return moved
     for unit, other in _paired(rule, cell, cells[1] if target is not None else None, moved):
+        new = words if unit.layer == 0 else None
         facts = source.facts(unit.names)
         mine = behaviour(unit.layout, unit.form, facts, stated(rule.source))
         if other is None:
-            other = imagined(rule, cell, unit, layout, prefix, mine)
+            other = imagined(rule, cell, new.renamed(unit) if new is not None else unit, layout, prefix, mine)
         its_facts = target.facts(other.names) if target is not None else {}
         its = behaviour(other.layout, other.form, its_facts, stated(rule.target))
-        moved.pairs.append(Pair(unit, other, mine, its))
+        moved.pairs.append(Pair(unit, other, mine, its, new))
         convert(moved.pairs[-1], source.specs, rule, moved)
     for name in [] if moved.problems else moved.parts:
         shape = moved.shapes[name]
@@ -210,6 +221,20 @@ def move(
             what = f"only a part of target tensor {name!r} would get values: the source lacks some of its layers"
             moved.problems.append(Problem(rule.where, f"{what} or directions", "nothing is left to chance"))
     return moved
+
+
+def words_of(rule: CellRule, cell: Cell, moved: Moved) -> Words | None:
+    """The words of a rule's cell, with notes and problems in ``moved``."""
+    if rule.vocab is None:
+        return None
+    try:
+        return Words.of(rule.vocab, cell, moved.notes)
+    except Unfit as reason:
+        what, *hint = reason.args
+        moved.problems.append(Problem(rule.where, what, hint[0] if hint else ""))
+    except MappingError as error:
+        moved.problems.extend(error.problems)
+    return None
 
 
 def stated(ref: CellRef) -> dict[str, Any]:
@@ -240,11 +265,16 @@ def _places(cell: Cell) -> str:
     return ", ".join(f"{u.layer} {u.direction}" for u in cell.units)
 
 
-def conversion_of(pair: Pair, specs: Mapping[str, TensorSpec]) -> tuple[Conversion, list[str], list[str]]:
+def conversion_of(pair: Pair, specs: Mapping[str, TensorSpec]) -> tuple[Conversion | Reworded, list[str], list[str]]:
     """The conversion of a pair, what stands in its way, and what is taken for granted of activations and the like."""
     mine, its = pair.mine, pair.its
     biases = (float(mine.forget_bias.value), float(its.forget_bias.value))
-    conversion = Conversion(pair.source, pair.target, specs, biases, mine.reset.value or its.reset.value)
+    reset = mine.reset.value or its.reset.value
+    conversion: Conversion | Reworded
+    if pair.words is None:
+        conversion = Conversion(pair.source, pair.target, specs, biases, reset)
+    else:
+        conversion = Reworded(pair.words, pair.source, pair.target, specs, biases, reset)
     problems, assumed = conflicts(mine, its)
     return conversion, [*problems, *conversion.problems(), *unasked(pair.source.names, specs)], assumed
 
@@ -252,8 +282,12 @@ def conversion_of(pair: Pair, specs: Mapping[str, TensorSpec]) -> tuple[Conversi
 def convert(pair: Pair, specs: Mapping[str, TensorSpec], rule: CellRule, moved: Moved) -> None:
     """One unit into another, added to ``moved``."""
     unit, other = pair.source, pair.target
-    conversion, problems, assumed = conversion_of(pair, specs)
     where = f"{rule.where}: {pair.where}"
+    try:
+        conversion, problems, assumed = conversion_of(pair, specs)
+    except Unfit as reason:
+        moved.problems.append(Problem(where, *reason.args))
+        return
     moved.problems.extend(Problem(where, what, refusal_hint(pair, conversion, moved.hints)) for what in problems)
     moved.sources.extend(n for n in unit.names if n not in moved.sources)
     moved.targets.extend(n for n in other.names if n not in moved.targets)
@@ -287,13 +321,13 @@ def convert(pair: Pair, specs: Mapping[str, TensorSpec], rule: CellRule, moved: 
     moved.conditions.extend(demanded(pair, conversion, rule, moved.hints))
 
 
-def refusal_hint(pair: Pair, conversion: Conversion, hints: Hints) -> str:
+def refusal_hint(pair: Pair, conversion: Conversion | Reworded, hints: Hints) -> str:
     """What can be done where a pair is refused for what its layouts are."""
     unlike = pair.mine.reset.value != pair.its.reset.value or conversion.problems()
     return instead(pair, hints) if unlike and not conversion.misfits() else ""
 
 
-def demanded(pair: Pair, conversion: Conversion, rule: CellRule, hints: Hints) -> list[Condition]:
+def demanded(pair: Pair, conversion: Conversion | Reworded, rule: CellRule, hints: Hints) -> list[Condition]:
     """What must hold of the source's values, and what can be done where it does not."""
     found = conversion.conditions()
     hint = instead(pair, hints) if found else ""

@@ -27,6 +27,7 @@ from weightport.plan.fit import unfit
 from weightport.plan.imagined import made_unit, scoped
 from weightport.plan.initial import Gates, initialized, last_axis_gates, named_gates
 from weightport.plan.model import Item
+from weightport.plan.words import Words
 from weightport.scopes import is_cell
 from weightport.tensors import Source, TensorSpec
 
@@ -44,6 +45,7 @@ class _CellRule:
     cell: Cell
     layout: Layout
     scope: str
+    words: Words | None = None
     places: dict[tuple[int, str], str] = field(default_factory=dict)
     made: dict[tuple[int, str], cells.Pair] = field(default_factory=dict)
     hints: cells.Hints = field(default_factory=dict)
@@ -96,7 +98,16 @@ class Lookup:
             self._builder.problems.append(Problem(rule.where, what))
         self._builder.moved.update(cell.names)
         scope = scoped(self._mapping.target.scope, rule.target.scope)
-        self._cells[rule.name] = _CellRule(rule, cell, layout, scope)
+        words = self._words(rule, cell)
+        self._cells[rule.name] = _CellRule(rule, cell, layout, scope, words)
+
+    def _words(self, rule: CellRule, cell: Cell) -> Words | None:
+        found = cells.Moved()
+        words = cells.words_of(rule, cell, found)
+        self._builder.problems.extend(found.problems)
+        for note in found.notes:
+            self.notes.setdefault(f"{rule.where}: {note}")
+        return words
 
     def __call__(self, name: str, spec: TensorSpec) -> Item | None:
         """What the variable of that full name, shape and dtype is to become; None: it keeps its own initial value.
@@ -181,7 +192,9 @@ class Lookup:
             unit = next((u for u in known.cell.units if (u.layer, u.direction) == at), None)
             if unit is None:
                 continue
-            there = replace(unit, layer=place.layer, direction=place.direction)
+            words = known.words if unit.layer == 0 else None
+            sizes = unit.sizes if words is None else words.renamed(unit).sizes
+            there = replace(unit, layer=place.layer, direction=place.direction, sizes=sizes)
             other = made_unit(there, known.layout, place.form, place.scope, known.cell)
             stored = next((s for s in other.tensors if s.name == name), None)
             if stored is None:  # what the source's cell lacks, and the model's does not
@@ -189,7 +202,7 @@ class Lookup:
                 other = replace(other, tensors=(*other.tensors, stored))
             mine = behaviour(unit.layout, unit.form, self._side.facts(unit.names), cells.stated(rule.source))
             its = behaviour(other.layout, place.form, {}, cells.stated(rule.target))
-            pair = cells.Pair(unit, other, mine, its)
+            pair = cells.Pair(unit, other, mine, its, words)
             conversion, problems, assumed = cells.conversion_of(pair, self._builder.specs)
             shape = packed_shape(other.layout, stored, other.sizes)
             if problems or shape != spec.shape:

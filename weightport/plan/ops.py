@@ -178,39 +178,40 @@ def rearrange(expr: Expr, recipe: Rearrange) -> Expr:
 
 def _vocab(expr: Expr, vocab: Vocab, name: str, notes: list[str]) -> Expr:
     axis = _axis(vocab.axis, len(expr.shape), "vocab")
+    rows = vocab_rows(vocab, expr.shape[axis], f"axis {axis} of {list(expr.shape)} has", notes)
+    return taken(expr, axis, rows, vocab, name)
+
+
+def vocab_rows(vocab: Vocab, size: int, where: str, notes: list[str]) -> tuple[int, ...]:
+    """The old row of each new row, or -1.
+
+    Args:
+        size: how many old rows there are.
+        where: what has them, for people.
+        notes: gets what was found.
+
+    Raises:
+        Unfit: the vocabulary is longer, or a word is missing and the mapping does not say what it gets.
+        MappingError: a file cannot be read.
+    """
     old = read_vocab(vocab.source, vocab.source_columns)
     new = read_vocab(vocab.target, vocab.target_columns)
-    size = expr.shape[axis]
     highest = max(old.values(), default=-1)
     if highest >= size:
-        raise Unfit(
-            f"vocab: {vocab.source_text or vocab.source} has {highest + 1:,} rows, axis {axis} of "
-            f"{list(expr.shape)} has {size:,}"
-        )
+        raise Unfit(f"vocab: {vocab.source_text or vocab.source} has {highest + 1:,} rows, {where} {size:,}")
     rows = [-1] * (max(new.values(), default=-1) + 1)
     for word, row in new.items():
         rows[row] = old.get(word, -1)
     found = sum(row >= 0 for row in rows)
     lacking = len(rows) - found
-    missing: Expr | None = None
-    if lacking:
+    if lacking and vocab.missing is None:
         words = [w for w in new if w not in old]
         empty = lacking - len(words)
         some = ", ".join(repr(w) for w in words[:5]) + (", ..." if len(words) > 5 else "")
         what = [f"{len(words):,} of {len(new):,} words are not in the old vocabulary: {some}"] if words else []
         what += [f"{empty:,} of {len(rows):,} rows have no word"] if empty else []
-        if vocab.missing is None:
-            raise Unfit(
-                f"vocab: {'; '.join(what)}",
-                "say what they get: missing: {truncated_normal: {stddev: 0.02}} or missing: mean",
-            )
-        shape = (*expr.shape[:axis], len(rows), *expr.shape[axis + 1 :])
-        if isinstance(vocab.missing, Initializer):
-            missing = made(vocab.missing, shape, expr.dtype, name)
-        elif not _is_number(expr.dtype) or not size:
-            raise Unfit(f"vocab: there is no mean of {expr.dtype.name} {list(expr.shape)}", "missing: zeros")
-        else:
-            missing = values.Mean(expr, axis, len(rows))
+        hint = "say what they get: missing: {truncated_normal: {stddev: 0.02}} or missing: mean"
+        raise Unfit(f"vocab: {'; '.join(what)}", hint)
     how = vocab.missing.name if isinstance(vocab.missing, Initializer) else vocab.missing
     notes.append(
         f"vocab: {found:,} of {len(rows):,} rows found by their words" + (f", {lacking:,} get {how}" if lacking else "")
@@ -220,7 +221,28 @@ def _vocab(expr: Expr, vocab: Vocab, name: str, notes: list[str]) -> Expr:
         parts = [f"{behind:,} of {len(old):,} old words"] if behind else []
         parts += [f"{size - len(old):,} of {size:,} rows, which have no old word,"] if size > len(old) else []
         notes.append(f"vocab: {' and '.join(parts)} are left behind")
-    return values.Take(expr, axis, tuple(rows), missing)
+    return tuple(rows)
+
+
+def taken(expr: Expr, axis: int, rows: tuple[int, ...], vocab: Vocab, name: str) -> Expr:
+    """Rows of an axis by number, those of new words as the mapping says.
+
+    Args:
+        name: seeds an initializer.
+
+    Raises:
+        Unfit: there is no mean of such values.
+    """
+    missing: Expr | None = None
+    if -1 in rows:
+        shape = (*expr.shape[:axis], len(rows), *expr.shape[axis + 1 :])
+        if isinstance(vocab.missing, Initializer):
+            missing = made(vocab.missing, shape, expr.dtype, name)
+        elif not _is_number(expr.dtype) or not expr.shape[axis]:
+            raise Unfit(f"vocab: there is no mean of {expr.dtype.name} {list(expr.shape)}", "missing: zeros")
+        else:
+            missing = values.Mean(expr, axis, len(rows))
+    return values.Take(expr, axis, rows, missing)
 
 
 def made(initializer: Initializer, shape: Sequence[int], dtype: np.dtype[Any], name: str, **extra: Any) -> values.Made:

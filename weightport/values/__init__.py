@@ -11,7 +11,7 @@ once in the tensor's own dtype.
 
 from __future__ import annotations
 
-from weightport.values.building import add, assemble, concat, cut, negate, permute, reshape
+from weightport.values.building import add, assemble, concat, cut, negate, permute, replaced, reshape
 from weightport.values.diagonals import Diagonal, OnDiagonal
 from weightport.values.moves import Assemble, Cut, Expr, Fetch, Leaf, Permute, Reshape, crossed, operands, turned
 from weightport.values.numbers import Cast, Dequantized, Fill, Made, Mean, Scale, Sum, Take
@@ -42,6 +42,7 @@ __all__ = [
     "negate",
     "operands",
     "permute",
+    "replaced",
     "reshape",
     "turned",
 ]

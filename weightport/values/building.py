@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from weightport.ranges import Ranges, picked, whole
-from weightport.values.moves import Assemble, Cut, Expr, Permute, Reshape
+from weightport.values.moves import Assemble, Cut, Expr, Leaf, Permute, Reshape
 from weightport.values.numbers import Scale, Sum
 
 
@@ -37,6 +38,23 @@ def reshape(of: Expr, shape: Sequence[int]) -> Expr:
     if isinstance(of, Reshape):
         return reshape(of.of, shape)
     return Reshape(of, tuple(shape))
+
+
+def replaced(of: Expr, leaf: Callable[[Leaf], Expr]) -> Expr:
+    """The same expression over other tensors: of each source tensor, what ``leaf`` makes of it."""
+    if isinstance(of, Leaf):
+        return leaf(of)
+    if isinstance(of, Assemble):
+        return replace(of, parts=tuple((place, replaced(part, leaf)) for place, part in of.parts))
+    inner: Any = getattr(of, "of", None)
+    if inner is None:
+        return of
+    made: Any = of
+    changed = {"of": tuple(replaced(o, leaf) for o in inner) if isinstance(inner, tuple) else replaced(inner, leaf)}
+    if getattr(of, "missing", None) is not None:
+        changed["missing"] = replaced(made.missing, leaf)
+    found: Expr = replace(made, **changed)
+    return found
 
 
 def negate(of: Expr) -> Expr:
