@@ -75,6 +75,21 @@ def test_tiles_of_any_size_are_the_whole(name: str, tile: int, whole: int) -> No
     np.testing.assert_array_equal(np.concatenate(tiles), expected)
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_a_part_reads_what_it_needs(name: str) -> None:
+    """Of a small tensor, too: devices and replicas each read their own part, not the whole again and again."""
+    source = Counting({"a": A})
+    item = planned(source, None, [RULES[name]]).items["b"]
+    expected = Reader(source).value(item)
+    rows = item.spec.shape[0]
+    for low, high in ((0, rows // 2), (rows // 2, rows)):
+        source.total = 0
+        found = Reader(source).value(item, (slice(low, high),))
+        np.testing.assert_array_equal(found, expected[low:high])
+        share = 2 if name == "joined" else 1
+        assert source.total <= share * (A.nbytes // 2 + A.nbytes // 10)
+
+
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("name", RULES)
 def test_no_more_than_a_few_tiles_are_read_at_once(name: str) -> None:

@@ -446,13 +446,47 @@ except OSError as error:
     assert str(error) == "gone"
 else:
     raise AssertionError("no error")
+
+# A whole transfer: of a cell's kernels, each device's part reads its columns of the source, and nothing else.
+import sys
+import weightport as wp
+
+np.savez(sys.argv[1], kernel=array, w=array[:, :2], b=np.zeros(4, np.float32))
+tree = {
+    "kernel": jax.device_put(np.zeros((8, 4), np.float32), NamedSharding(mesh, P("a"))),
+    "turned": jax.ShapeDtypeStruct((4, 8), np.float32, sharding=NamedSharding(mesh, P(None, "b"))),
+}
+mapping = {
+    "weightport": 1,
+    "rules": [
+        {"from": "kernel", "to": "kernel"},
+        {"from": "kernel", "to": "turned", "rearrange": "a b -> b a"},
+    ],
+    "ignore": ["w", "b"],
+}
+source = wp.open(sys.argv[1])
+read, asked = source.read, []
+
+
+def counted(name, index=None):
+    asked.append((name, None if index is None else tuple(cut.indices(n) for cut, n in zip(index, (8, 4)))))
+    return read(name, index)
+
+
+source.read = counted
+found = wp.transfer(source, tree, mapping).target
+assert np.array_equal(np.asarray(found["kernel"]), array)
+assert np.array_equal(np.asarray(found["turned"]), array.T)
+halves = [("kernel", ((r, r + 4, 1), (0, 4, 1))) for r in (0, 4)]
+assert sorted(asked) == sorted(halves + halves), asked
 print("done")
 """
 
 
-def test_each_device_reads_only_its_part() -> None:
+def test_each_device_reads_only_its_part(tmp_path: Path) -> None:
     """In a process of its own: how many devices there are is settled when JAX starts."""
-    found = subprocess.run([sys.executable, "-W", "error", "-c", SHARDED], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-W", "error", "-c", SHARDED, str(tmp_path / "a.npz")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
     assert found.stdout == "done\n", found.stderr
 
 

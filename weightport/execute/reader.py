@@ -1,8 +1,9 @@
 """Values of a plan's items, as live models and writers of streams take them.
 
 Promise: values are produced when they are asked for, tile by tile along the first axis, and released at once; a tensor
-that fits is read whole in one pass, so that its checksum is verified on the way. A source that changes while it is read
-is an error. Limit: a tile holds whole rows of the target.
+that fits is read whole in one pass, so that its checksum is verified on the way; of one of which a part is asked for,
+only what the part needs is read. A source that changes while it is read is an error. Limit: a tile holds whole rows of
+the target.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class Reader:
             FormatError: the source is truncated, corrupt, or changed meanwhile.
             Error: a value that the item's dtype cannot hold.
         """
-        return self._made(item, ranges_of(index, item.spec.shape), self._fetch(item))
+        ranges = ranges_of(index, item.spec.shape)
+        fetch = self._fetch(item) if ranges == whole(item.spec.shape) else _Fetch(self.source, small=False)
+        return self._made(item, ranges, fetch)
 
     def tiles(self, item: Item) -> Iterator[Array]:
         """The value in consecutive tiles along the first axis."""
