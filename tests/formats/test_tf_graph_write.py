@@ -18,7 +18,7 @@ from tests.formats._graphdef import write as save
 from tests.formats.test_tf_bundle import bytes_field, number_field
 from tests.formats.test_tf_fuzz import mutated
 from tests.support import Fixture, fixture, fixtures, need
-from weightport.errors import Error, RefusedError
+from weightport.errors import Error, FormatError, RefusedError
 from weightport.formats import _tf_freeze, _tf_uses, detect, tf_graph_write
 from weightport.formats._message import MOST_BYTES
 from weightport.tensors import TensorSpec
@@ -606,6 +606,70 @@ def test_golden(tmp_path: Path) -> None:
     assign = node("v/Assign", "Assign", "v", "v/Initializer/pretrained")
     out = Path(put(tmp_path / "out.pb", like, {"v": value}))
     assert out.read_bytes() == graph(nodes[0], assign, nodes[2], *rest[:2], given) + versions
+
+
+def saver(*entries: tuple[str, str, str], names: bytes | None = None) -> list[bytes]:
+    """A save operation of (name, slice, tensor)."""
+    listed = names or const("names", np.array([n.encode() for n, _, _ in entries], object))
+    types = bytes_field(1, bytes_field(6, b"\1" * len(entries)))
+    return [
+        const("prefix", np.array(b"x", object)),
+        listed,
+        const("cuts", np.array([c.encode() for _, c, _ in entries], object)),
+        node("save", "SaveV2", "prefix", "names", "cuts", *(t for _, _, t in entries), dtypes=types),
+    ]
+
+
+def test_what_is_saved_and_is_no_variable(tmp_path: Path) -> None:
+    like = save(
+        tmp_path / "g.pb", graph(variable("v"), node("sum", "Add", "v", "v", T=FLOAT), *saver(("s", "", "sum")))
+    )
+    with pytest.raises(Error) as caught:
+        tf_graph_write.write(
+            str(tmp_path / "out.pb"), {"s": TensorSpec.of("float32", ())}, lambda _: iter([]), like=like
+        )
+    assert str(caught.value) == f"tensor 's': is Add 'sum' of {like}, no variable; keep it: list it under keep:"
+
+
+@pytest.mark.parametrize(
+    "cut", ["2 3 0,2", "2 3 0,2:0,4", "2 3 0,-1:-", "2 3 a,b:-", "2 3 1:-", "2 3 -:0,9999999999999999999999"]
+)
+def test_slices_that_are_none(tmp_path: Path, cut: str) -> None:
+    like = save(tmp_path / "g.pb", graph(variable("v"), *saver(("v", cut, "v"))))
+    specs = {"v": TensorSpec.of("float32", (2, 3))}
+    with pytest.raises(FormatError, match=re.escape(f"tensor 'v': {cut!r} is no shape and slice")):
+        tf_graph_write.write(str(tmp_path / "out.pb"), specs, lambda _: iter([]), like=like, constants={"v"})
+
+
+def test_an_initializer_whose_output_is_used(tmp_path: Path) -> None:
+    """The reference that it gives is the variable: a read of it reads the constant, a write forbids it."""
+    nodes = [
+        variable("v", "VariableV2"),
+        node("v/Assign", "Assign", "v", "zero", "^zero"),
+        const("zero", np.zeros(2, np.float32)),
+    ]
+    read = node("y", "Identity", "v/Assign", T=FLOAT)
+    out = put(tmp_path / "out.pb", save(tmp_path / "g.pb", graph(*nodes, read)), {"v": np.float32([1, 2])}, {"v"})
+    ops = ops_of(out)
+    assert (ops["v/Assign"].op, list(ops["v/Assign"].input), ops["y"].op) == ("Identity", ["v", "^zero"], "Identity")
+    like = save(tmp_path / "g.pb", graph(*nodes, node("up", "AssignAdd", "v/Assign", "zero")))
+    with pytest.raises(Error, match=r"^variable 'v': cannot become a constant: AssignAdd 'up' writes it; "):
+        put(tmp_path / "out.pb", like, {"v": np.float32([1, 2])}, {"v"})
+
+
+def test_names_that_others_use_too(tmp_path: Path) -> None:
+    names = [const("names", np.array([b"v", b"w"], object)), node("other", "Identity", "names")]
+    both = [
+        variable("v", "VariableV2"),
+        variable("w", "VariableV2"),
+        *saver(("v", "", "v"), ("w", "", "w"), names=names[0]),
+        names[1],
+    ]
+    out = put(tmp_path / "out.pb", save(tmp_path / "g.pb", graph(*both)), {"v": np.float32([1, 2])}, {"v"})
+    ops = ops_of(out)
+    assert list(ops["save"].input) == ["prefix", "names/left", "cuts", "w"]
+    assert list(ops["names"].attr["value"].tensor.string_val) == [b"v", b"w"]
+    assert list(ops["names/left"].attr["value"].tensor.string_val) == [b"w"]
 
 
 def test_strings_and_rare_numbers(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def keras2(folder: Path) -> str:
     keras = need("tf_keras")
     inputs = keras.Input((6, 3), name="x")
     model = keras.Model(inputs, keras.layers.Dense(2, name="head")(keras.layers.LSTM(4, name="lstm")(inputs)))
-    model.compile("adam", "mse")
+    model.compile(keras.optimizers.legacy.Adam(), "mse")  # whose slots are tied to the variables
     model.fit(np.zeros((4, 6, 3)), np.ones((4, 2)), verbose=0)
     model.save(str(folder / "like"), save_format="tf")
     return str(folder / "like")

@@ -62,7 +62,7 @@ class SavedObjects:
             stored = dict(checkpoint[theirs])
             for name, child in self._objects[mine].children:
                 other = stored.get(name)
-                if other is not None and child < len(self._objects) and (child, other) not in seen:
+                if other is not None and 0 <= child < len(self._objects) and (child, other) not in seen:
                     seen.add((child, other))
                     todo.append((child, other))
                     if len(seen) > 4 * (len(self._objects) + len(checkpoint)):

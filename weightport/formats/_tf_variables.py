@@ -40,19 +40,23 @@ class Variable:
         if not self.cuts[part] or self.shape is None:
             return None
         box = []
-        for dim, text in zip(self.shape, self.cuts[part].rpartition(" ")[2].split(":"), strict=False):
+        wrong = FormatError(path, f"{self.cuts[part][:80]!r} is no shape and slice", tensor=name)
+        texts = self.cuts[part].rpartition(" ")[2].split(":")
+        if len(texts) != len(self.shape):
+            raise wrong
+        for dim, text in zip(self.shape, texts, strict=True):
             start, comma, length = text.partition(",")
-            numbers = (0, dim) if text == "-" else (int(start), int(start) + int(length)) if _digits(text) else (1, 0)
-            if numbers[0] > numbers[1] or numbers[1] > dim or bool(comma) == (text == "-"):
-                raise FormatError(path, f"{self.cuts[part][:80]!r} is no shape and slice", tensor=name)
-            box.append(numbers)
-        if len(box) != len(self.shape):
-            raise FormatError(path, f"{self.cuts[part][:80]!r} is no shape and slice", tensor=name)
+            if text == "-":
+                box.append((0, dim))
+            elif comma and _digits(start) and _digits(length) and int(start) + int(length) <= dim:
+                box.append((int(start), int(start) + int(length)))
+            else:
+                raise wrong
         return tuple(box)
 
 
 def _digits(text: str) -> bool:
-    return all(word.isascii() and word.isdigit() and len(word) < 20 for word in text.split(","))
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 class GraphVariables:
@@ -152,6 +156,6 @@ class GraphVariables:
 def _whole(text: str, path: str, name: str) -> tuple[int, ...]:
     """The shape in a saved slice's text, ``10 4 0,4:-``: all but the last word."""
     words = text.split(" ")[:-1]
-    if not all(word.isascii() and word.isdigit() and len(word) < 20 for word in words):
+    if not all(map(_digits, words)):
         raise FormatError(path, f"{text[:80]!r} is no shape and slice", tensor=name)
     return tuple(int(word) for word in words)
