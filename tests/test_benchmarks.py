@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -64,6 +65,28 @@ def test_inspecting_and_planning(tmp_path: Path) -> None:
     ]  # fmt: skip
     out = bench("bench_plan.py", "--tensors", "300", "--rules", "10")
     assert re.findall(r"^\| ([\w ]+) \| \d", out, re.MULTILINE) == ["the model", "twice the tensors", "twice the rules"]
+
+
+def test_simulated_scale(tmp_path: Path) -> None:
+    ranges, plot = tmp_path / "ranges", tmp_path / "memory.svg"
+    out = bench(
+        "simulate_scale.py", "--gb", "0.01", "--share", "3", "--tb", "0.00001", "--shards", "3", "--workers", "2",
+        "--folder", str(tmp_path / "data"), "--ranges", str(ranges), "--plot", str(plot),
+    )  # fmt: skip
+    assert "worker 1: " in out
+    assert plot.read_text(encoding="utf-8").startswith("<svg")
+    assert list((tmp_path / "data").iterdir()) == []
+    # Every byte of the source is read once, and every byte of the result is written once.
+    found = [json.loads(line) for line in ranges.read_text(encoding="utf-8").splitlines()]
+    for kind in ("read", "write"):
+        spans: dict[str, list[tuple[int, int]]] = {}
+        for _, what, file, offset, size in found:
+            if what == kind:
+                spans.setdefault(file, []).append((offset, size))
+        for places in spans.values():
+            places.sort()
+            ends = [offset + size for offset, size in places]
+            assert [offset for offset, _ in places[1:]] == ends[:-1]
 
 
 def test_a_contender_that_fails_stops_the_benchmark() -> None:

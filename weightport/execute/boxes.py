@@ -154,6 +154,7 @@ def cut(expr: Expr, spec: TensorSpec, specs: Mapping[str, TensorSpec], sizes: Si
         if n > 1:
             for most in (hold, tile):
                 step = max(1, min(n, n * most // max(held, spec.nbytes if most == tile else 1)))
+                step = ceil(n / ceil(n / step))  # boxes of one size
                 candidates.append((*all_of_it[:axis], step, *all_of_it[axis + 1 :]))
     best = min(((costs.of(c), c) for c in candidates), default=(inf, all_of_it))
     # A cut that reads and writes in long runs costs no more than copying does: nothing else is looked at.
@@ -210,7 +211,9 @@ class _Costs:
         if nbytes > self.sizes.hold:
             return inf
         number, length = count_runs(box, self.spec.shape)
-        calls += max(number, number * length * self.spec.dtype.itemsize // self.sizes.tile)
+        tiles = number * length * self.spec.dtype.itemsize // self.sizes.tile
+        # Where runs are written apart, the pages that they begin and end in are touched twice.
+        calls += max(number if number == 1 else 2 * number, tiles)
         hot = 0.6 if nbytes <= 2 * self.sizes.tile else 1.0
         return boxes * (_BOX + calls * _CALL + nbytes * hot * _BYTE)
 

@@ -148,18 +148,15 @@ class Job:
 
     def run(self, out: Destination, threads: int, executor: Executor | None) -> None:
         """Write everything that ``out`` has a place for, and prove every checksum of what was read."""
-        # Before anything is written: every tensor's bytes are there.
-        for name in out.places:
-            side, item = self.items[name]
-            for leaf in item.expr.leaves():
-                self._extent(side, leaf)
-        tasks = self._tasks(out, replace(SIZES, hold=SIZES.hold // threads))
+        tasks = self.tasks(out, threads)
         if executor is not None:
             self._spread(tasks, out, executor, 2 * _AHEAD)
         elif threads == 1:
-            for task in tasks:
-                self._take(run(task), out)
-            SCRATCH.release()
+            try:
+                for task in tasks:
+                    self._take(run(task), out)
+            finally:
+                SCRATCH.release()
         else:
             with ThreadPoolExecutor(threads, "weightport") as pool:
                 self._spread(tasks, out, pool, threads + _AHEAD)
@@ -175,8 +172,17 @@ class Job:
 
     # Tasks -----------------------------------------------------------------------------------------------------------
 
-    def _tasks(self, out: Destination, sizes: boxes.Sizes) -> Iterator[Task]:
-        """In the order of the destination."""
+    def tasks(self, out: Destination, threads: int = 1) -> Iterator[Task]:
+        """All that is to be done, in the order of the destination, for so many threads that share their memory.
+
+        Raises:
+            FormatError: a tensor's bytes are not there. Nothing was written.
+        """
+        for name in out.places:
+            side, item = self.items[name]
+            for leaf in item.expr.leaves():
+                self._extent(side, leaf)
+        sizes = replace(SIZES, hold=SIZES.hold // threads)
         key = uuid.uuid4().hex
         sides = tuple(Side(source, key) for source in self.sources)
         batch: list[Piece] = []
