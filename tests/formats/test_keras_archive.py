@@ -260,6 +260,27 @@ def test_a_folder_with_the_same_files(archive: Path, tmp_path: Path) -> None:
     assert refused(tmp_path) == ": has no model.weights.h5"
 
 
+def test_a_folder_with_weights_in_several_files(keras: Any, tmp_path: Path) -> None:
+    """As KerasHub saves its large presets."""
+    model = randomized(ZOO["nested"](keras))
+    model.save(tmp_path / "m.keras")
+    folder = tmp_path / "preset"
+    folder.mkdir()
+    (folder / "config.json").write_bytes(members(tmp_path / "m.keras")["config.json"])
+    model.save_weights(folder / "model.weights.json", max_shard_size=600 / 1024**3)
+    with wp.open(folder) as source, wp.open(tmp_path / "m.keras") as whole:
+        assert source.format == "keras"
+        assert dict(source.specs()) == dict(whole.specs())
+        assert all(np.array_equal(source.read(name), whole.read(name)) for name in whole.specs())
+        assert [cell.scope for cell in source.cells()] == [cell.scope for cell in whole.cells()]
+    names = sorted(str(path) for path in folder.iterdir())
+    assert len(names) > 3
+    assert files.files_of(str(folder)) == names
+    rules = [{"from": "{x**}", "to": "{x**}"}]
+    with pytest.raises(Error, match=r"has its weights in several files.*; give a \.keras archive"):
+        wp.transfer(tmp_path / "m.keras", folder, {"weightport": 1, "rules": rules}, out=tmp_path / "o.keras")
+
+
 def test_compressed_by_somebody(archive: Path, tmp_path: Path) -> None:
     path = zipped(tmp_path / "m.keras", members(archive), compression=zipfile.ZIP_DEFLATED)
     with wp.open(path) as source, wp.open(archive) as plain:

@@ -28,10 +28,10 @@ def keras() -> Any:
 
 
 def negated(target: Path, out: Path) -> None:
-    """The target's weights times -1 (of integers: the same), through a mapping of every name to itself."""
+    """The target's weights times -1 (of what is no float: the same), through a mapping of every name to itself."""
     rules: list[Any] = [{"from": "{x**}", "to": "{x**}", "scale": -1.0}]
     with wp.open(target) as source:
-        fixed = [name for name, spec in source.specs().items() if spec.dtype.kind != "f"]
+        fixed = [name for name, spec in source.specs().items() if spec.dtype.kind not in "fV"]
     mapping = {"weightport": 1, "rules": rules, "ignore": [*fixed, "optimizer/**"], "keep": fixed}
     wp.transfer(target, target, mapping, out=out)
 
@@ -165,6 +165,17 @@ def test_of_a_folder(keras: Any, tmp_path: Path) -> None:
     assert_negated(keras.saving.load_model(tmp_path / "o.keras"), model)
     with zipfile.ZipFile(tmp_path / "o.keras") as file:
         assert set(file.namelist()) == {"assets/x", "config.json", "metadata.json", "model.weights.h5"}
+
+
+def test_bfloat16(keras: Any, tmp_path: Path) -> None:
+    model = randomized(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, dtype="bfloat16")]))
+    model.save(tmp_path / "m.keras")
+    negated(tmp_path / "m.keras", tmp_path / "o.keras")
+    with wp.open(tmp_path / "o.keras") as source:
+        assert {spec.dtype_name for spec in source.specs().values()} == {"bfloat16"}
+    loaded = keras.saving.load_model(tmp_path / "o.keras")
+    for new, old in zip(loaded.weights, model.weights, strict=True):
+        assert np.array_equal(keras.ops.convert_to_numpy(new), -keras.ops.convert_to_numpy(old))
 
 
 def test_provenance(keras: Any, tmp_path: Path) -> None:

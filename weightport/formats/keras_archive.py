@@ -20,13 +20,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightport.errors import FormatError, TensorNotFound
-from weightport.formats import keras_config, keras_objects, tf_paths
+from weightport.formats import keras_config, keras_objects, keras_sharded, tf_paths
 from weightport.formats._io import ByteFile, Bytes
 from weightport.formats._zipmember import LOCAL, Deflated, Stored, directory, member_of
 from weightport.formats.keras_h5 import KerasH5Source
 from weightport.tensors import Array, Budget, Index, TensorSpec
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+#: In a folder, the weights may lie in several files: KerasHub's presets of large models.
+SHARDED = "model.weights.json"
 _PICKLED = "model.weights.npz"
 
 
@@ -49,10 +51,14 @@ class KerasSource:
         self._unverified: Stored | Deflated | None = None
         self._unpacked: ByteFile | None = None
         try:
-            files = self._folder() if os.path.isdir(path) else self._archive()
-            config, weights = files
-            self.weights = KerasH5Source(path, budget=self._budget, file=weights)
-            found = keras_objects.named(*self.weights.objects(), config, self._major())
+            self.weights: KerasH5Source | keras_sharded.KerasShardedSource
+            if os.path.isdir(path):
+                config = self._folder()
+            else:
+                config, weights = self._archive()
+                self.weights = KerasH5Source(path, budget=self._budget, file=weights)
+            groups, titles, objects = self.weights.objects()
+            found = keras_objects.named(groups, titles, objects, config, self._major())
         except BaseException:
             self.close()
             raise
@@ -92,7 +98,7 @@ class KerasSource:
         self._unverified = found = member_of(file, members[WEIGHTS], WEIGHTS)
         return config, found if isinstance(found, Stored) else self._unpack(found)
 
-    def _folder(self) -> tuple[Mapping[str, Any], Bytes]:
+    def _folder(self) -> Mapping[str, Any]:
         texts: dict[str, bytes | None] = {}
         for name in (CONFIG, METADATA):
             path = os.path.join(self.path, name)
@@ -102,11 +108,14 @@ class KerasSource:
                     self._budget.spend("header_bytes", file.size, path)
                     texts[name] = file.read(0, file.size)
         config = self._described(texts[CONFIG] or b"", texts[METADATA])
-        weights = os.path.join(self.path, WEIGHTS)
-        if not os.path.isfile(weights):
+        whole, sharded = (os.path.join(self.path, name) for name in (WEIGHTS, SHARDED))
+        if os.path.isfile(whole):
+            self.weights = KerasH5Source(whole, budget=self._budget)
+        elif os.path.isfile(sharded):
+            self.weights = keras_sharded.open_source(sharded, budget=self._budget)
+        else:
             raise self._weightless(os.path.isfile(os.path.join(self.path, _PICKLED)))
-        self._file = ByteFile(weights)
-        return config, self._file
+        return config
 
     def _described(self, config: bytes, metadata: bytes | None) -> Mapping[str, Any]:
         self.metadata = {} if metadata is None else keras_config.document(metadata, self.path, METADATA)
@@ -187,15 +196,17 @@ _ABSENT = object()
 
 def files_of(folder: str) -> list[str]:
     """The files of a model in a folder, in the order of their names."""
-    return [path for name in (CONFIG, METADATA, WEIGHTS) if os.path.isfile(path := os.path.join(folder, name))]
+    found = [path for name in (CONFIG, METADATA, WEIGHTS) if os.path.isfile(path := os.path.join(folder, name))]
+    if not os.path.isfile(os.path.join(folder, WEIGHTS)):
+        found += keras_sharded.files_of(os.path.join(folder, SHARDED))
+    return sorted(found)
 
 
 def sniff(path: str) -> bool:
     """Whether this is an archive, or a folder, with a configuration and weights in it."""
     if os.path.isdir(path):
-        return not tf_paths.is_told(path) and all(
-            os.path.isfile(os.path.join(path, name)) for name in (CONFIG, WEIGHTS)
-        )
+        there = {name for name in (CONFIG, WEIGHTS, SHARDED) if os.path.isfile(os.path.join(path, name))}
+        return CONFIG in there and len(there) > 1 and not tf_paths.is_told(path)
     try:
         with ByteFile(path) as file:
             if file.size < 4 or file.read(0, 4) != LOCAL:

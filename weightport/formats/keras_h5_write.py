@@ -97,6 +97,9 @@ def repeat(
 ) -> None:
     """A model's groups and attributes, with the values of ``places`` (path in the file -> tensor)."""
     weights = model if isinstance(model, KerasH5Source) else model.weights
+    if not isinstance(weights, KerasH5Source):
+        what = f"{model.path} has its weights in several files, whose structure is not repeated"
+        raise Error(Problem(path, what, "give a .keras archive of the model as the target"))
     optimizer = OPTIMIZER if weights.format == "keras-h5" else keras_objects.OPTIMIZER
     carried = any(place.startswith(f"{optimizer}/") for place in places)
     _copy_structure(path, weights.file, file, "" if carried else optimizer)

@@ -58,6 +58,19 @@ class KerasShardedSource:
                 raise FormatError(self.path, f"stands in the shards {self._home[name]!r} and {shard!r}", tensor=name)
             self._home[name], self._specs[name] = shard, spec
 
+    def objects(self) -> tuple[list[str], dict[str, str], dict[str, list[str]]]:
+        """What is stored by a model's objects, of all shards together; see :meth:`.keras_h5.KerasH5Source.objects`."""
+        groups: dict[str, None] = {}
+        titles: dict[str, str] = {}
+        stored: dict[str, list[str]] = {}
+        for source in self._shards.values():
+            more_groups, more_titles, more_stored = source.objects()
+            groups.update(dict.fromkeys(more_groups))
+            titles.update(more_titles)
+            for owner, keys in more_stored.items():
+                stored.setdefault(owner, []).extend(keys)
+        return list(groups), titles, stored
+
     def specs(self) -> Mapping[str, TensorSpec]:
         """Name -> spec, shard after shard."""
         return self._specs
