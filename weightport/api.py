@@ -146,7 +146,7 @@ def transfer(
             JAX tree of arrays (the new one is the result's ``target``) - or, with ``out``, a file that describes the
             new model, or None.
         mapping: a path, a dict or a loaded mapping.
-        out: the file to write: ``.npz``, ``.safetensors``, ``.pt``, ``.h5``, a checkpoint prefix
+        out: the file to write: ``.npz``, ``.safetensors``, ``.pt``, ``.h5``, ``.msgpack``, a checkpoint prefix
             ``tf-checkpoint:PREFIX`` or one that ends in ``.ckpt``; with a ``target`` of that kind also ``.pb``,
             ``.meta`` and the folder of a SavedModel, where constants become constants of the graph. It holds the
             target's tensors, kept values included; without a target, what the mapping produces.

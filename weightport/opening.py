@@ -104,7 +104,8 @@ def open(path: str | os.PathLike[str], *, budget: Budget | None = None) -> OpenS
     Args:
         path: a checkpoint prefix, its ``.index``, a folder that holds a checkpoint or a SavedModel, ``.pb``,
             ``.pbtxt``, ``.meta``, ``.h5``, ``.keras``, ``.npz``, ``.npy``, ``.safetensors``, ``.pt``, ``.bin``,
-            ``.onnx``, ``.tflite`` or ``.gguf``. The format is told by the content; ``FORMAT:PATH`` forces one.
+            ``.onnx``, ``.tflite``, ``.gguf``, ``.msgpack`` or the folder of a checkpoint of Orbax. The format is
+            told by the content; ``FORMAT:PATH`` forces one.
         budget: bounds on what the reader takes in, whatever the file claims.
 
     Raises:
