@@ -25,6 +25,7 @@ from weightport.layouts.rare import Parameters
 from weightport.layouts.reference import KINDS, ReferenceCell, parameters, why_not_run
 from weightport.layouts.units import Unit
 from weightport.live import LiveCell
+from weightport.losses import Loss, loss_of
 from weightport.mapping.rules import CellRule
 from weightport.mapping.rules import Mapping as Rules
 from weightport.plan import Plan, cells
@@ -95,12 +96,14 @@ class Verification:
         tensors: one for each tensor that the mapping gives a value.
         cells: one for each pair of units of the cell rules.
         notes: cells that could not be run, and why.
+        losses: what the mapping's casts lost.
     """
 
     plan: Plan
     tensors: tuple[TensorProof, ...]
     cells: tuple[CellProof, ...]
     notes: tuple[str, ...] = field(default=())
+    losses: tuple[Loss, ...] = field(default=())
 
     @property
     def equal(self) -> bool:
@@ -137,6 +140,7 @@ class Verification:
                 for c in self.cells
             ],
             "notes": list(self.notes),
+            "losses": [loss.as_json() for loss in self.losses],
             "problems": [p.as_json() for p in self.problems()],
         }
 
@@ -148,7 +152,7 @@ class Verification:
             apart = f"at most {cell.max_abs_diff:.3g} apart in {cell.steps} steps"
             apart += f" of {cell.by}" if cell.by != "numpy" else ""
             lines.append(f"  {cell.rule}: {cell.where}: {same}: {apart}")
-        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"  {note}" for note in (*self.notes, *self.losses))])
 
 
 def verify(source: Source, out: Source, rules: Rules, *, live: bool = False) -> Verification:
@@ -173,7 +177,8 @@ def verify(source: Source, out: Source, rules: Rules, *, live: bool = False) -> 
     for rule in rules.rules:
         if isinstance(rule, CellRule):
             proofs.extend(_cells(rule, rules, source, out, notes, live))
-    return Verification(planned, tensors, tuple(proofs), tuple(notes))
+    losses = tuple(loss for item in planned.items.values() if (loss := loss_of(reader, item)) is not None)
+    return Verification(planned, tensors, tuple(proofs), tuple(notes), losses)
 
 
 # Values --------------------------------------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def test_equal() -> None:
     assert result.stderr == ""
     document = json.loads(run("verify", SEED, "out.npz", "-m", "mapping.yaml", "--json").stdout)
     assert document["equal"] is True
-    assert set(document) == {"equal", "tensors", "cells", "notes", "problems"}
+    assert set(document) == {"equal", "tensors", "cells", "notes", "losses", "problems"}
     assert {tuple(sorted(t)) for t in document["tensors"]} == {("max_abs_diff", "name")}
     assert {"rule", "max_abs_diff", "steps"} <= set(document["cells"][0])
 
