@@ -201,6 +201,36 @@ def test_checkpoints_without_metadata(kind: str, copied: Callable[[str], Path]) 
         assert same(source.read("params/inline", (slice(1, 3),)), np.array([1, 2]))
 
 
+@pytest.mark.parametrize("bucket", [False, True])
+def test_checkpoints_of_t5x(copied: Callable[[str], Path], bucket: bool) -> None:
+    """Its tree of msgpack has what tensorstore is told in the place of an array, and small values themselves."""
+    folder = copied("folders")
+    (folder / "_METADATA").unlink()
+
+    def told(path: str) -> dict[str, Any]:
+        store = {"driver": "gcs", "bucket": "dummy"} if bucket else {"driver": "file", "path": f"{path}/"}
+        inside = {"chunks": [5, 4], "compressor": {"id": "gzip"}, "shape": [5, 12], "dtype": "<f4"}
+        more = {"path": path} if bucket else {}
+        return {"driver": "zarr", "dtype": "float32", "kvstore": store, "metadata": inside, **more}
+
+    optimizer = {
+        "target": {"encoder": {"kernel": told("params.enc.kernel"), "scale": NAN}},
+        "state": {"step": 9, "param_states": {"encoder": {"kernel": {"v": told("params.enc.bias")}}}},
+    }
+    stored(folder / "checkpoint", {"version": 3, "optimizer": optimizer})
+    with wp.open(folder) as source:
+        assert {n: (s.shape, s.role) for n, s in source.specs().items()} == {
+            "optimizer/target/encoder/kernel": ((5, 12), "weight"),
+            "optimizer/target/encoder/scale": ((4,), "weight"),
+            "optimizer/state/param_states/encoder/kernel/v": ((4,), "slot"),
+            "optimizer/state/step": ((), "counter"),
+        }
+        assert same(source.read("optimizer/target/encoder/kernel"), KERNEL)
+        assert same(source.read("optimizer/target/encoder/scale"), NAN)
+        with pytest.raises(TensorNotFound):
+            source.read("version")
+
+
 def test_values_that_older_versions_keep_together(copied: Callable[[str], Path]) -> None:
     """``SaveArgs(aggregate=True)``, and all numbers: in a file of msgpack, and not to be read as arrays."""
     folder = copied("folders")

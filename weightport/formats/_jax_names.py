@@ -32,7 +32,7 @@ def unboxed(names: Collection[str]) -> dict[str, str]:
     ``value`` is a box if it is an only child, and if either all leaves of the tree, or below the same key of its root,
     have one (a state of nnx), or what is in it is called as parameters are (a partitioned parameter of linen).
     """
-    below = Counter(above for name in names for above in _above(name))
+    below = Counter(above for name in names for above in scopes_of(name))
     inside = ((n, n.removesuffix("/value")) for n in names if n.endswith("/value"))
     boxed = {name for name, inner in inside if below[inner] == 1 and inner not in names}
     tops = Counter(name.partition("/")[0] for name in boxed)
@@ -48,7 +48,7 @@ def unboxed(names: Collection[str]) -> dict[str, str]:
 
 def with_roles(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
     """The specs of a whole tree, each with its role."""
-    trained = {above.rpartition("/")[0] for name in specs for above in _above(name) if above.endswith("opt_state")}
+    trained = {above.rpartition("/")[0] for name in specs for above in scopes_of(name) if above.endswith("opt_state")}
     roles = {name: _outside(name, spec, trained) for name, spec in specs.items()}
     weights = {tail for name, role in roles.items() if role == "weight" for tail in _tails(name)}
     return {name: replace(spec, role=roles[name] or _inside(name, weights)) for name, spec in specs.items()}
@@ -91,7 +91,7 @@ def _tails(name: str) -> Iterator[str]:
         yield "/".join(parts[at:])
 
 
-def _above(name: str) -> Iterator[str]:
+def scopes_of(name: str) -> Iterator[str]:
     """Every scope that a name stands in."""
     at = name.find("/")
     while at >= 0:

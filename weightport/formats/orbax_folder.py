@@ -7,7 +7,8 @@ as they do by default; text and empty containers are no tensors and are not list
 
 Sources: orbax/checkpoint/_src/metadata/tree.py (``InternalTreeMetadata``), orbax/checkpoint/_src/tree/utils.py
 (``param_name_from_keypath``); of older versions, which keep small values together in a file of msgpack,
-orbax/checkpoint/{aggregate_handlers,utils}.py (``MsgpackHandler``, ``PLACEHOLDER://``).
+orbax/checkpoint/{aggregate_handlers,utils}.py (``MsgpackHandler``, ``PLACEHOLDER://``); of T5X, whose folders are the
+same but for that file, t5x/checkpoints.py (``_get_spec``).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from weightport.errors import FormatError, TensorNotFound
 from weightport.formats import _jax_paths, _strided
 from weightport.formats._io import ByteFile
-from weightport.formats._jax_names import unboxed, with_roles
+from weightport.formats._jax_names import scopes_of, unboxed, with_roles
 from weightport.formats._msgpack import is_map
 from weightport.formats._orbax_store import ArrayStore, Header
 from weightport.formats.flax_msgpack import FlaxSource
@@ -46,6 +47,7 @@ class OrbaxSource:
         self.path = resolved.path
         self._budget = budget or Budget()
         self._small: FlaxSource | None = None
+        self._told: set[str] = set()
         meta = self._metadata()
         ocdbt = os.path.isfile(os.path.join(self.path, _jax_paths.MANIFEST))
         # Before Orbax noted that it stores all chunks, it did not store those of zeros.
@@ -61,7 +63,7 @@ class OrbaxSource:
             self._headers = {name: found.get(name, "not stored here") for name in self._stored}
             specs = {name: _spec(header) for name, header in self._headers.items()}
             if self._small is not None:
-                specs = {**self._small.specs(), **specs}
+                specs = {**self._numbers(), **specs}
             self._specs = with_roles(specs)
         except BaseException:
             self.close()
@@ -104,12 +106,28 @@ class OrbaxSource:
     def _older(self) -> Iterator[_Entry]:
         """The arrays of a checkpoint without ``_METADATA``: its tree is a file of msgpack, if it has that."""
         if self._small is not None:
-            for name, text in self._small.texts.items():
+            texts = self._small.texts
+            for name, text in texts.items():
                 if text.startswith(_PLACEHOLDER):
                     yield (name,), text.removeprefix(_PLACEHOLDER)
+                elif text == "zarr" and name.endswith("/driver"):
+                    # A leaf of T5X is what tensorstore is told of an array; of a bucket, the path stands outside.
+                    leaf = name.removesuffix("/driver")
+                    path = texts.get(f"{leaf}/kvstore/path", texts.get(f"{leaf}/path"))
+                    if path is not None:
+                        self._told.add(leaf)
+                        yield (leaf,), path.rstrip("/")
             return
         for stored in self._store.stored_names():
             yield tuple(stored.split(".")), stored
+
+    def _numbers(self) -> dict[str, TensorSpec]:
+        """The values in the file of msgpack, without the sizes and the version that T5X tells there."""
+        assert self._small is not None
+        found = self._small.specs().items()
+        if not self._told:
+            return dict(found)
+        return {n: s for n, s in found if n != "version" and not self._told & set(scopes_of(n))}
 
     def specs(self) -> Mapping[str, TensorSpec]:
         """Name -> spec, in the tree's order."""
@@ -125,7 +143,7 @@ class OrbaxSource:
         """
         header, stored = self._headers.get(name), self._stored.get(name)
         if header is None:
-            if self._small is not None and name in self._small.specs():
+            if self._small is not None and name in self._specs:
                 return self._small.read(name, index)
             raise TensorNotFound(name, self._specs, self.path)
         if isinstance(header, str) or stored is None:
