@@ -4,6 +4,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import weightport as wp
 from tests.formats.keras_zoo import ZOO, custom_block, custom_model, functional, randomized
 from tests.support import need
 from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
-from weightport.formats import detect, files, keras_archive
+from weightport.formats import _zipmember, detect, files, keras_archive
 from weightport.tensors import Budget
 
 # What Keras does with numpy's arrays, as it saves them, is its own.
@@ -451,6 +452,19 @@ def test_reading_imports_no_framework(archive: Path) -> None:
         "assert not {'keras', 'tensorflow', 'torch', 'jax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_read_by_several_threads(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The archive's checksum is checked once, whoever reads first."""
+    checked = []
+    verify = _zipmember.Stored.verify
+    monkeypatch.setattr(_zipmember.Stored, "verify", lambda self, name: (checked.append(name), verify(self, name))[1])
+    with wp.open(archive) as source, wp.open(archive) as alone, ThreadPoolExecutor(8) as pool:
+        names = list(source.specs()) * 20
+        checked.clear()
+        for name, value in zip(names, pool.map(source.read, names), strict=True):
+            assert np.array_equal(value, alone.read(name))
+    assert checked == ["model.weights.h5"] * 2
 
 
 def test_closed(archive: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,6 +49,7 @@ class KerasSource:
         self.path = path
         self._budget = budget or Budget()
         self._file: ByteFile | None = None
+        self._lock = threading.Lock()
         self._unverified: Stored | Deflated | None = None
         self._unpacked: ByteFile | None = None
         try:
@@ -158,9 +160,10 @@ class KerasSource:
         raw = self._stored.get(name, name)
         if raw not in self.weights.specs():
             raise TensorNotFound(name, self._specs, self.path)
-        if self._unverified is not None:
-            self._unverified.verify(WEIGHTS)
-            self._unverified = None
+        with self._lock:  # of several readers, one checks and the others wait
+            if self._unverified is not None:
+                self._unverified.verify(WEIGHTS)
+                self._unverified = None
         return self.weights.read(raw, index)
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
