@@ -135,7 +135,7 @@ def test_the_same_bytes_whatever_the_tiles_and_threads(
     data: st.DataObject, sources: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     source = sources[data.draw(st.sampled_from(sorted(WRITE)))]
-    suffix = data.draw(st.sampled_from([".ckpt", ".safetensors"]))
+    suffix = data.draw(st.sampled_from(sorted(WRITE)))
     folder = tmp_path_factory.mktemp("out")
     rules = data.draw(st.lists(st.sampled_from(RULES), min_size=1, unique_by=lambda r: str(r["to"])))
     mapping = document(rules, ignore=["*"] if RULES[0] not in rules else [])
@@ -395,3 +395,49 @@ def test_bytes_that_nobody_has_to_see_are_copied_inside_the_system(
     assert sum(size for _, offset, size in reads if offset and size > 1000) == (0 if error is None else BIG.nbytes)
     with wp.open(out) as made:
         np.testing.assert_array_equal(made.read("o"), BIG)
+
+
+# Every format that says where its tensors lie ------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_of_an_npz_is_found(tmp_path: Path) -> None:
+    path = save(tmp_path / "m", {"a": ARRAYS["a"], "v": ARRAYS["v"]}, ".npz")
+    with npz.open_source(path) as source:
+        place = source.extent("a")
+    assert place is not None
+    raw = bytearray(Path(path).read_bytes())
+    for at in (place.offset, place.offset + place.nbytes - 1):
+        raw[at] ^= 1
+        Path(path).write_bytes(raw)
+        with pytest.raises(FormatError, match=r"tensor 'a' at byte \d+: corrupt: the member's CRC is"):
+            wp.transfer(path, None, document([{"from": "{x}", "to": "{x}"}]), out=str(tmp_path / "o.ckpt"), threads=1)
+        raw[at] ^= 1
+
+
+@pytest.mark.parametrize(
+    "array", [np.arange(6.0).reshape(2, 3).T, np.arange(3, dtype=">f4"), np.array(["a", "b"]), np.zeros((0, 3))]
+)
+def test_arrays_that_do_not_lie_as_they_are(array: Array, tmp_path: Path) -> None:
+    np.savez(tmp_path / "m.npz", a=array, b=np.arange(3))
+    with npz.open_source(str(tmp_path / "m.npz")) as source:
+        assert source.extent("a") is None
+        assert source.extent("b") is not None
+    wp.transfer(tmp_path / "m.npz", None, document([{"from": "{x}", "to": "{x}"}]), out=tmp_path / "o.ckpt")
+    with wp.open(tmp_path / "o.ckpt") as made:
+        want = [s.encode() for s in array] if array.dtype.kind == "U" else array.tolist()
+        assert made.read("a").tolist() == want
+
+
+def test_keras_files_are_read_by_position(tmp_path: Path, reads: list[tuple[str, int, int]]) -> None:
+    import h5py
+
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["a"] = ARRAYS["a"]
+        file.create_dataset("c", data=ARRAYS["c"], chunks=(4, 5, 3))
+        file["big-endian"] = ARRAYS["b"].astype(">f4")
+    reads.clear()
+    wp.transfer(tmp_path / "m.h5", None, document([{"from": "{x}", "to": "{x}"}]), out=tmp_path / "o.safetensors")
+    assert ARRAYS["a"].nbytes in [size for _, _, size in reads]
+    with wp.open(tmp_path / "o.safetensors") as made:
+        for name, array in (("a", ARRAYS["a"]), ("c", ARRAYS["c"]), ("big-endian", ARRAYS["b"])):
+            np.testing.assert_array_equal(made.read(name), array)

@@ -32,7 +32,7 @@ from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _strided, keras_config
 from weightport.formats._h5_preflight import Dataset, Preflight, superblock, translated
 from weightport.formats._io import ByteFile, Bytes
-from weightport.tensors import Array, Budget, Index, TensorSpec
+from weightport.tensors import Array, Budget, Extent, Index, TensorSpec
 
 TOP_LEVEL = "top_level_model_weights"
 OPTIMIZER = "optimizer_weights"
@@ -265,6 +265,16 @@ class KerasH5Source:
                 found = self._slice(dataset, cuts)
                 out[...] = found.view(native) if found.dtype.kind == "V" else found
         return out
+
+    def extent(self, name: str) -> Extent | None:
+        """Where a dataset lies that is stored in one piece, as it is in memory, in a file of its own."""
+        dataset = self._datasets.get(name)
+        if dataset is None:
+            raise TensorNotFound(name, self._specs, self.path)
+        nbytes = self._specs[name].nbytes
+        if dataset.strings or dataset.offset is None or dataset.dtype.byteorder == ">" or not nbytes:
+            return None
+        return Extent(self.path, dataset.offset, nbytes) if isinstance(self._bytes, ByteFile) else None
 
     def _slice(self, dataset: Dataset, cuts: _strided.Bounds) -> Array:
         import h5py

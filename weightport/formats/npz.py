@@ -16,22 +16,26 @@ Sources: numpy/lib/format.py (NEP 1), numpy/lib/_npyio_impl.py, APPNOTE.TXT 6.3.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from weightport.checksums import CRC32, combined
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _strided, _tiles
-from weightport.formats._io import CHUNK, ByteFile, atomic_file
+from weightport.formats._io import ByteFile, atomic_path
+from weightport.formats._ranged import Place, Ranged
 from weightport.formats._zipmember import LOCAL, Deflated, Stored, directory, member_of, metadata_of
-from weightport.tensors import Array, Budget, Index, TensorSpec, Tiles, dtype_named
+from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, Tiles, dtype_named
 
 _MAGIC = b"\x93NUMPY"
 _EMPTY = b"PK\x05\x06"
@@ -220,6 +224,19 @@ class NpzSource:
             out = np.ascontiguousarray(out.T) if out.ndim else out
         return self._strings(out, layout.swap, name) if layout.dtype.kind in "SU" else out
 
+    def extent(self, name: str) -> Extent | None:
+        """Where an array lies that is stored as it is in memory; the member's CRC is over its header, too."""
+        found = self._members.get(name)
+        if found is None:
+            raise TensorNotFound(name, self._members, self.path)
+        member, layout = found
+        swapped = layout.swap and layout.dtype.itemsize > 1
+        plain = not layout.fortran or len([n for n in layout.shape if n != 1]) < 2
+        if isinstance(member, Deflated) or swapped or not plain or layout.dtype.kind in "SU" or not layout.nbytes:
+            return None
+        whole = member.extent()
+        return Extent(self.path, whole.offset + layout.start, layout.nbytes, whole.checksum)
+
     def _read_deflated(
         self, member: Deflated, layout: _Layout, shape: tuple[int, ...], cuts: _strided.Bounds, name: str
     ) -> Array:
@@ -293,9 +310,10 @@ def open_source(path: str, *, budget: Budget | None = None) -> NpzSource:
     return NpzSource(path, budget=budget)
 
 
-def write(
+@contextlib.contextmanager
+def _destination(
     path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
-) -> None:
+) -> Iterator[Place]:
     """Write an uncompressed ``.npz`` that ``np.load`` reads without pickle. ``metadata`` is its comment (JSON).
 
     Raises:
@@ -311,37 +329,62 @@ def write(
             raise Error(f"{path}: tensor {name!r}: a .npz cannot hold a tensor of this name")
         if name.endswith(_SUFFIX):
             raise Error(f"{path}: tensor {name!r}: a name that ends in .npy would lose its ending")
-    with atomic_file(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        archive.comment = comment
+    with atomic_path(path) as temporary, open(temporary, "r+b") as out:
+        members: dict[str, zipfile.ZipInfo] = {}
+        places: dict[str, tuple[str, int]] = {}
         for name, spec in specs.items():
             strings = spec.dtype.kind in "OSU"
             dtype = np.dtype(f"S{_tiles.width(path, name, spec, tiles)}") if strings else np.dtype(spec.dtype)
-            info = zipfile.ZipInfo(name + _SUFFIX, (1980, 1, 1, 0, 0, 0))
-            info.external_attr = 0o600 << 16
-            info.create_system = 3
             head = _header(dtype, spec.shape)
-            size = len(head) + prod(spec.shape) * dtype.itemsize
-            if head.find(b"'|V") >= 0:
-                info.comment = f"{_COMMENT}{dtype.name}".encode()
-            with archive.open(info, "w", force_zip64=size >= zipfile.ZIP64_LIMIT) as member:
-                member.write(head)
-                if strings:
-                    for shape, values in _tiles.encoded(path, name, spec, tiles):
-                        _put(member, np.array(values, dtype).reshape(shape))
-                else:
-                    for tile in _tiles.checked(path, name, spec, tiles):
-                        _put(member, tile)
+            info = members[name] = _member(name, dtype, len(head) + prod(spec.shape) * dtype.itemsize, out.tell())
+            out.seek(len(_local(info)), os.SEEK_CUR)
+            out.write(head)
+            info.CRC = zlib.crc32(head)
+            if not strings:
+                places[name] = temporary, out.tell()
+            for shape, values in _tiles.encoded(path, name, spec, tiles) if strings else ():
+                piece = _strided.byte_view(np.array(values, dtype).reshape(shape)) if values else b""
+                info.CRC = zlib.crc32(piece, info.CRC)
+                out.write(piece)
+            out.seek(info.header_offset + len(_local(info)) + info.file_size)
+        end = out.tell()
+        out.truncate()
+        out.flush()
+        place = Place(places, CRC32)
+        yield place
+        for name, info in members.items():
+            if name in places:
+                nbytes = specs[name].dtype.itemsize * prod(specs[name].shape)
+                crcs = info.CRC, place.checksums[name]
+                info.CRC = combined(CRC32, crcs, (info.file_size - nbytes, nbytes))
+            out.seek(info.header_offset)
+            out.write(_local(info))
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+            archive.filelist, archive.start_dir = list(members.values()), end  # it has the directory left to write
+            archive.comment = comment
+
+
+write = Ranged(_destination)
+
+
+def _member(name: str, dtype: np.dtype[Any], size: int, offset: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name + _SUFFIX, (1980, 1, 1, 0, 0, 0))
+    info.external_attr, info.create_system = 0o600 << 16, 3
+    info.CRC = 0
+    info.file_size = info.compress_size = size
+    info.header_offset = offset
+    if _header(dtype, ()).find(b"'|V") >= 0:
+        info.comment = f"{_COMMENT}{dtype.name}".encode()
+    return info
+
+
+def _local(info: zipfile.ZipInfo) -> bytes:
+    """What stands before a member."""
+    return info.FileHeader(info.file_size >= zipfile.ZIP64_LIMIT)
 
 
 def _surrogate(name: str) -> bool:
     return any("\ud800" <= c <= "\udfff" for c in name)
-
-
-def _put(member: Any, tile: Array) -> None:
-    if tile.size:
-        view = _strided.byte_view(tile)
-        for at in range(0, len(view), CHUNK):
-            member.write(view[at : at + CHUNK])
 
 
 def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
