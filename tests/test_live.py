@@ -13,7 +13,7 @@ from tests.oracles.cells import Case, cases, mapping
 from tests.support import need
 from weightport import live
 from weightport.layouts import builtin, parse_layout
-from weightport.layouts import table as tables
+from weightport.layouts import shipped as tables
 from weightport.targets import live_cells
 
 CASES = [
