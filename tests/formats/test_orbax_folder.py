@@ -258,6 +258,7 @@ def test_values_that_older_versions_keep_together(copied: Callable[[str], Path])
 @pytest.mark.parametrize("kind", ["ocdbt", "folders", "together"])
 def test_what_orbax_0_4_wrote(kind: str) -> None:
     """In ``tests/data/orbax``: numbers, or all values, in a file of msgpack."""
+    need("tensorstore")
     found = Path(__file__).parents[1] / "data" / "orbax" / kind
     wanted = {
         "params/enc/kernel": KERNEL,
