@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from weightport.execute import reader
 from weightport.plan import plan
 from weightport.tensors import TensorSpec
 
@@ -165,7 +164,6 @@ def jax() -> None:
     layout["encoder.*kernel"], layout["encoder.*bias"] = (None, "model"), ("model",)
     at.set_distribution(at.ModelParallel(layout_map=layout, batch_dim_name="batch"))
     model = keras_model(keras)
-    reader.WHOLE_BYTES = 0  # small tensors are read whole otherwise
     source = transferred(model)
     assert source.read_parts == [("kernel", (8, 8))] * 2 + [("bias", (8,))] * 2, source.read_parts
     kernel = model.get_layer("encoder").kernel.value
