@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
 from collections.abc import Callable, Collection, Iterator
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.formats import _graphdef
 from tests.formats._graphdef import attr, const, function, graph, meta_graph, node, shape_proto
 from tests.formats._graphdef import write as save
 from tests.formats.test_tf_bundle import bytes_field, number_field
@@ -687,15 +689,27 @@ def test_strings_and_rare_numbers(tmp_path: Path) -> None:
             assert source.read(name).dtype == value.dtype
 
 
-def test_text_becomes_binary(tmp_path: Path) -> None:
+def test_text_is_refused(tmp_path: Path) -> None:
+    """Of text, only what reading needs is parsed; what it would lack could not be told from the result."""
     like = fixture("b_cells/lstm_plain").path("frozen_text")
-    with detect.open_source(like) as source:
-        values = drawn({n: s for n, s in source.specs().items() if s.role == "weight"})
-    out = put(tmp_path / "out.pb", like, values)
-    with detect.open_source(out) as source:
-        for name, value in values.items():
-            assert source.read(name).tobytes() == value.tobytes()
-    assert set(ops_of(out)) >= set(values)
+    text = tmp_path / "m.meta"
+    text.write_text('meta_info_def { } graph_def { node { name: "v" op: "NoOp" } }', encoding="utf-8")
+    for target in (like, str(text)):
+        with pytest.raises(RefusedError) as caught:
+            put(tmp_path / "out.pb", target, {})
+        assert str(caught.value) == (
+            f"{target}: is text, of which only a part is read: other values cannot be put into it; write it in binary "
+            "first (google.protobuf.text_format, or tf.io.write_graph with as_text=False)"
+        )
+
+
+def test_a_saver_with_too_few_types(tmp_path: Path) -> None:
+    nodes = [variable("v", "VariableV2"), variable("w", "VariableV2"), *saver(("v", "", "v"), ("w", "", "w"))]
+    nodes[-1] = node(
+        "save", "SaveV2", "prefix", "names", "cuts", "v", "w", dtypes=bytes_field(1, bytes_field(6, b"\1"))
+    )
+    with pytest.raises(FormatError, match=r"the save operation 'save' has 1 types for 2 tensors$"):
+        put(tmp_path / "out.pb", save(tmp_path / "g.pb", graph(*nodes)), {"w": np.float32([1, 2])}, {"w"})
 
 
 def test_a_checkpoint_that_holds_more_than_the_graph(tmp_path: Path) -> None:
@@ -809,6 +823,73 @@ def test_what_a_function_says_of_its_arguments(tmp_path: Path) -> None:
     )
     after += bytes_field(8, number_field(1, 1) + number_field(2, 6))
     assert bytes_field(1, after) in out.read_bytes()
+
+
+OPS = sorted(
+    {*_tf_uses.CALLERS, *_tf_uses.PASSES, *_tf_uses.REF_PASSES, *_tf_uses.READS, *_tf_uses.ASKS, *_tf_uses.NEEDLESS}
+    | {
+        *_tf_uses.ASSIGNS,
+        *_tf_uses.RESTORES,
+        *_tf_uses.SAVES,
+        "Const",
+        "VarHandleOp",
+        "VariableV2",
+        "MergeV2Checkpoints",
+    }
+    | {"Pack", "ApplyAdam", "NoOp", "f", "g"}
+)
+NAMES = ["v", "v/Assign", "v/read", "a", "b", "c", "update_v/a"]
+
+
+@st.composite
+def any_nodes(draw: st.DrawFn, names: list[str], most: int) -> list[bytes]:
+    """Some nodes."""
+    return [
+        draw(any_node(names, name)) for name in draw(st.lists(st.sampled_from(NAMES[1:]), max_size=most, unique=True))
+    ]
+
+
+@st.composite
+def any_node(draw: st.DrawFn, names: list[str], name: str) -> bytes:
+    """Any operation, of any inputs, with attributes that may be those it needs."""
+    op = draw(st.sampled_from(OPS))
+    given = draw(st.lists(st.sampled_from(names), max_size=5))
+    types = bytes_field(1, bytes_field(6, bytes(draw(st.lists(st.sampled_from([1, 7, 20]), max_size=5)))))
+    attrs: dict[str, Any] = {
+        "dtype": FLOAT,
+        "shape": bytes_field(7, shape_proto([2])),
+        "Tin": types,
+        "T": types,
+        "dtypes": types,
+    }
+    attrs |= {
+        key: draw(st.sampled_from(["f", "g", "none"])) for key in ("f", "body", "cond", "then_branch", "else_branch")
+    }
+    if op == "Const":
+        attrs["value"] = bytes_field(8, _graphdef.tensor(np.array([b"v", b"w"][: draw(st.integers(0, 2))], object)))
+    kept = draw(st.sets(st.sampled_from(sorted(attrs))))
+    return node(name, op, *given, **{key: value for key, value in attrs.items() if key in kept or draw(st.booleans())})
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_any_graph_ends_in_a_graph_or_an_error(tmp_path: Path, data: st.DataObject) -> None:
+    inputs = [n for name in NAMES for n in (name, f"{name}:1", f"^{name}")]
+    inner = [n for name in [*NAMES, "x"] for n in (name, f"{name}:output:0", f"{name}:value:0", f"^{name}")]
+    main = [variable("v", data.draw(st.sampled_from(["VarHandleOp", "VariableV2"])))]
+    main += data.draw(any_nodes(inputs, 6))
+    bodies = [
+        function(f, ["x", "y"], {"r": data.draw(st.sampled_from(inner))}, data.draw(any_nodes(inner, 4))) for f in "fg"
+    ]
+    like = save(tmp_path / "g.pb", graph(*main, functions=bodies))
+    specs = {"v": TensorSpec.of("float32", (2,))}
+    constants = data.draw(st.sampled_from([{"v"}, set()]))
+    with contextlib.suppress(Error):
+        tf_graph_write.write(
+            str(tmp_path / "out"), specs, tiles_of({"v": np.zeros(2, np.float32)}), like=like, constants=constants
+        )
+        with contextlib.suppress(Error):
+            put(tmp_path / "out2", str(tmp_path / "out"), {})
 
 
 HANDLES = bytes_field(1, bytes_field(6, b"\x14" * 3))

@@ -392,6 +392,15 @@ def test_destinations_that_are_refused(tmp_path: Path) -> None:
         put(tmp_path / "no" / "out", like, {"v": VALUE})
 
 
+def test_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "like").mkdir()
+    (tmp_path / "like" / "saved_model.pbtxt").write_text(
+        'meta_graphs { graph_def { node { name: "c" op: "NoOp" } } }', encoding="utf-8"
+    )
+    with pytest.raises(RefusedError, match=r"saved_model.pbtxt: is text, of which only a part is read: "):
+        put(tmp_path / "out", str(tmp_path / "like"), {})
+
+
 def test_one_that_is_there_is_replaced_whole(tmp_path: Path) -> None:
     like = hand_made(tmp_path / "like")
     out = tmp_path / "out"

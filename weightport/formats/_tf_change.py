@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from weightport.errors import Error, Problem
+from weightport.errors import Error, Problem, RefusedError
 from weightport.formats import _strided, _tf_saver_edit, _tiles
 from weightport.formats import _tf_uses as uses
 from weightport.formats._message import Message, Stream, fields_of
-from weightport.formats._proto import BYTES
+from weightport.formats._proto import BYTES, Memory, Readable
 from weightport.formats._tf_collections import Surroundings
 from weightport.formats._tf_constants import Constant
 from weightport.formats._tf_edit import GraphEdit, tensor_value, type_value
@@ -71,6 +71,14 @@ class Values:
                 stored = np.ascontiguousarray(part)
                 little = stored.dtype.newbyteorder("<")
                 yield _strided.byte_view(stored if stored.dtype == little else stored.astype(little))
+
+
+def refuse_text(file: Readable) -> None:
+    """Refuse a graph that was text: of that, only what reading needs was taken, and the rest would be lost."""
+    if isinstance(file, Memory):
+        what = "is text, of which only a part is read: other values cannot be put into it"
+        hint = "write it in binary first (google.protobuf.text_format, or tf.io.write_graph with as_text=False)"
+        raise RefusedError(Problem(file.path, what, hint))
 
 
 class Change:

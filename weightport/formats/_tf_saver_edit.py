@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
+from weightport.errors import FormatError
 from weightport.formats._tf_edit import GraphEdit, attr_types, number_value, strings_value, type_value, types_value
 from weightport.formats._tf_variables import SAVES
 from weightport.formats.tf_graph import VARIABLES, reference
@@ -71,7 +72,7 @@ def _unsaved(edit: GraphEdit, name: str, gone: Collection[str]) -> list[str]:
     first, sliced = SAVES[edit.main.op(name)]
     data, waits = _split(edit.main.inputs(name))
     keep = [n for n, tensor in enumerate(data[first:]) if _origin(edit, tensor) not in gone]
-    if len(keep) == len(data) - first:
+    if len(keep) >= len(data) - first:
         return []
     if not keep:
         edit.main.edit(name).becomes("NoOp", waits, bare=True)
@@ -83,6 +84,9 @@ def _unsaved(edit: GraphEdit, name: str, gone: Collection[str]) -> list[str]:
         return []  # names that are computed: it goes on saving the constant
     attr = "dtypes" if edit.main.op(name) == "SaveV2" else "T"
     types = attr_types(edit.graph, edit.main.body.nodes[name], attr)
+    if len(types) != len(data) - first:
+        what = f"the save operation {name!r} has {len(types)} types for {len(data) - first} tensors"
+        raise FormatError(edit.graph.path, what, offset=edit.main.body.nodes[name].start)
     head = [changed.get(at) or given for at, given in enumerate(data[:first])]
     inputs = [*head, *(data[first + n] for n in keep), *waits]
     edit.main.edit(name).becomes(edit.main.op(name), inputs, {attr: types_value([types[n] for n in keep])})
@@ -118,7 +122,7 @@ def _unmerged(edit: GraphEdit, prefix: str) -> None:
         if edit.main.op(name) != "MergeV2Checkpoints":
             continue
         data, waits = _split(edit.main.inputs(name))
-        pack = reference(data[0])[0]
+        pack = reference(data[0])[0] if data else ""
         if edit.main.op(pack) != "Pack":
             continue
         left = [i for i in edit.main.inputs(pack) if i != prefix]

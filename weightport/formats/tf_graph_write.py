@@ -5,8 +5,8 @@ Promise: everything in the graph that is not concerned keeps its bytes; values s
 or the complete new one; the same input gives the same bytes. A constant of a frozen graph gets its value whatever the
 mapping says of it. A variable whose rule says ``as: constant`` becomes a constant: what read it reads that, and
 initializers, savers and collections know it no more. With ``as: initial`` its initializer gives the new value; one that
-is kept keeps its initializer. Limit: a GraphDef of more than 2 GiB is nothing that protobuf reads, so it is refused;
-text (``.pbtxt``) becomes binary; ``metadata`` has no place in a graph.
+is kept keeps its initializer. Limit: a GraphDef of more than 2 GiB is nothing that protobuf reads, so it is refused,
+and so is a TARGET in text (``.pbtxt``); ``metadata`` has no place in a graph.
 
 Sources: tensorflow/core/framework/graph.proto, tensorflow/core/protobuf/meta_graph.proto.
 """
@@ -20,7 +20,7 @@ from weightport.errors import Problem, RefusedError
 from weightport.formats import _tf_collections, _tf_saver_edit, tf_frozen, tf_meta
 from weightport.formats._io import atomic_file
 from weightport.formats._message import MOST_BYTES, Message
-from weightport.formats._tf_change import Change, Values
+from weightport.formats._tf_change import Change, Values, refuse_text
 from weightport.formats._tf_collections import Surroundings
 from weightport.formats._tf_metagraph import MetaGraph
 from weightport.formats._tf_tensors import GraphTensors
@@ -52,7 +52,7 @@ def write(
     Raises:
         Error: a variable is used in a way that forbids a constant, or has no initializer; all of these at once.
             Nothing was written.
-        RefusedError: the graph would be larger than protobuf reads.
+        RefusedError: the graph would be larger than protobuf reads, or ``like`` is text.
     """
     with _message(path, Values(path, specs, tiles), like, constants, kept) as message, atomic_file(path) as handle:
         message.write(handle)
@@ -80,12 +80,14 @@ def _message(
     if tf_frozen.sniff(like):
         with tf_frozen.open_source(like) as source:
             tensors = source.tensors
+            refuse_text(tensors.graph.file)
             change = Change(tensors.graph, values, constants=tensors.constants, variables=tensors.variables.named)
             change.make(moved, constants)
             change.finish(None)
             yield _fitting(path, change.edit.message(0, tensors.graph.file.size), moved)
     else:
         with tf_meta.open_source(like) as meta:
+            refuse_text(meta.meta.file)
             yield _fitting(path, edited(meta.meta, meta.tensors(), values, moved, constants), moved)
 
 

@@ -7,7 +7,7 @@ concerned, every byte is the TARGET's: the nodes and functions of the graph, its
 variable whose rule says ``as: constant`` becomes a constant in every graph of the model. In a SavedModel of TensorFlow
 1 it leaves the checkpoint, too; in one of TensorFlow 2 its object becomes a constant, and the checkpoint goes on
 holding its value, for Keras, which makes the model's layers anew and looks for their values there. Limits:
-``fingerprint.pb``, a digest of the old graph, is left out; a graph of more than 2 GiB is refused.
+``fingerprint.pb``, a digest of the old graph, is left out; a graph of more than 2 GiB is refused, and one in text.
 
 Sources: tensorflow/python/saved_model/{loader_impl,load,constants}.py.
 """
@@ -26,7 +26,7 @@ from weightport.formats._io import ByteFile
 from weightport.formats._message import MOST_BYTES, Message, fields_of
 from weightport.formats._proto import BYTES
 from weightport.formats._tf_calls import function_attrs
-from weightport.formats._tf_change import Change, Values
+from weightport.formats._tf_change import Change, Values, refuse_text
 from weightport.formats._tf_freeze import Kind
 from weightport.formats._tf_metagraph import MetaGraph
 from weightport.formats._tf_saved_objects import OBJECTS, SavedObjects
@@ -68,7 +68,8 @@ def write(
 
     Raises:
         Error: a variable is used in a way that forbids a constant; all of these at once. Nothing was written.
-        RefusedError: the graph would be larger than protobuf reads, or the folder holds something else.
+        RefusedError: the graph would be larger than protobuf reads, ``like`` is text, or the folder holds something
+            else.
     """
     with _job(path, Values(path, specs, tiles), like, constants, kept) as (job, message), atomic_folder(path) as made:
         job.copy_files(made)
@@ -98,6 +99,7 @@ def _job(
     """What is to be done, and the graph, as long as ``like`` is open."""
     _refuse(path, like)
     with tf_saved_model.open_source(like) as source:
+        refuse_text(source.file)
         job = _Job(source, values, [name for name in values.specs if name not in kept], constants)
         message = job.message()
         if message.size > MOST_BYTES:
