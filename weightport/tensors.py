@@ -187,7 +187,9 @@ class Located(Protocol):
 
 def extent_of(source: Source, name: str) -> Extent | None:
     """Where a tensor of any source lies; None if it does not lie anywhere as it is, or nobody knows."""
-    return source.extent(name) if isinstance(source, Located) else None
+    # Not isinstance(source, Located): that looks at the protocol anew each time, and there may be a million tensors.
+    extent: Callable[[str], Extent | None] | None = getattr(source, "extent", None)
+    return None if extent is None else extent(name)
 
 
 #: Yields consecutive C-order tiles of a tensor, cut along axis 0 (a scalar or an empty tensor is one tile).

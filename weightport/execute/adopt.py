@@ -22,6 +22,11 @@ from weightport.values import Leaf
 class Adopting(Protocol):
     """A writer that can take files that are there for the new model's."""
 
+    @property
+    def adopts(self) -> bool:
+        """Whether there is any use in asking."""
+        ...
+
     def adopt(self, path: str, specs: Mapping[str, TensorSpec], extents: Mapping[str, Extent], *, link: bool) -> str:
         """Do it. Returns ``""``, or the reason why it cannot be done."""
         ...
@@ -50,6 +55,8 @@ def adopted(
         FormatError: the source changed since it was opened.
         RefusedError: with ``link``, the reason why not.
     """
+    if not link and not (isinstance(write, Adopting) and write.adopts):
+        return False
     extents: dict[str, Extent] = {}
     reason = ""
     if not isinstance(write, Adopting):

@@ -48,6 +48,8 @@ class Sheet:
         """More pieces, in any order. Returns the checksum once they are all there is."""
         if not self._size:
             return 0
+        if len(found[0]) == 1 and int(found[0][0]) == self._offset and int(found[1][0]) == self._size:
+            return int(found[2][0])  # in one piece, as most tensors are
         self._new.append(found)
         self._total += int(found[1].sum())
         if self._total >= self._size or sum(len(p[0]) for p in self._new) > self._limit:

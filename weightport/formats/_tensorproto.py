@@ -10,6 +10,7 @@ shape has elements, which TensorFlow cuts off silently, is an error here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -327,6 +328,7 @@ def _part(whole: Array, cuts: _strided.Bounds) -> Array:
     return whole if _strided.is_whole(cuts, whole.shape) else whole[_strided.as_slices(cuts)].copy()
 
 
+@functools.lru_cache(maxsize=64)
 def is_sub_byte(dtype: np.dtype[Any]) -> bool:
     """Whether a dtype has fewer bits than a byte."""
     return dtype.name in _SUB_BYTE

@@ -57,6 +57,11 @@ class Writer:
             **{key: value for key, value in (("constants", constants), ("kept", kept)) if key in takes},
         }
 
+    @property
+    def adopts(self) -> bool:
+        """Whether the format can have its values in files that are there already."""
+        return hasattr(module(self.module), "adopt") and not self.told
+
     def adopt(self, path: str, specs: Mapping[str, TensorSpec], extents: Mapping[str, Extent], *, link: bool) -> str:
         """Take files that are there for the new model's, if the module can: ``""``, or the reason why not.
 
