@@ -147,6 +147,13 @@ def packing_changes(apart: bool, packing: Any) -> Iterator[tuple[str, Any]]:
     Args:
         apart: two biases are not only ever summed.
     """
+    if isinstance(packing, dict) and "runs" in packing:
+        runs = packing["runs"]
+        yield "runs in another order", {"runs": runs[::-1]}
+        for k, run in enumerate(runs):
+            for which, other in packing_changes(apart, run):
+                yield which, {"runs": [*runs[:k], other, *runs[k + 1 :]]}
+        return
     if isinstance(packing, dict):
         for which, terms in packing_changes(apart, packing["of"]):
             yield which, packing | {"of": terms}

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tests.support import need
 from weightport.errors import Error
 from weightport.initializers import (
+    ALIASES,
     ARGUMENTS,
     TRUNCATED_STDDEV,
     check_arguments,
@@ -367,3 +368,13 @@ def test_refusals_name_the_tensor(
 def test_defaults_pass_their_own_check() -> None:
     for name, defaults in ARGUMENTS.items():
         assert check_arguments(name, defaults) == []
+
+
+def test_other_names_lead_to_initializers_with_the_same_defaults() -> None:
+    assert set(ALIASES.values()) <= set(ARGUMENTS)
+    assert not set(ALIASES) & set(ARGUMENTS)
+    keras = need("keras")
+    for name, own in ALIASES.items():
+        known = keras.initializers.get(name) if name not in ("xavier", "zero", "one") else None
+        for key, value in ARGUMENTS[own].items() if known is not None else ():
+            assert key == "seed" or getattr(known, key) == value

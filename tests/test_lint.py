@@ -97,6 +97,17 @@ def test_with_a_target_alone_its_names_are_checked() -> None:
     assert initial.hint == "closest: 'head/w'"
 
 
+def test_sizes_that_only_the_source_tells_are_not_missed() -> None:
+    target = {"layout": "lstm.cudnn-opaque", "scope": "v"}
+    rules = [{"from": {"layout": "lstm.scoped-gates", "scope": "cell"}, "to": target}, RULES[1]]
+    vector, dense = {"v/opaque_kernel": (16 * 7 + 32,)}, {"dense/kernel": (4, 2)}
+    assert found(None, Model("new", {**vector, **dense}), rules=rules) == Findings()
+    assert found(Model("old", SOURCE), Model("new", {**vector, **dense}), rules=rules) == Findings()
+    target["sizes"] = {"input": 3, "units": 5}  # type: ignore[assignment]
+    (problem,) = found(None, Model("new", {**vector, **dense}), rules=rules).problems
+    assert problem.what == "'v/opaque_kernel' has 144 values; a lstm of 3 inputs, 5 units, 1 layer, 1 direction has 200"
+
+
 @pytest.mark.parametrize("key", ["ignore", "keep"])
 def test_a_pattern_that_matches_nothing_is_a_warning(key: str) -> None:
     source = Model("old", {**SOURCE, "w/Adam": (1,)})

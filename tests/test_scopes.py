@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import weightport as wp
 from tests.layouts._steps import CASES, shapes_of, sizes_of
-from tests.support import FIXTURES, fixture, fixtures
+from tests.support import FIXTURES, fixture, fixtures, need
 from weightport.errors import LayoutError
 from weightport.formats.detect import open_source
-from weightport.layouts import builtin, find_layout, parse_layout
+from weightport.layouts import Layout, builtin, find_layout, parse_layout
+from weightport.layouts.units import packed_sizes
 from weightport.scopes import find_cells, is_cell, resolve_cell, separator_of, tree
 from weightport.tensors import TensorSpec
 
@@ -276,7 +279,11 @@ ALIKE = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+#: One vector: its length tells no sizes, and nothing is guessed.
+TELLING = [case for case, (name, *_) in CASES.items() if not find_layout(name).packed]
+
+
+@pytest.mark.parametrize("case", TELLING)
 def test_every_form_is_found_under_its_frameworks_names(case: str) -> None:
     name, number, _, _ = CASES[case]
     form = find_layout(name).forms[number]
@@ -290,7 +297,7 @@ def test_every_form_is_found_under_its_frameworks_names(case: str) -> None:
         assert found(merged([cell("top/some", case)])) == []
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", TELLING)
 def test_every_form_is_found_under_names_with_dots(case: str) -> None:
     name, number, _, _ = CASES[case]
     form = find_layout(name).forms[number]
@@ -302,6 +309,52 @@ def test_every_form_is_found_under_names_with_dots(case: str) -> None:
     assert found(specs, below="top") == [(one.scope, one.layout.name)]
     again = resolve_cell(specs, find_layout(name), one.scope)
     assert (again.scope, set(again.names)) == (one.scope, set(one.names))
+
+
+@pytest.mark.parametrize("case", sorted(set(CASES) - set(TELLING)))
+def test_one_vector_is_no_cell_until_its_sizes_are_told(case: str) -> None:
+    layout = find_layout(CASES[case][0])
+    n = packed_length(layout, 3, 4)
+    specs = merged([dense("top/fc"), cell("top/rnn", case)])
+    assert find_cells(specs) == []
+    for scope in ("top/rnn", "top", ""):
+        told = resolve_cell(specs, layout, scope, sizes=packed_sizes(3, 4))
+        assert (told.scope, told.input, told.per_unit("unit"), told.layers) == ("top/rnn", 3, 4, 1)
+    dotted = {name.replace("/", "."): spec for name, spec in specs.items()}
+    assert resolve_cell(dotted, layout, "top", sizes=packed_sizes(3, 4)).names == ("top.rnn.opaque_kernel",)
+    kind, name = layout.kind, "'top/rnn/opaque_kernel'"
+    for sizes, message in (
+        (
+            None,
+            f"the {n} values of {name} do not tell how large the {kind} is; "
+            "state it: sizes: {input: 64, units: 128, layers: 2, directions: 1}",
+        ),
+        (
+            packed_sizes(3, 4, 2),
+            f"{name} has {n} values; a {kind} of 3 inputs, 4 units, 2 layers, 1 direction has "
+            f"{n + packed_length(layout, 4, 4)}; what would fit: layers: 1, directions: 1",
+        ),
+        (
+            packed_sizes(31, 17, 1, 2),
+            f"{name} has {n} values; a {kind} of 31 inputs, 17 units, 1 layer, 2 directions has "
+            f"{2 * packed_length(layout, 31, 17)}",
+        ),
+    ):
+        with pytest.raises(LayoutError) as caught:
+            resolve_cell(specs, layout, "top", sizes=sizes)
+        assert str(caught.value) == message
+    two = merged([cell("top/a", case), cell("top/b", case)])
+    with pytest.raises(
+        LayoutError, match=f"2 vectors of layout {layout.name} stand below scope 'top': 'top/a', 'top/b'"
+    ):
+        resolve_cell(two, layout, "top", sizes=packed_sizes(3, 4))
+    assert resolve_cell(two, layout, "top/b", sizes=packed_sizes(3, 4)).scope == "top/b"
+    with pytest.raises(LayoutError, match=f"no {layout.name} cell at or below scope 'top/fc'"):
+        resolve_cell(specs, layout, "top/fc", sizes=packed_sizes(3, 4))
+
+
+def packed_length(layout: Layout, inputs: int, units: int) -> int:
+    return len(layout.gates) * units * (inputs + units + 2)
 
 
 def test_several_libraries_of_one_model() -> None:
@@ -518,3 +571,61 @@ def test_all_of_keras_stacked_cells() -> None:
     mixed = merged([one, gru])
     assert resolve_cell(mixed, KERAS, "rnn").layers == 1
     assert resolve_cell(mixed, find_layout("gru.keras"), "rnn").names == tuple(gru)
+
+
+# Cells under other names, told by the file ---------------------------------------------------------------------------
+
+
+def test_a_renamed_cell_is_found_where_the_file_tells_its_gates() -> None:
+    specs = merged([dense("rnn/mine"), dense("rnn/other"), dense("out"), cell("rnn/lstm_cell", "tf")])
+    asked = []
+
+    def told(order: list[str]) -> Any:
+        def facts(names: Sequence[str]) -> dict[str, Any]:
+            asked.append(tuple(names))
+            return {"gates": order} if "rnn/mine/kernel" in names else {"activation": "tanh"}
+
+        return facts
+
+    assert found(specs) == [("rnn/lstm_cell", "lstm.tf1")]
+    assert found(specs, facts=told(["i", "g", "f", "o"])) == [("rnn/mine", "lstm.tf1"), ("rnn/lstm_cell", "lstm.tf1")]
+    assert not any("rnn/lstm_cell/kernel" in names for names in asked)
+    for other in (["i", "f", "g", "o"], ["h"], []):
+        assert found(specs, facts=told(other)) == [("rnn/lstm_cell", "lstm.tf1")]
+    plain = merged([dense("rnn/mine", 20, 16), dense("out", 20, 16)])
+    assert found(plain, facts=told(["h"])) == [("rnn/mine", "rnn.tf1")]
+    assert found(plain, facts=told(["h"]), below="out") == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_renamed_cells_of_a_graph(tmp_path: Path) -> None:
+    """TensorFlow's cells under names of their own, among dense layers of shapes that would fit."""
+    tf = need("tensorflow").compat.v1
+    cells = need("tf_keras.src.layers.rnn.legacy_cells")
+    with tf.Graph().as_default() as graph:
+        x = tf.placeholder(tf.float32, (2, 5, 3), "x")
+        stack = cells.MultiRNNCell([cells.LSTMCell(4, name="mine", forget_bias=0.5), cells.BasicRNNCell(6, name="own")])
+        outputs, _ = tf.nn.dynamic_rnn(stack, x, dtype=tf.float32, scope="net")
+        weights = {"dense/kernel": (6, 4), "dense/bias": (4,), "wide/kernel": (4, 8), "wide/bias": (8,)}
+        made = {name: tf.get_variable(name, shape) for name, shape in weights.items()}
+        hidden = tf.tanh(tf.matmul(outputs[:, -1], made["dense/kernel"]) + made["dense/bias"])
+        result = tf.identity(tf.matmul(hidden, made["wide/kernel"]) + made["wide/bias"], "out")
+        with tf.Session(graph=graph) as session:
+            session.run(tf.global_variables_initializer())
+            frozen = tf.graph_util.convert_variables_to_constants(session, graph.as_graph_def(), [result.op.name])
+    path = tmp_path / "g.pb"
+    path.write_bytes(frozen.SerializeToString())
+    expected = [
+        ("net/multi_rnn_cell/cell_0/mine", "lstm.tf1", 3, 4), ("net/multi_rnn_cell/cell_1/own", "rnn.tf1", 4, 6),
+    ]  # fmt: skip
+    with open_source(path) as source:  # type: ignore[attr-defined]
+        assert find_cells(source.specs()) == []
+        told = find_cells(source.specs(), facts=source.facts)
+        assert [(c.scope, c.layout.name, c.input, c.per_unit("unit")) for c in told] == expected
+    with wp.open(path) as model:
+        assert [(c.scope, c.layout.name) for c in model.cells()] == [(scope, name) for scope, name, *_ in expected]
+    rule = {"from": {"layout": "lstm.tf1", "scope": expected[0][0]}, "to": {"layout": "lstm.keras", "scope": "new"}}
+    planned = wp.plan(
+        str(path), None, {"weightport": 1, "rules": [rule], "ignore": ["dense/**", "wide/**", "**/own/**"]}
+    )
+    assert "the forget bias 0.5 is folded into the forget gate's bias" in str(planned.check())

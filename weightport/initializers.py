@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,16 @@ ARGUMENTS: Mapping[str, Mapping[str, Any]] = {
     "unit_forget_bias": {"gates": ["i", "f", "g", "o"], "value": 1.0},
 }
 
+#: Other names that the frameworks have for them, with the same defaults (keras/src/initializers/__init__.py, Keras 1's
+#: keras/initializations.py, tf.contrib.layers.xavier_initializer).
+ALIASES: Mapping[str, str] = {
+    "zero": "zeros",
+    "one": "ones",
+    "random_normal": "normal",
+    "random_uniform": "uniform",
+    "xavier": "glorot_uniform",
+}
+
 # name -> (scale, mode, distribution) of the variance scaling that it stands for
 _SCALINGS = {
     "glorot_uniform": (1.0, "fan_avg", "uniform"),
@@ -65,6 +76,13 @@ _SCALINGS = {
 }
 
 
+def settled(name: str, args: Any) -> tuple[str, Any]:
+    """An initializer's own name and arguments for what a mapping calls it: an alias, or a constant's bare number."""
+    name = ALIASES.get(name, name)
+    number = isinstance(args, (int, float)) and not isinstance(args, bool)
+    return name, {"value": args} if name == "constant" and number else args
+
+
 def check_arguments(name: str, args: Mapping[str, Any]) -> list[tuple[str, str]]:
     """All that is wrong with an initializer's name and arguments, as (what, hint) pairs; empty if nothing is.
 
@@ -72,7 +90,15 @@ def check_arguments(name: str, args: Mapping[str, Any]) -> list[tuple[str, str]]
     """
     known = ARGUMENTS.get(name)
     if known is None:
-        return [(f"unknown initializer {name!r}", closest(name, ARGUMENTS) or f"known: {', '.join(ARGUMENTS)}")]
+        return [(f"unknown initializer {name!r}", _nearest(name))]
+    if not isinstance(args, Mapping):
+        takes = ", ".join(f"{key}: {value}" for key, value in known.items() if value is not None)
+        return [
+            (
+                f"{name}: expected arguments by name, found {args!r}",
+                f"{name}: {{{takes}}}" if takes else "it takes none",
+            )
+        ]
     problems: list[tuple[str, str]] = []
     for key, value in args.items():
         if key not in known:
@@ -84,6 +110,15 @@ def check_arguments(name: str, args: Mapping[str, Any]) -> list[tuple[str, str]]
     if name == "uniform" and not problems and low > high:
         problems.append((f"uniform: minval {low} is greater than maxval {high}", ""))
     return problems
+
+
+def _nearest(name: str) -> str:
+    """The hint for a name that is no initializer's: ``HeNormal`` and ``he_normal_initializer`` are ``he_normal``."""
+    plain = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().removesuffix("_initializer")
+    near = ALIASES.get(plain, plain)
+    if near in ARGUMENTS:
+        return f"closest: {near!r}"
+    return closest(plain, ARGUMENTS) or f"known: {', '.join(ARGUMENTS)}"
 
 
 def initialize(

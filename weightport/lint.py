@@ -16,7 +16,7 @@ from weightport.mapping import CellRule, Glob, InitRule, TensorRule
 from weightport.mapping import Mapping as Rules
 from weightport.plan import Plan, TargetView, plan
 from weightport.plan.build import Builder
-from weightport.plan.cells import Side, found_cell
+from weightport.plan.cells import Side, found_cell, layout_of
 from weightport.plan.names import ended, matching
 from weightport.tensors import Array, Index, Source, TensorSpec
 
@@ -142,6 +142,8 @@ def _target_alone(mapping: Rules, target: TargetView, name: str) -> list[Problem
         elif rule.optional:
             continue
         elif isinstance(rule, CellRule):
+            if layout_of(rule.target, mapping.layouts).packed and rule.target.sizes is None:
+                continue  # the source tells its sizes
             try:
                 found_cell(rule.target, side, mapping.layouts)
             except LayoutError as error:

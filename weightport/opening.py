@@ -80,10 +80,10 @@ class OpenSource:
         return tree({n: s for n, s in self.specs().items() if s.role != "constant"})
 
     def cells(self) -> list[Cell]:
-        """The RNN cells that are found in it by their tensors' names."""
+        """The RNN cells that are found in it by their tensors' names, or by what a graph does with them."""
         from weightport.scopes import find_cells
 
-        return find_cells(self.specs())
+        return find_cells(self.specs(), facts=self.facts)
 
     def close(self) -> None:
         """Release the file handles; reading afterwards is an error."""

@@ -8,13 +8,28 @@ found only where a mapping names that scope, or the scope of the stack that it i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from weightport.errors import LayoutError, closest
+from weightport.errors import LayoutError, Problem, closest
 from weightport.layouts import Form, Layout, builtin
+from weightport.layouts.layout import KIND_GATES
 from weightport.layouts.stacks import Cell, is_place, stacked
-from weightport.layouts.units import FORWARD, SCOPE, Shapes, Unit, anchor_name, full_name, match, spelled, stored_rows
+from weightport.layouts.units import (
+    FORWARD,
+    SCOPE,
+    Shapes,
+    Stored,
+    Unit,
+    anchor_name,
+    fitting,
+    full_name,
+    match,
+    packed_shape,
+    spelled,
+    stored_rows,
+)
 from weightport.tensors import TensorSpec
 
 
@@ -97,12 +112,17 @@ def tree(specs: Mapping[str, TensorSpec]) -> Scope:
 # Cells ---------------------------------------------------------------------------------------------------------------
 
 _SUFFIX = re.compile(r"_\d{1,6}\Z")
+Facts = Callable[[Sequence[str]], Mapping[str, Any]]
 #: What an optimizer keeps is never part of a cell.
 _STATE = ("slot", "optimizer")
 
 
 def find_cells(
-    specs: Mapping[str, TensorSpec], layouts: Iterable[Layout] | None = None, *, below: str = ""
+    specs: Mapping[str, TensorSpec],
+    layouts: Iterable[Layout] | None = None,
+    *,
+    below: str = "",
+    facts: Facts | None = None,
 ) -> list[Cell]:
     """The cells in a model, in the order of their tensors.
 
@@ -110,6 +130,8 @@ def find_cells(
         specs: the model's tensors.
         layouts: the layouts to look for; by default those that ship with weightport.
         below: only there.
+        facts: what the file records of tensors (:meth:`weightport.tensors.Source.facts`). A cell whose scope has a name
+            that its table does not know is found where they tell its gates, in the table's order.
     """
     layouts = tuple(builtin().values() if layouts is None else layouts)
     if separator_of(specs) == ".":
@@ -119,25 +141,35 @@ def find_cells(
     shapes = {n: s.shape for n, s in specs.items() if s.role not in _STATE and n.startswith(prefix)}
     order = {name: number for number, name in enumerate(shapes)}
     units = _apart(_found(shapes, layouts))
+    if facts is not None:
+        units = _apart([*units, *_told(shapes, layouts, {name for unit in units for name in unit.names}, facts)])
     units.sort(key=lambda u: min(order[name] for name in u.names))
     return stacked(units, below)
 
 
 def resolve_cell(
-    specs: Mapping[str, TensorSpec], layout: Layout, scope: str, *, skip: frozenset[str] = frozenset()
+    specs: Mapping[str, TensorSpec],
+    layout: Layout,
+    scope: str,
+    *,
+    skip: frozenset[str] = frozenset(),
+    sizes: Mapping[str, int] | None = None,
 ) -> Cell:
     """The one cell of that layout at or below ``scope``, whatever its own scope is called.
 
     Below it, a cell whose scope has a name that its table does not know counts only as part of a stack: under scopes
     of layers or directions.
 
+    Args:
+        sizes: of a cell that is one vector, whose length does not tell them (:func:`units.packed_sizes`).
+
     Raises:
-        LayoutError: none, or several, with what was found instead.
+        LayoutError: none, or several, with what was found instead; a vector without sizes, or of another length.
     """
     if separator_of(specs) == ".":
         slashed = {name.replace(".", "/"): spec for name, spec in specs.items() if spec.role != "constant"}
         hidden = frozenset(name.replace(".", "/") for name in skip)
-        return _dotted(resolve_cell(slashed, layout, scope.replace(".", "/"), skip=hidden))
+        return _dotted(resolve_cell(slashed, layout, scope.replace(".", "/"), skip=hidden, sizes=sizes))
     prefix = f"{scope}/" if scope else ""
     start = scope if any(form.joined for form in layout.forms) else prefix
     shapes = {
@@ -145,6 +177,8 @@ def resolve_cell(
         for name, spec in specs.items()
         if name.startswith(start) and name not in skip and spec.role not in _STATE
     }
+    if layout.packed:
+        return _in_one_vector(specs, layout, scope, shapes, sizes)
     places = {suffix: _match_at(layout, scope, shapes, suffix) for suffix in _suffixes(layout, scope, shapes)}
     here = [unit for units in places.values() for unit in units]
     if here:
@@ -164,6 +198,45 @@ def resolve_cell(
     raise LayoutError(
         _missing(specs, {n: s for n, s in shapes.items() if n.startswith(prefix)}, layout, scope, unnamed)
     )
+
+
+def _in_one_vector(
+    specs: Mapping[str, TensorSpec], layout: Layout, scope: str, shapes: Shapes, sizes: Mapping[str, int] | None
+) -> Cell:
+    by_leaf: dict[str, list[str]] = {}
+    for name in shapes:
+        by_leaf.setdefault(name.rpartition("/")[2], []).append(name)
+    found = [(form, at) for form in layout.forms for at, _ in _places(layout, form, by_leaf)]
+    found = [(form, at) for form, at in found if at == scope] or found
+    if not found:
+        raise LayoutError(_missing(specs, shapes, layout, scope, ()))
+    if len(found) > 1:
+        where = ", ".join(repr(at) for _, at in found[:8])
+        raise LayoutError(
+            f"{len(found)} vectors of layout {layout.name} stand below scope {scope!r}: {where}; name one"
+        )
+    ((form, at),) = found
+    stored = Stored(form.anchor, None, full_name(at, form.anchor.template))
+    shape = shapes[stored.name]
+    if sizes is None:
+        what = f"the {_values(shape)} of {stored.name!r} do not tell how large the {layout.kind} is"
+        raise LayoutError(Problem("", what, "state it: sizes: {input: 64, units: 128, layers: 2, directions: 1}"))
+    units = match(layout, form, at, shapes, sizes=sizes)
+    if not units:
+        (needed,) = packed_shape(layout, stored, sizes)
+        what = f"{stored.name!r} has {_values(shape)}; a {layout.kind} of {_counted(sizes)} has {needed}"
+        fit = " or ".join(fitting(layout, stored, shape, sizes))
+        raise LayoutError(Problem("", what, f"what would fit: {fit}" if fit else ""))
+    return Cell(at, layout, tuple(units))
+
+
+def _values(shape: tuple[int, ...]) -> str:
+    return f"{shape[0]} values" if len(shape) == 1 else f"shape {list(shape)}"
+
+
+def _counted(sizes: Mapping[str, int]) -> str:
+    names = (("input", "inputs"), ("unit", "units"), ("layer", "layers"), ("direction", "directions"))
+    return ", ".join(f"{sizes[axis]} {name.removesuffix('s') if sizes[axis] == 1 else name}" for axis, name in names)
 
 
 def _dotted(cell: Cell) -> Cell:
@@ -243,6 +316,15 @@ def _found(shapes: Shapes, layouts: Iterable[Layout], *, any_scope: bool = False
                 places.setdefault((scope, suffix), []).extend(match(layout, form, scope, shapes, suffix))
         for units in places.values():
             yield from _best(units)
+
+
+def _told(shapes: Shapes, layouts: Iterable[Layout], known: set[str], facts: Facts) -> Iterator[Unit]:
+    """Units in scopes of any name whose gates the file itself tells."""
+    named = [la for la in layouts if la.kind in KIND_GATES and any(form.cells for form in la.forms)]
+    for unit in _found(shapes, named, any_scope=True):
+        free = bool(unit.form.cells) and known.isdisjoint(unit.names)
+        if free and facts(unit.names).get("gates") == list(unit.layout.gates):
+            yield unit
 
 
 def _places(layout: Layout, form: Form, by_leaf: Mapping[str, Sequence[str]]) -> Iterator[tuple[str, str]]:

@@ -161,7 +161,7 @@ def _cell_rules(
     source: Source, target: TargetView, refused: list[str]
 ) -> Iterator[tuple[dict[str, Any], tuple[str, ...], tuple[str, ...], str]]:
     """Rules for whole cells: the most alike scopes of one kind and size first, each cell once."""
-    mine, its = find_cells(source.specs()), find_cells(target.specs())
+    mine, its = (find_cells(model.specs(), facts=model.facts) for model in (source, target))
     scored = sorted(
         ((_likeness(_words(a.scope), _words(b.scope)), a, b) for a in mine for b in its if _alike(a, b)),
         key=lambda found: -found[0],

@@ -127,8 +127,11 @@ class Source(Protocol):
         """What the file itself records about the RNN cell that owns these tensors (one layer, one direction).
 
         Keys, each only where it is really recorded: ``forget_bias``, ``activation``, ``recurrent_activation``,
-        ``reset_after``, ``cell_clip``, ``proj_clip``, ``go_backwards``; and ``variant``: what makes the cell another
-        function than its layout's, as what follows "the cell" ("has coupled input and forget gates").
+        ``reset_after``, ``cell_clip``, ``proj_clip``, ``go_backwards``; ``window``: how a convolution lies on its
+        image, empty where that is padded to the same size and there are no strides; ``gates``: the list of an LSTM's
+        gates in the order in which one product gives them, or ``[h]``: it is such a cell, whatever its tensors are
+        called; and ``variant``: what makes the cell another function than its layout's, as what follows "the cell"
+        ("has coupled input and forget gates").
         """
         ...
 

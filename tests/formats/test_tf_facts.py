@@ -27,7 +27,11 @@ _INNER = re.compile(
     r"(/(gates|candidate|projection|Linear|input_gate|forget_gate|memory_cell|output_gate"
     r"|input|forget|output|state|transform))?/[^/]+"
 )
-LSTM = {"forget_bias": 1.0, "activation": "tanh", "recurrent_activation": "sigmoid"}
+LSTM = {
+    "forget_bias": 1.0, "activation": "tanh", "recurrent_activation": "sigmoid", "gates": ["i", "g", "f", "o"],
+}  # fmt: skip
+#: What the descriptions of the fixtures call an LSTM's candidate.
+CANDIDATE = {"j": "g", "c": "g"}
 
 
 def cells(source: Source) -> dict[str, list[str]]:
@@ -48,6 +52,13 @@ def test_fixtures(model: Fixture, kind: str) -> None:
         expected = {"activation": "tanh", "recurrent_activation": "sigmoid", **expected}
     if model.doc["cell"].endswith("GRUCell"):
         expected["reset_after"] = False
+    if model.doc["cell"].endswith("BasicRNNCell"):
+        expected["gates"] = ["h"]
+    order = [CANDIDATE.get(gate["gate"], gate["gate"]) for gate in model.doc.get("gate_order", ())]
+    order = order or ([*LSTM["gates"]] if model.name.endswith("partitioned") else [])
+    # Without one split, or with something between it and the gates, the order is not told.
+    if len(order) == 4 and not any(part in model.name for part in ("seed", "layer_norm", "impl1")):
+        expected["gates"] = order
     with detect.open_source(model.path(kind)) as source:  # type: ignore[attr-defined]
         found = cells(source)
         assert found
@@ -65,6 +76,10 @@ def facts(data: bytes, *names: str) -> dict[str, Any]:
     return _tf_facts.GraphFacts(graph_def).of(own, known - own)
 
 
+def without(key: str) -> dict[str, Any]:
+    return {k: value for k, value in LSTM.items() if k != key}
+
+
 STATES = [node("h", "Placeholder"), node("c", "Placeholder")]
 
 
@@ -76,10 +91,11 @@ STATES = [node("h", "Placeholder"), node("c", "Placeholder")]
         ({"forget_bias": None}, {**LSTM, "forget_bias": 0.0}),
         ({"clip": 2.5}, {**LSTM, "cell_clip": 2.5}),
         ({"act": "Relu"}, {**LSTM, "activation": "relu"}),
-        ({"act": "Sigmoid"}, {**LSTM, "activation": "sigmoid"}),
-        ({"gate": "Tanh"}, {**LSTM, "recurrent_activation": "tanh"}),
+        # Where the candidate is told from the input gate by nothing, the gates have no order.
+        ({"act": "Sigmoid"}, {**without("gates"), "activation": "sigmoid"}),
+        ({"gate": "Tanh"}, {**without("gates"), "recurrent_activation": "tanh"}),
         # The candidate's activation is not the output's: there is no one activation to tell.
-        ({"out_act": "Relu"}, {"forget_bias": 1.0, "recurrent_activation": "sigmoid"}),
+        ({"out_act": "Relu"}, without("activation")),
     ],
 )
 def test_one_step(changes: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -111,7 +127,8 @@ def test_forget_bias_is_what_is_added_to_the_forget_gate(
     name: str, new: list[bytes], forget_bias: float | None
 ) -> None:
     found = facts(graph(*weights(), *STATES, *replaced(lstm_nodes(), name, *new)))
-    assert found == {**{k: v for k, v in LSTM.items() if k != "forget_bias"}} | (
+    told = without("gates") if forget_bias == -1 else LSTM  # what is taken away, the order is not looked for in
+    assert found == {k: v for k, v in told.items() if k != "forget_bias"} | (
         {} if forget_bias is None else {"forget_bias": forget_bias}
     )
 
@@ -138,7 +155,38 @@ def test_two_uses_that_do_not_agree() -> None:
     again = function("again", arguments, {"out": "h2:z:0"}, lstm_nodes(forget_bias=2.0))
     call = node("again", "PartitionedCall", *arguments, f="again")
     data = graph(*weights(), *STATES, *lstm_nodes(), call, functions=[again])
-    assert facts(data) == {"activation": "tanh", "recurrent_activation": "sigmoid"}
+    assert facts(data) == without("forget_bias")
+
+
+def reordered(parts: dict[str, int]) -> list[bytes]:
+    """The step with its gates on other parts of the split."""
+    nodes = lstm_nodes(forget_bias=None)
+    for gate, part in parts.items():
+        nodes = replaced(nodes, gate, node(gate, "Tanh" if gate == "g" else "Sigmoid", f"split:{part}"))
+    return nodes
+
+
+@pytest.mark.parametrize(
+    ("parts", "gates"),
+    [
+        ({"i": 0, "g": 1, "f": 2, "o": 3}, ["i", "g", "f", "o"]),
+        ({"i": 0, "g": 2, "f": 1, "o": 3}, ["i", "f", "g", "o"]),
+        ({"i": 3, "g": 2, "f": 1, "o": 0}, ["o", "f", "g", "i"]),
+        ({"i": 0, "g": 1, "f": 2, "o": 4}, None),
+        ({"i": 0, "g": 1, "f": 2, "o": 2}, None),
+    ],
+)
+def test_the_order_of_the_gates_is_that_of_their_parts(parts: dict[str, int], gates: list[str] | None) -> None:
+    assert facts(graph(*weights(), *STATES, *reordered(parts))).get("gates") == gates
+
+
+def test_gates_of_two_splits_have_no_order() -> None:
+    nodes = replaced(lstm_nodes(), "o", node("again", "Split", "one", "z"), node("o", "Sigmoid", "again:3"))
+    assert facts(graph(*weights(), *STATES, *nodes)) == without("gates")
+    nodes = replaced(
+        lstm_nodes(), "o", const("two", 2.0), node("o2", "Mul", "split:3", "two"), node("o", "Sigmoid", "o2")
+    )
+    assert facts(graph(*weights(), *STATES, *nodes)) == without("gates")
 
 
 def in_loop(nodes: list[bytes]) -> list[bytes]:
@@ -174,10 +222,10 @@ def test_loops_of_both_kinds() -> None:
         ("LSTMBlockCell", {"forget_bias": 0.5, "cell_clip": -1.0}, {**LSTM, "forget_bias": 0.5}),
         ("LSTMBlockCell", {}, {**LSTM, "cell_clip": 3.0}),  # what is at its default may be left out
         ("BlockLSTM", {"forget_bias": 0.7, "cell_clip": 0.0}, {**LSTM, "forget_bias": 0.7}),
-        ("BlockLSTMV2", {}, {**LSTM, "forget_bias": 0.0}),
+        ("BlockLSTMV2", {}, {**LSTM, "forget_bias": 0.0, "gates": ["i", "f", "g", "o"]}),
         ("GRUBlockCell", {}, {"activation": "tanh", "recurrent_activation": "sigmoid", "reset_after": False}),
         ("CudnnRNN", {"rnn_mode": b"\x12\x03gru"}, {"activation": "tanh", "recurrent_activation": "sigmoid"}),
-        ("CudnnRNNV3", {}, {**LSTM, "forget_bias": 0.0}),
+        ("CudnnRNNV3", {}, {**without("gates"), "forget_bias": 0.0}),
         ("CudnnRNNV2", {"rnn_mode": b"\x12\x08rnn_relu"}, {"activation": "relu"}),
     ],
 )
@@ -253,7 +301,7 @@ def test_a_graph_beyond_the_bounds_has_no_facts(tmp_path: Path, monkeypatch: pyt
 
 def keras_layers() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
     """Layers of the legacy Keras, and what is to be found of each."""
-    lstm = {"forget_bias": 0.0, "activation": "tanh", "recurrent_activation": "sigmoid"}
+    lstm = {**LSTM, "forget_bias": 0.0, "gates": ["i", "f", "g", "o"]}
     gru = {"reset_after": True, "activation": "tanh", "recurrent_activation": "sigmoid"}
     return {
         "lstm": (lambda k: k.LSTM(4, return_sequences=True), lstm),
@@ -261,7 +309,7 @@ def keras_layers() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
         "lstm linear": (lambda k: k.LSTM(4, activation="linear"), {**lstm, "activation": "linear"}),
         "lstm split": (
             lambda k: k.LSTM(4, implementation=1, recurrent_activation="hard_sigmoid"),
-            {**lstm, "recurrent_activation": "hard_sigmoid"},
+            {**without("gates"), "forget_bias": 0.0, "recurrent_activation": "hard_sigmoid"},
         ),
         "lstm unrolled": (
             lambda k: k.LSTM(4, unroll=True, activation="softsign"),
@@ -274,8 +322,8 @@ def keras_layers() -> dict[str, tuple[Callable[[Any], Any], dict[str, Any]]]:
             lambda k: k.GRU(4, reset_after=False, unroll=True, recurrent_activation="hard_sigmoid"),
             {**gru, "reset_after": False, "recurrent_activation": "hard_sigmoid"},
         ),
-        "rnn": (lambda k: k.SimpleRNN(4, activation="relu"), {"activation": "relu"}),
-        "rnn unrolled": (lambda k: k.SimpleRNN(4, unroll=True), {"activation": "tanh"}),
+        "rnn": (lambda k: k.SimpleRNN(4, activation="relu"), {"activation": "relu", "gates": ["h"]}),
+        "rnn unrolled": (lambda k: k.SimpleRNN(4, unroll=True), {"activation": "tanh", "gates": ["h"]}),
     }
 
 
@@ -315,7 +363,8 @@ def test_keras_3(activation: str, tmp_path: Path) -> None:
         assert len(names) == 3
         found = source.facts(names)
     told = {"sigmoid": "sigmoid", "hard_sigmoid": "hard_sigmoid_6"}[activation]
-    assert found == {"forget_bias": 0.0, "activation": "tanh", "recurrent_activation": told}
+    order = ["i", "f", "g", "o"]
+    assert found == {"forget_bias": 0.0, "activation": "tanh", "recurrent_activation": told, "gates": order}
 
 
 TF1_CELLS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -327,7 +376,7 @@ TF1_CELLS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {**LSTM, "cell_clip": 3.5, "proj_clip": 1.25},
     ),
     "gru": ("GRUCell", {}, {"activation": "tanh", "recurrent_activation": "sigmoid", "reset_after": False}),
-    "rnn": ("BasicRNNCell", {}, {"activation": "tanh"}),
+    "rnn": ("BasicRNNCell", {}, {"activation": "tanh", "gates": ["h"]}),
 }
 
 

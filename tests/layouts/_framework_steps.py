@@ -221,6 +221,28 @@ def coreml_rnn(t: Arrays, x: np.ndarray, state: State, facts: Mapping[str, Any])
     return (facts["a"](x @ w.T + state[0] @ r.T + t.get("biasVector", 0)),)
 
 
+# jax/experimental/rnn.py, unpack_lstm_weights; mxnet/rnn/rnn_cell.py, FusedRNNCell._slice_weights: cuDNN's one vector,
+# here of one layer in one direction.
+
+
+def one_vector(kind: str, gates: int) -> Step:
+    inner = {"lstm": rows_lstm, "gru": rows_gru, "rnn": rows_rnn}[kind]("w_ih", "w_hh", "b_ih", "b_hh")
+
+    def step(t: Arrays, x: np.ndarray, state: State, facts: Mapping[str, Any]) -> State:
+        inputs, units, weights = x.shape[1], state[-1].shape[1], t["opaque_kernel"]
+        shapes = {"w_ih": (gates * units, inputs), "w_hh": (gates * units, units)}
+        shapes |= dict.fromkeys(("b_ih", "b_hh"), (gates * units,))
+        found, offset = {}, 0
+        for name, shape in shapes.items():
+            size = int(np.prod(shape))
+            found[name] = weights[offset : offset + size].reshape(shape)
+            offset += size
+        assert offset == weights.size
+        return inner(found, x, state, facts)
+
+    return step
+
+
 PEEPHOLES, PROJECTION, BIAS = "peepholes", "projection", "bias"
 NONE, B, BP, BW = frozenset[str](), frozenset({BIAS}), frozenset({BIAS, PROJECTION}), frozenset({BIAS, PEEPHOLES})
 P = frozenset({PROJECTION})
@@ -274,6 +296,9 @@ def _mxnet(kind: str) -> dict[str, Case]:
 
 MORE: dict[str, Case] = {
     **_torch("lstm"),
+    "opaque": ("lstm.cudnn-opaque", 0, NONE, one_vector("lstm", 4)),
+    "g-opaque": ("gru.cudnn-opaque", 0, NONE, one_vector("gru", 3)),
+    "r-opaque": ("rnn.cudnn-opaque", 0, NONE, one_vector("rnn", 1)),
     "onnx": ("lstm.onnx", 0, B, onnx_lstm),
     "onnx-none": ("lstm.onnx", 0, NONE, onnx_lstm),
     "onnx-peep": ("lstm.onnx", 0, BW, onnx_lstm),

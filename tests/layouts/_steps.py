@@ -16,7 +16,7 @@ from weightport import values
 from weightport.layouts import Form, Layout, find_layout
 from weightport.layouts.behaviour import behaviour, conflicts
 from weightport.layouts.convert import Conversion
-from weightport.layouts.units import Stored, Unit, full_name, match, packed_shape, spelled, stored_rows
+from weightport.layouts.units import Stored, Unit, full_name, match, packed_shape, packed_sizes, spelled, stored_rows
 from weightport.ranges import slices_of, whole
 from weightport.tensors import TensorSpec
 
@@ -341,6 +341,8 @@ def sizes_of(case: str, inputs: int, units: int, outputs: int) -> dict[str, int]
     name, number, has, _ = CASES[case]
     sizes = {"input": inputs, "unit": units, "hidden": outputs if PROJECTION in has else units}
     form = find_layout(name).forms[number]
+    if form.packed:
+        return packed_sizes(inputs, units)
     return sizes | {axis: 1 for row in form.rows for t in row.packing.terms for axis in t.names() & {"direction"}}
 
 
@@ -374,7 +376,7 @@ def made(case: str, scope: str, inputs: int = 3, units: int = 4, outputs: int = 
     layout = find_layout(name)
     form = layout.forms[number]
     sizes = sizes_of(case, inputs, units, outputs)
-    (unit,) = match(layout, form, scope, shapes_of(layout, form, scope, has, sizes))
+    (unit,) = match(layout, form, scope, shapes_of(layout, form, scope, has, sizes), sizes=sizes)
     return Made(unit, step, has)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from weightport.layouts import compiled, shipped
+from weightport.layouts import Layout, compiled, shipped
 from weightport.layouts.compiled import decode, encode
 from weightport.layouts.shipped import TABLES, builtin, parsed
 
@@ -22,7 +23,13 @@ def test_what_is_kept_is_what_the_table_says(name: str) -> None:
     assert kept.decode() == encode(text, layouts), "python scripts/make_docs.py"
     found = decode(text, kept)
     assert found == layouts
-    assert [repr(layout) for layout in found or []] == [repr(layout) for layout in layouts]  # tuples are tuples
+    assert list(map(shown, found or [])) == list(map(shown, layouts))  # tuples are tuples
+
+
+def shown(layout: Layout) -> str:
+    """All of a layout but its sets, whose order in a text is not told."""
+    none: frozenset[str] = frozenset()
+    return repr(replace(layout, complemented=none, fixed=none))
 
 
 def test_what_is_kept_of_another_text_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

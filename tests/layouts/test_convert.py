@@ -121,7 +121,7 @@ CLASSES = {
     "1": "scoped scoped-flat ifco ifco-flat tf-cudnn tf10-cudnn keras keras-vars keras1 keras1-gpu flax nnx "
     "nnx-opt eqx coreml coreml-both coreml-flat coreml-flat-both",
     "1F": "tf tf012-basic tf-group haiku",
-    "2": "cudnn torch torch-cell onnx paddle paddle-cell paddle-layers paddle-both "
+    "2": "cudnn opaque torch torch-cell onnx paddle paddle-cell paddle-layers paddle-both "
     "mx mx-saved mx-unfused mx-both mx-cell mx-cell-saved",
     "1W": "coreml-peep",
     "1WF": "tf-peep tf012-block",
@@ -141,14 +141,15 @@ CLASSES = {
     "g-keras-vars-before g-keras1 g-keras1-gpu g-haiku g-coreml g-coreml-flat",
     "g1>": "g-nnx",
     "gn>": "g-tf-after g-flax g-eqx",
-    "g2>": "g-keras-after g-keras-vars-after g-cudnn g-torch g-torch-cell g-paddle g-paddle-cell g-paddle-layers "
-    "g-paddle-both g-mx g-mx-saved g-mx-unfused g-mx-both g-mx-cell g-mx-cell-saved",
+    "g2>": "g-keras-after g-keras-vars-after g-cudnn g-opaque g-torch g-torch-cell g-paddle g-paddle-cell "
+    "g-paddle-layers g-paddle-both g-mx g-mx-saved g-mx-unfused g-mx-both g-mx-cell g-mx-cell-saved",
     "g2?": "g-onnx",
     "g1|D": "g-indy",
     "r0": "r-keras-none r-torch-none r-onnx-none r-coreml-none",
     "r1": "r-scoped r-scoped-flat r-tf r-tf10 r-tf012 r-keras r-keras-vars r-keras1 r-flax r-nnx r-coreml "
     "r-coreml-flat",
-    "r2": "r-torch r-torch-cell r-onnx r-paddle r-paddle-cell r-paddle-layers r-paddle-both r-mx-cell r-mx-cell-saved",
+    "r2": "r-opaque r-torch r-torch-cell r-onnx r-paddle r-paddle-cell r-paddle-layers r-paddle-both "
+    "r-mx-cell r-mx-cell-saved",
     "r2r": "r-mx r-mx-saved r-mx-unfused r-mx-both",
     "r1R": "r-haiku-one",
     "r2R": "r-haiku",

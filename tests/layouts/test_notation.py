@@ -104,6 +104,17 @@ def test_packings(value: Any, axis: int, rank: int) -> None:
     assert (packing.axis, packing.rank) == (axis, rank)
 
 
+RUNS = [["wx[(gate unit input)]", "wt[(gate unit hidden)]"], ["bi[(gate unit)]"]]
+
+
+def test_lists_that_stand_once_for_each_layer_and_direction() -> None:
+    packing = parse_packing({"runs": RUNS}, "w")
+    assert (packing.axis, packing.rank, packing.runs, len(packing.terms)) == (0, 1, (2, 1), 3)
+    assert packing.as_data() == {"runs": RUNS}
+    assert parse_packing(packing.as_data(), "w") == packing
+    assert parse_packing([term for run in RUNS for term in run], "w") != packing
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -114,6 +125,15 @@ def test_packings(value: Any, axis: int, rank: int) -> None:
         ({"of": [WX]}, f"expected {{concat: AXIS, of: [TERM, ...]}}, found {{'of': ['{WX}']}}"),
         ({"concat": True, "of": [WX]}, f"expected {{concat: AXIS, of: [TERM, ...]}}, found {{'concat': True, 'of': ['{WX}']}}"),
         ({"concat": 0, "off": 1, "of": WX}, f"expected {{concat: AXIS, of: [TERM, ...]}}, found {{'concat': 0, 'off': 1, 'of': '{WX}'}}"),
+        ({"runs": []}, "expected {runs: [[TERM, ...], ...]}, found {'runs': []}"),
+        ({"runs": ["wx[(gate unit input)]"]}, "expected {runs: [[TERM, ...], ...]}, found {'runs': ['wx[(gate unit input)]']}"),
+        ({"runs": [[]]}, "expected {runs: [[TERM, ...], ...]}, found {'runs': [[]]}"),
+        ({"runs": "wx"}, "expected {runs: [[TERM, ...], ...]}, found {'runs': 'wx'}"),
+        ({"runs": [["bi[unit]"]], "concat": 0}, "expected {runs: [[TERM, ...], ...]}, found {'runs': [['bi[unit]']], 'concat': 0}"),
+        ({"runs": [["bi[unit]", 3]]}, "expected a term such as 'wx[(gate unit input)]', found 3"),
+        ({"runs": [[WX]]}, f"'{WX}' stands in one vector with all layers and directions: it has one axis, such as wx[(gate unit input)], and no layer or direction"),
+        ({"runs": [["bi[(layer unit)]"]]}, "'bi[(layer unit)]' stands in one vector with all layers and directions: it has one axis, such as wx[(gate unit input)], and no layer or direction"),
+        ({"runs": [["wx{i}[(unit input)] as [(input unit)]"]]}, "'wx{i}[(unit input)] as [(input unit)]' stands in one vector with all layers and directions: it has one axis, such as wx[(gate unit input)], and no layer or direction"),
         ({"concat": 0}, "expected {concat: AXIS, of: [TERM, ...]}, found {'concat': 0}"),
         ({"concat": 2, "of": [WX, WT]}, "concat axis 2 of a tensor with 2 dimensions"),
         ({"concat": -3, "of": [WX, WT]}, "concat axis -3 of a tensor with 2 dimensions"),

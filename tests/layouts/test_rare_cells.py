@@ -5,6 +5,7 @@ TensorFlow 1.15's own outputs (the fixtures) say what each computes. A new table
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,41 @@ def test_a_convolutional_cell_into_a_live_keras_layer(dims: int) -> None:
     assert "the forget bias 1 is folded into the forget gate's bias" in str(result)
     x = expected["x"].reshape(*expected["x"].shape[:2], *shape)
     np.testing.assert_allclose(np.asarray(network(x)), expected["full_outputs"], atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "window"),
+    [
+        ({"padding": "valid"}, "padding valid"),
+        ({}, "padding valid"),  # Keras' default
+        ({"padding": "same", "strides": 2}, "strides 2 2"),
+        ({"padding": "valid", "dilation_rate": (1, 2)}, "padding valid, dilation rate 1 2"),
+    ],
+)
+def test_a_keras_layer_with_another_window_is_another_function(
+    options: dict[str, Any], window: str, tmp_path: Path
+) -> None:
+    keras = need("keras")
+    inputs = keras.Input((None, 8, 8, 2))
+    layer = keras.layers.ConvLSTM2D(3, (3, 2), name="conv", recurrent_activation="sigmoid", **options)
+    network = keras.Model(inputs, layer(inputs))
+    tf1, live = {"layout": "conv2d_lstm.tf1", "scope": ""}, {"layout": "conv2d_lstm.keras", "scope": "conv"}
+    model = fixture("b_cells/conv_2d_lstm").path("checkpoint_v2")
+    with pytest.raises(PlanError) as caught:
+        wp.transfer(model, network, {"weightport": 1, "rules": [{"from": tf1, "to": live}]})
+    assert f"the source's convolution has padding same, no strides, the target's {window}: another function" in str(
+        caught.value
+    )
+    # A file with the configuration says so, too; onto a layer of its own kind it goes all the same.
+    path = str(tmp_path / "model.h5")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the format is an old one
+        network.save(path)
+    with pytest.raises(PlanError, match=f"source's convolution has {window}, the target's padding same, no strides"):
+        wp.plan(path, None, {"weightport": 1, "rules": [{"from": live, "to": {**tf1, "scope": "x"}}]}).check()
+    for target in (None, network):
+        there = {**live, "scope": "conv" if target is not None else "new"}
+        assert wp.plan(path, target, {"weightport": 1, "rules": [{"from": live, "to": there}]}).check()
 
 
 def test_an_unrecorded_activation_of_keras_is_not_taken_to_be_sigmoid(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def caught(layout: Layout) -> bool:
         if name != layout.name:
             continue
         unit = made(case, "s").unit
-        found = match(layout, layout.forms[number], "s", shapes(unit)) if number < len(layout.forms) else []
+        form = layout.forms[number] if number < len(layout.forms) else None
+        found = match(layout, form, "s", shapes(unit), sizes=unit.sizes) if form is not None else []
         if len(found) != 1 or found[0].sizes != unit.sizes or not apart(case, found[0]) < 1e-9:
             return True
     return False

@@ -12,6 +12,7 @@ from weightport.layouts import Layout, builtin, find_layout, parse_layout
 from weightport.layouts.layout import KIND_GATES
 
 TENSORS = {"W": "wx[input (gate unit)]", "U": "wt[hidden (gate unit)]"}
+VECTOR = {"runs": [["wx[(gate unit input)]", "wt[(gate unit hidden)]"]]}
 
 
 def parsed(table: Any, name: str = "lstm.mine") -> Layout:
@@ -240,6 +241,9 @@ def test_ten_mistakes_are_ten_problems() -> None:
         (named(**{"W?": "bi[(gate unit)]"}), ["here.tensors.W: two tensors are called 'W'"]),
         (named(**{"b{layer}": "bi[(gate unit)]"}), ["here.tensors: the layer must stand in the name of every tensor, or in the shape of every one, or nowhere"]),
         (named(b="bi[direction (gate unit)]"), ["here.tensors: the direction must stand in the name of every tensor, or in the shape of every one, or nowhere"]),
+        ({"tensors": {"v": VECTOR, "b": "bi[(gate unit)]"}}, ["here.tensors: a vector that holds all layers and directions is the only tensor of its cell"]),
+        ({"tensors": {"v{layer}": VECTOR}}, ["here.tensors: a vector that holds all layers and directions is the only tensor of its cell"]),
+        ({"variants": [{"tensors": {"v": VECTOR}}, {"tensors": TENSORS}]}, ["here.tensors: one vector holds all layers and directions in every variant, or in none"]),
         ({"tensors": {"W{layer}": "wx[layer input (gate unit)]", "U{layer}": "wt[layer hidden (gate unit)]"}}, ["here.tensors: the layer must stand in the name of every tensor, or in the shape of every one, or nowhere"]),
     ],
 )  # fmt: skip

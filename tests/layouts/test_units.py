@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.layouts._steps import CASES, shapes_of, sizes_of
 from weightport.layouts import builtin, find_layout, parse_layout
-from weightport.layouts.units import anchor_name, full_name, match, spelled
+from weightport.layouts.convert import blocks
+from weightport.layouts.units import anchor_name, full_name, match, packed_sizes, spelled
 
 
 def shapes(case: str, scope: str, sizes: dict[str, int]) -> dict[str, Any]:
@@ -19,15 +22,20 @@ def shapes(case: str, scope: str, sizes: dict[str, int]) -> dict[str, Any]:
     return shapes_of(layout, layout.forms[number], scope, has, sizes)
 
 
-def units_of(case: str, found: dict[str, Any], scope: str) -> list[dict[str, int]]:
+def units_of(case: str, found: dict[str, Any], scope: str, sizes: dict[str, int] | None = None) -> list[dict[str, int]]:
+    """The sizes of what is found. ``sizes`` are told only where one vector cannot tell them."""
     name, number, _, _ = CASES[case]
     layout = find_layout(name)
-    return [dict(u.sizes) for u in match(layout, layout.forms[number], scope, found)]
+    return [dict(u.sizes) for u in match(layout, layout.forms[number], scope, found, sizes=sizes)]
+
+
+#: One vector: its length tells no sizes.
+PACKED = {case for case, (name, *_) in CASES.items() if find_layout(name).packed}
 
 
 @settings(max_examples=300)
 @given(
-    st.sampled_from(sorted(CASES)),
+    st.sampled_from(sorted(set(CASES) - PACKED)),
     st.integers(1, 40),
     st.integers(1, 40),
     st.integers(1, 40),
@@ -38,7 +46,7 @@ def test_sizes_are_recovered(case: str, inputs: int, units: int, outputs: int, s
     assert units_of(case, shapes(case, scope, sizes), scope) == [sizes]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sorted(set(CASES) - PACKED))
 def test_square_matrices_are_no_riddle(case: str) -> None:
     sizes = sizes_of(case, 6, 6, 6)
     assert units_of(case, shapes(case, "s", sizes), "s") == [sizes]
@@ -68,13 +76,53 @@ def test_a_cell_without_inputs_or_units_is_none() -> None:
 
 def test_a_required_tensor_may_not_lack() -> None:
     for case in CASES:
-        good = shapes(case, "s", sizes_of(case, 3, 4, 2))
+        sizes = sizes_of(case, 3, 4, 2)
+        good = shapes(case, "s", sizes)
         name, number, _, _ = CASES[case]
         layout = find_layout(name)
-        (unit,) = match(layout, layout.forms[number], "s", good)
+        (unit,) = match(layout, layout.forms[number], "s", good, sizes=sizes)
         for stored in unit.tensors:
             if not stored.row.optional:
                 assert units_of(case, {n: s for n, s in good.items() if n != stored.name}, "s") == []
+
+
+# One vector for all layers and directions ----------------------------------------------------------------------------
+
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(sorted(PACKED)), st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 2))
+def test_one_vector_has_as_many_values_as_its_cell(
+    case: str, inputs: int, units: int, layers: int, directions: int
+) -> None:
+    layout = find_layout(CASES[case][0])
+    sizes = packed_sizes(inputs, units, layers, directions)
+    gates, length = GATES[layout.kind], 0
+    for layer in range(layers):
+        wide = directions * units if layer else inputs
+        length += directions * gates * units * (wide + units + 2)
+    found = match(layout, layout.forms[0], "s", {"s/opaque_kernel": (length,)}, sizes=sizes)
+    assert [(u.layer, u.direction) for u in found] == [
+        (layer, direction) for layer in range(layers) for direction in ("forward", "backward")[:directions]
+    ]
+    assert [u.sizes["input"] for u in found] == [inputs] * directions + [directions * units] * directions * (layers - 1)
+    # Every value belongs to one block.
+    held = np.zeros(length, int)
+    for unit in found:
+        for _, _, block in blocks(unit, unit.tensors[0]):
+            assert len(block.ranges[0]) == prod(block.shape)
+            held[block.ranges[0].start : block.ranges[0].stop] += 1
+    assert (held == 1).all()
+    for wrong in ((length + 1,), (length - 1,), (1, length), (length, 1), ()):
+        assert match(layout, layout.forms[0], "s", {"s/opaque_kernel": wrong}, sizes=sizes) == []
+    assert match(layout, layout.forms[0], "s", {"s/opaque_kernel": (length,)}) == []
+
+
+def test_layers_that_a_vector_cannot_have_are_not_counted() -> None:
+    layout = find_layout("lstm.cudnn-opaque")
+    huge = packed_sizes(1, 1, 10**15, 2)
+    assert match(layout, layout.forms[0], "", {"opaque_kernel": (10**6,)}, sizes=huge) == []
 
 
 def test_a_row_of_gates_is_whole_or_absent() -> None:

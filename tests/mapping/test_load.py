@@ -211,8 +211,38 @@ def test_ten_mistakes_and_one_are_eleven_messages() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("said", "name", "args"),
+    [
+        ("xavier", "glorot_uniform", {}),
+        ({"xavier": {"seed": 3}}, "glorot_uniform", {"seed": 3}),
+        ({"random_normal": {"stddev": 0.02}}, "normal", {"stddev": 0.02}),
+        ("random_uniform", "uniform", {}),
+        ("zero", "zeros", {}),
+        ("one", "ones", {}),
+        ({"constant": 2.5}, "constant", {"value": 2.5}),
+        ({"constant": 2}, "constant", {"value": 2}),
+    ],
+)
+def test_initializers_have_other_names(said: Any, name: str, args: dict[str, Any]) -> None:
+    mapping = load_mapping({"weightport": 1, "rules": [{"to": "a", "initialize": said}]})
+    (rule,) = mapping.rules
+    assert isinstance(rule, InitRule)
+    assert rule.initializer == Initializer(name, args)
+    assert mapping.document["rules"][0]["initialize"] == said
+
+
+def test_sizes_of_a_cell() -> None:
+    told = rule_of(
+        "from: {layout: lstm.cudnn-opaque, scope: a, sizes: {input: 3, units: 4}}, to: {layout: lstm.tf1, scope: b}"
+    )
+    assert told.source.sizes == {"input": 3, "units": 4, "layers": 1, "directions": 1}
+    assert told.target.sizes is None
+
+
 CELL = "{layout: lstm.tf1, scope: a}"
 NAME_OR_CELL = "expected a name pattern, a list of them, or a cell such as {layout: lstm.keras, scope: encoder}"
+ARGUMENTS = "expected a table of arguments, or the number of a constant"
 INITIALIZER = "expected an initializer such as zeros or {glorot_uniform: {seed: 7}}"
 SCOPE = "expected a scope such as encoder/lstm: no / at either end, no braces"
 CAPTURE = "expected {name}, {name**}, {name+1} or {name-1}; a brace itself is written twice: {{ or }}"
@@ -305,12 +335,32 @@ TF1 = "from: {layout: lstm.tf1, scope: a}, to: {layout: lstm.tf1, scope: a"
             "from: {layout: lstm.tf1, scope: a, layers: [0, 1]}, to: {layout: lstm.tf1, scope: a, layers: 0}",
             [": 2 layers in from and 1 in to"],
         ),
+        (
+            f"{TF1}, sizes: {{input: 3, units: 4, layers: 0, directions: 3}}}}",
+            [
+                ".to.sizes.layers: expected at least 1, found 0",
+                ".to.sizes.directions: expected 1 or 2, found 3",
+            ],
+        ),
+        (f"{TF1}, sizes: {{input: 3, unit: 4}}}}", [".to.sizes: unknown key 'unit'; closest: 'units'"]),
+        (f"{TF1}, sizes: {{input: 3}}}}", [".to.sizes: no key 'units'"]),
         (f"from: {CELL}, to: {CELL}, cast: float32", [f".cast: a rule for a cell has no cast; {MOVED}"]),
         # initializers
         ("to: a, initialize: zeroes", [".initialize: unknown initializer 'zeroes'; closest: 'zeros', 'ones'"]),
         ("to: a, initialize: {normal: {stdev: 1}}", [".initialize: normal has no argument 'stdev'; closest: 'stddev'"]),
         ("to: a, initialize: {normal: {stddev: -1}}", [".initialize: normal.stddev: -1 is negative"]),
-        ("to: a, initialize: {zeros: ~}", [".initialize.zeros: expected a table, found null"]),
+        ("to: a, initialize: {zeros: ~}", [f".initialize.zeros: {ARGUMENTS}, found null"]),
+        ("to: a, initialize: {constant: true}", [f".initialize.constant: {ARGUMENTS}, found true"]),
+        (
+            "to: a, initialize: {normal: 0.02}",
+            [".initialize: normal: expected arguments by name, found 0.02; normal: {mean: 0.0, stddev: 0.05, seed: 0}"],
+        ),
+        ("to: a, initialize: {zeros: 3}", [".initialize: zeros: expected arguments by name, found 3; it takes none"]),
+        ("to: a, initialize: HeNormal", [".initialize: unknown initializer 'HeNormal'; closest: 'he_normal'"]),
+        (
+            "to: a, initialize: xavier_initializer",
+            [".initialize: unknown initializer 'xavier_initializer'; closest: 'glorot_uniform'"],
+        ),
         ("to: a, initialize: {zeros: {}, ones: {}}", [".initialize: expected 1 entry, found 2"]),
         ("to: a, initialize: {}", [".initialize: expected at least 1 entry, found none"]),
         ("to: a, initialize: 0", [f".initialize: {INITIALIZER}, found 0"]),

@@ -113,6 +113,8 @@ def test_without_a_target_every_pair_goes_there_and_back(a: str, b: str) -> None
         source = Stub(arrays)
         scopes = ("l" if number == 0 else "x/y", "x/y")
         sides = [{"layout": n, "scope": s, **reset} for n, s in zip((mine, other), scopes, strict=True)]
+        if builtin()[mine].packed:
+            sides[0]["sizes"] = {"input": INPUT, "units": UNITS}
         made = planned(source, None, [rule(*sides)])
         if made.problems:
             assert any(

@@ -292,6 +292,22 @@ def test_layers_in_the_names_of_tensors() -> None:
     as_finished(source, [rule("lstm.tf1 s", "lstm.mine m")], variables, layouts=own)
 
 
+def test_one_vector_for_all_layers_is_not_made_piece_by_piece() -> None:
+    with pytest.raises(PlanError) as caught:
+        lookup(STACK, [rule("lstm.tf1 s", "lstm.cudnn-opaque m")])
+    assert str(caught.value) == (
+        "rules[0].to: lstm.cudnn-opaque holds all layers and directions in one variable, which is not made piece by "
+        "piece; transfer into the finished graph"
+    )
+    # As a source it is as any other.
+    vector = {"v/opaque_kernel": numbers(16 * 7 + 32)}
+    cell = {"layout": "lstm.cudnn-opaque", "scope": "v", "sizes": {"input": 3, "units": 4}}
+    found = lookup(vector, [{"from": cell, "to": {"layout": "lstm.keras", "scope": "m"}}])
+    kernel = found("m/kernel", spec(3, 16))
+    assert kernel is not None
+    np.testing.assert_array_equal(Reader(Stub(vector)).value(kernel), vector["v/opaque_kernel"][:48].reshape(16, 3).T)
+
+
 def test_what_is_done_and_assumed_is_noted_once() -> None:
     """A graph that is being built does not say what its cell adds: the layout's default is taken, and said."""
     from tests.support import fixture

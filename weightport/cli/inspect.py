@@ -59,7 +59,8 @@ def inspect(session: Session, model: str, scope: str | None, stats: bool, full: 
             specs = _below(specs, below, source.path)
         tensors = {n: s for n, s in specs.items() if s.role != "constant"}
         constants = {n: s for n, s in specs.items() if s.role == "constant"}
-        cells = [(cell, recorded(source, [u.names for u in cell.units])) for cell in find_cells(specs, below=below)]
+        known = find_cells(specs, below=below, facts=source.facts)
+        cells = [(cell, recorded(source, [u.names for u in cell.units])) for cell in known]
         found = _stats(source, tensors) if stats else {}
         if session.json:
             session.emit({

@@ -230,6 +230,8 @@ def _about(layout: Layout, form: Form) -> str:
 
 
 def _packing(data: Any) -> str:
+    if isinstance(data, dict) and "runs" in data:
+        return f"{{runs: [{', '.join(_packing(run) for run in data['runs'])}]}}"
     if isinstance(data, dict):
         return f"{{concat: {data['concat']}, of: {_packing(data['of'])}}}"
     return data if isinstance(data, str) else f"[{', '.join(data)}]"

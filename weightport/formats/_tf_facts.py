@@ -7,6 +7,8 @@ Traced in the dataflow from the products with the cell's own weights, not read o
   GRU, UGRNN or coupled LSTM is ``u * state + (1 - u) * candidate``; a plain RNN's gate goes back into its own product;
 - the forget bias is the sum of the constants that are added to the forget gate alone, between the product and the
   activation. It is 0 if that sum is made of products, weights and nothing else; otherwise it is not told;
+- the order of an LSTM's gates is that of the parts of the one split that the four come from, a plain RNN has the one
+  gate ``h``: where it is told, the weights are those of such a cell, whatever they are called;
 - a GRU's reset gate acts before the product (``reset_after`` false) or on what comes out of it (true);
 - the fused operations say it themselves (``LSTMBlockCell``, ``BlockLSTM``, ``BlockLSTMV2``, ``GRUBlockCell``, cuDNN's).
 
@@ -101,6 +103,8 @@ def _agreed(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 class _Cell(Gates):
     """A use of the weights, as a whole cell."""
 
+    _output_gates: list[Value]
+
     def found(self) -> Iterator[Mapping[str, Any]]:
         """The facts of every use of the cell."""
         yield from self._fused()
@@ -128,6 +132,7 @@ class _Cell(Gates):
                 v2 = op == "BlockLSTMV2"
                 bias = None if v2 else graph.attr_float(node, "forget_bias")
                 facts["forget_bias"] = short(bias) if bias is not None else 0.0 if v2 else 1.0
+                facts["gates"] = ["i", "f", "g", "o"] if v2 else ["i", "g", "f", "o"]
                 clip = graph.attr_float(node, "cell_clip")
                 clip = clip if clip is not None else 0.0 if v2 else 3.0
                 yield {**facts, "cell_clip": short(clip)} if clip > 0 else facts
@@ -202,19 +207,43 @@ class _Cell(Gates):
             candidates = [g for g in known if g and g.name != forget.name]
             if len(candidates) < 2:
                 candidate = candidates[0] if candidates else known[1]
-                return self._full(total, forget, candidate)
+                other = known[1] if candidate is known[0] else known[0]
+                return self._full(total, forget, candidate, other if candidates else None)
         return None
 
     def _bare(self, value: Value) -> Gate | None:
         return Gate(value, "linear", value) if value in self.linear else None
 
-    def _full(self, total: Value, forget: Gate, candidate: Gate) -> Mapping[str, Any]:
+    def _full(self, total: Value, forget: Gate, candidate: Gate, added: Gate | None) -> Mapping[str, Any]:
+        """``added``: the input gate, where it is told from the candidate."""
         facts: dict[str, Any] = {"recurrent_activation": forget.name, **self._forget_bias(forget, told=True)}
-        return {**facts, **self._outputs(total, forget, candidate, bare=candidate.name == "linear")[0]}
+        facts |= self._outputs(total, forget, candidate, bare=candidate.name == "linear")[0]
+        outputs = set(self._output_gates)
+        if added is not None and len(outputs) == 1:
+            gates = {"i": added.before, "f": forget.before, "g": candidate.before, "o": outputs.pop()}
+            parts = {gate: self._part(before) for gate, before in gates.items()}
+            splits = {part[0] for part in parts.values() if part}
+            order = sorted(gates, key=lambda gate: (parts[gate] or (0, -1))[1])
+            if len(splits) == 1 and [(parts[gate] or (0, -1))[1] for gate in order] == [0, 1, 2, 3]:
+                facts["gates"] = order
+        return facts
+
+    def _part(self, value: Value) -> Value | None:
+        """The part of a split that a sum is made of, beside what is no product with the weights."""
+        for _ in range(_MAX_PEELED):
+            op = self.flow.op(value)
+            if op in ("Split", "SplitV"):
+                return value
+            linear = [source for source in self.flow.inputs(value[0]) if source in self.linear]
+            if op not in SUMS or len(linear) != 1:
+                return None
+            value = linear[0]
+        return None
 
     def _outputs(self, total: Value, forget: Gate, candidate: Gate, *, bare: bool) -> tuple[dict[str, Any], set[Value]]:
         """What the output of an LSTM tells, and the outputs."""
         flow = self.flow
+        self._output_gates = []
         states = flow.closure([total], LINEAR | CLIPS)
         names, clips, outputs = set(), set(), set()
         for state in states:
@@ -227,6 +256,7 @@ class _Cell(Gates):
                     gates = [self.gate(v) for v in flow.inputs(number) if v != value]
                     if len(gates) == 1 and gates[0] and gates[0].name == forget.name and not gates[0].complement:
                         names.add(name)
+                        self._output_gates.append(gates[0].before)
                         clips.add(self._bound(state))
                         outputs.add((number, 0))
         facts: dict[str, Any] = {"activation": candidate.name} if names == {candidate.name} else {}
@@ -295,7 +325,7 @@ class _Cell(Gates):
             for number, _ in flow.users(value):
                 found = self.activation((number, 0))
                 if found and found[1] == value and self._is_recurrent((number, 0), value):
-                    yield {"activation": found[0]}
+                    yield {"activation": found[0], "gates": ["h"]}
 
     def _is_recurrent(self, gate: Value, before: Value) -> bool:
         """Whether an activation, or in an unrolled graph the one of the step before, is what its products multiply."""

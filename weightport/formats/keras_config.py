@@ -5,8 +5,8 @@ the names of :meth:`~weightport.tensors.Source.facts`. Limit: custom layers are 
 
 Facts of a recurrent cell: ``class`` (``LSTM``, ``GRU``, ``SimpleRNN``, ``CuDNNLSTM`` ...: of a cell the layer's class),
 ``units``, ``activation``, ``recurrent_activation``, ``use_bias``, ``reset_after``, ``go_backwards`` (of the layer
-itself: in a Bidirectional of the wrapped layer, not flipped) and, in a Bidirectional, ``direction`` (``forward`` or
-``backward``).
+itself: in a Bidirectional of the wrapped layer, not flipped), of a ConvLSTM ``window`` (:func:`window`) and, in a
+Bidirectional, ``direction`` (``forward`` or ``backward``).
 
 ``hard_sigmoid`` is not one function: Keras 1 and 2 compute ``clip(0.2 x + 0.5, 0, 1)``, reported as ``hard_sigmoid``;
 Keras 3 computes ``relu6(x + 3) / 6``, reported as ``hard_sigmoid_6``.
@@ -28,6 +28,9 @@ Config = Mapping[str, Any]
 
 _MAX_DEPTH = 32
 _RECURRENT = ("LSTM", "GRU", "SimpleRNN", "CuDNNLSTM", "CuDNNGRU")
+_CONVOLUTIONAL = re.compile(r"ConvLSTM[123]D")
+#: The arguments of a convolutional layer that say how its kernel lies, as TensorFlow 1's cells have them.
+WINDOW: Config = {"padding": "same", "strides": 1, "dilation_rate": 1, "data_format": "channels_last"}
 _DIRECTION = re.compile(r"(?:^|[/_])(forward|backward)(?=[/_])")
 
 
@@ -221,6 +224,8 @@ def leaf(kind: str, inner: Config, major: int) -> dict[str, Any]:
     for key in ("use_bias", "reset_after", "go_backwards"):
         if isinstance(inner.get(key), bool):
             found[key] = inner[key]
+    if _CONVOLUTIONAL.fullmatch(found["class"]):
+        found["window"] = window(inner)
     if found["class"] == "GRU" and major < 3:
         found.setdefault("reset_after", False)  # before there was the choice
     if kind.startswith("CuDNN"):  # fixed in the kernel: cuDNN's own functions
@@ -228,6 +233,22 @@ def leaf(kind: str, inner: Config, major: int) -> dict[str, Any]:
         if kind == "CuDNNGRU":
             found["reset_after"] = True
     return found
+
+
+def window(said: Mapping[str, Any]) -> str:
+    """How a convolutional cell's kernel lies on its image, as far as that differs from TensorFlow 1's cells: padded to
+    the same size, without strides, channels last; empty if it does not.
+
+    Args:
+        said: the layer's arguments by their names in Keras.
+    """
+    parts = []
+    for key, usual in WINDOW.items():
+        value = said.get(key, "valid" if key == "padding" else usual)
+        each = list(value) if isinstance(value, (list, tuple)) else [value]
+        if any(one != usual for one in each if one is not None):
+            parts.append(f"{key.replace('_', ' ')} {' '.join(map(str, each))}")
+    return ", ".join(parts)
 
 
 def _function(value: Any, major: int) -> str | None:

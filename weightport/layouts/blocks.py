@@ -12,7 +12,7 @@ from math import prod
 from weightport import values
 from weightport.layouts.layout import Layout
 from weightport.layouts.notation import INDEXED, Term, base
-from weightport.layouts.units import Stored, Unit, dims_of, extent, gates_of
+from weightport.layouts.units import Stored, Unit, dims_of, extent, gates_of, starts
 from weightport.ranges import Ranges
 from weightport.values import Expr
 
@@ -38,7 +38,9 @@ def blocks(unit: Unit, stored: Stored) -> Iterator[tuple[str, str | None, Block]
     """Parameter, gate (None where it has none) and place of everything in one stored tensor."""
     packing = stored.row.packing
     offset = 0
-    for term in packing.terms:
+    begins = starts(unit, packing) if packing.runs else []
+    for place, term in enumerate(packing.terms):
+        offset = begins[place] if begins else offset
         gates: tuple[str | None, ...] = (None,)
         if "gate" in unit.layout.parameters[term.param]:
             gates = gates_of(unit.layout, term, stored.gate)

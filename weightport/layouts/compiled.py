@@ -45,7 +45,7 @@ def encode(text: bytes, layouts: Iterable[Layout]) -> str:
     document: dict[str, list[Any]] = {
         "of": _mark(text),
         "terms": [[t.param, t.gates, t.axes, t.declared] for t in terms],
-        "packings": [[[terms[t] for t in p.terms], p.axis] for p in packings],
+        "packings": [[[terms[t] for t in p.terms], p.axis, *([p.runs] if p.runs else [])] for p in packings],
         "rows": [[r.template, packings[r.packing], r.optional] for r in rows],
         "layouts": made,
     }
@@ -74,7 +74,9 @@ def decode(text: bytes, kept: bytes) -> list[Layout] | None:
         Term(param, _texts(gates), _groups(axes), declared and _groups(declared))
         for param, gates, axes, declared in document["terms"]
     ]
-    packings = [Packing(tuple(terms[t] for t in those), axis) for those, axis in document["packings"]]
+    packings = [
+        Packing(tuple(terms[t] for t in those), axis, *map(tuple, runs)) for those, axis, *runs in document["packings"]
+    ]
     rows = [Row(template, packings[packing], optional) for template, packing, optional in document["rows"]]
     return [_layout(fields, tuple(_form(rows, *form) for form in forms)) for fields, forms in document["layouts"]]
 

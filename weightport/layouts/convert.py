@@ -92,7 +92,7 @@ class Conversion:
         for axis, name in (("input", "inputs"), ("unit", "units"), ("hidden", "outputs")):
             if mine.get(axis) != other.get(axis):
                 found.append(f"the source has {mine.get(axis)} {name}, the target {other.get(axis)}")
-        for axis in sorted((set(mine) & set(other)) - {"input", "unit", "hidden", "layer", "direction"}):
+        for axis in sorted((set(mine) & set(other)) - {"input", "unit", "hidden", "layer", "direction", "first"}):
             if mine[axis] != other[axis]:
                 found.append(f"the axis {axis} is of size {mine[axis]} in the source, {other[axis]} in the target")
         return found

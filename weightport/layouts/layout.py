@@ -66,6 +66,11 @@ class Form:
         return frozenset(t.param for row in self.rows for t in row.packing.terms)
 
     @property
+    def packed(self) -> bool:
+        """Whether one vector holds the whole cell, all layers and directions: its length does not tell the sizes."""
+        return any(row.packing.runs for row in self.rows)
+
+    @property
     def anchor(self) -> Row:
         """The first tensor that no cell lacks."""
         return next(row for row in self.rows if not row.optional)
@@ -130,6 +135,11 @@ class Layout:
     def related(self, other: Layout) -> bool:
         """Whether there may be a conversion between the two."""
         return self.kind == other.kind or self.family == other.family
+
+    @property
+    def packed(self) -> bool:
+        """Whether its cells are one vector each (:attr:`Form.packed`)."""
+        return any(form.packed for form in self.forms)
 
     def gate_order(self, param: str, gates: Sequence[str] | None) -> tuple[str, ...]:
         """The gates that a term of ``param`` holds, in stored order."""
@@ -238,6 +248,10 @@ def form_problems(layout: Layout, form: Form) -> Iterator[tuple[Row | None, str]
         lacking = [g for g in layout.gates if (param, g) not in held]
         if lacking:
             yield None, f"{param} of gate {lacking[0]} is stored nowhere"
+    if form.packed and (len(form.rows) > 1 or form.rows[0].optional or "{" in form.rows[0].template):
+        yield None, "a vector that holds all layers and directions is the only tensor of its cell"
+    if layout.packed and not form.packed:
+        yield None, "one vector holds all layers and directions in every variant, or in none"
     for index in ("layer", "direction"):
         places = {_place(row, n, index) for row in form.rows for n in range(len(row.packing.terms))}
         if len(places) > 1 or "both" in places:

@@ -4,7 +4,8 @@
 inside each gate, over units. A parenthesis composes axes in row-major order, as in einops. ``{r z}`` after the
 parameter restricts and orders the gates; ``as [input unit]`` says that the block's bytes, in C order, are declared with
 that other shape (cuDNN weights in Keras files). A list of terms is a concatenation, on the first axis on which the
-terms differ, else on the last; ``{concat: AXIS, of: [...]}`` names the axis.
+terms differ, else on the last; ``{concat: AXIS, of: [...]}`` names the axis. ``{runs: [[...], [...]]}`` is one vector
+for all layers and directions: each list stands once for each of them, one list after the other.
 
 A table may declare parameters of its own beside the canonical ones, with any axes. An axis with a prime (``unit'``) is
 another one of the same size.
@@ -15,6 +16,7 @@ indexed (gate, layer, direction) stands at the outer or inner end of its parenth
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -74,10 +76,15 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """What one stored tensor holds: terms side by side on an axis (one term: the axis does not matter)."""
+    """What one stored tensor holds: terms side by side on an axis (one term: the axis does not matter).
+
+    Attributes:
+        runs: of a vector that holds all layers and directions: how many terms each of its lists has.
+    """
 
     terms: tuple[Term, ...]
     axis: int
+    runs: tuple[int, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -87,6 +94,9 @@ class Packing:
     def as_data(self) -> Any:
         """The packing in the notation, as :func:`parse_packing` takes it."""
         terms = [str(term) for term in self.terms]
+        if self.runs:
+            ends = list(itertools.accumulate(self.runs))
+            return {"runs": [terms[end - count : end] for end, count in zip(ends, self.runs, strict=True)]}
         if len(terms) == 1:
             return terms[0]
         usual = _concat_axis([t.declared or t.axes for t in self.terms])
@@ -105,7 +115,7 @@ def _concat_axis(shapes: Sequence[tuple[Group, ...]]) -> int:
 
 
 def parse_packing(value: Any, where: str, parameters: Parameters = PARAMETERS) -> Packing:
-    """A packing from its notation: a string, a list of strings, or ``{concat: AXIS, of: [...]}``.
+    """A packing from its notation: a string, a list of strings, ``{concat: AXIS, of: [...]}`` or ``{runs: [[...]]}``.
 
     Args:
         parameters: the parameters there are, and their axes.
@@ -114,6 +124,8 @@ def parse_packing(value: Any, where: str, parameters: Parameters = PARAMETERS) -
         LayoutError: with ``where`` and the text that does not parse.
     """
     axis: int | None = None
+    if isinstance(value, Mapping) and "runs" in value:
+        return _parse_runs(value, where, parameters)
     if isinstance(value, Mapping):
         unknown = [k for k in value if k not in ("concat", "of")]
         if (
@@ -139,6 +151,26 @@ def parse_packing(value: Any, where: str, parameters: Parameters = PARAMETERS) -
     if not -rank <= axis < rank:
         raise LayoutError(f"{where}: concat axis {axis} of a tensor with {rank} dimensions")
     return Packing(terms, axis % rank)
+
+
+def _parse_runs(value: Mapping[str, Any], where: str, parameters: Parameters) -> Packing:
+    runs = value["runs"]
+    listed = isinstance(runs, Sequence) and not isinstance(runs, str) and len(value) == 1
+    if not (listed and runs and all(isinstance(r, Sequence) and r and not isinstance(r, str) for r in runs)):
+        what = f"expected {{runs: [[TERM, ...], ...]}}, found {dict(value)!r}"
+        raise LayoutError(f"{where}: {what}")
+    terms = []
+    for text in (text for run in runs for text in run):
+        if not isinstance(text, str):
+            raise LayoutError(f"{where}: expected a term such as 'wx[(gate unit input)]', found {text!r}")
+        terms.append(parse_term(text, where, parameters))
+        odd = terms[-1].declared is not None or len(terms[-1].axes) != 1 or terms[-1].names() & {"layer", "direction"}
+        if odd:
+            raise LayoutError(
+                f"{where}: {text!r} stands in one vector with all layers and directions: it has one axis, such as "
+                "wx[(gate unit input)], and no layer or direction"
+            )
+    return Packing(tuple(terms), 0, tuple(len(run) for run in runs))
 
 
 def parse_term(text: str, where: str, parameters: Parameters = PARAMETERS) -> Term:

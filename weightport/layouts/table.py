@@ -47,7 +47,7 @@ _KEYS = {
     "parameters",
 }  # fmt: skip
 _VARIANT_KEYS = {"title", "reset", "forget_bias", "tensors", "cells"}
-_FIXED = ("activation", "recurrent_activation", "forget_bias", "cell_clip", "proj_clip")
+_FIXED = ("activation", "recurrent_activation", "forget_bias", "cell_clip", "proj_clip", "window")
 #: Where a GRU's reset gate acts; ``unknown`` where a file cannot say.
 RESETS = ("before", "after", "unknown")
 _BRACES = re.compile(r"\{([^{}]*)\}|[{}]")

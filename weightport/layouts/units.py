@@ -16,13 +16,15 @@ from dataclasses import dataclass
 from math import prod
 
 from weightport.layouts.layout import Form, Layout, Row
-from weightport.layouts.notation import Group, Term, base
+from weightport.layouts.notation import Group, Packing, Term, base
 
 Shapes = Mapping[str, tuple[int, ...]]
 FORWARD, BACKWARD = "forward", "backward"
 DIRECTIONS = (FORWARD, BACKWARD)
 #: What a name template begins with that continues the last part of the cell's scope.
 SCOPE = "{scope}"
+#: How many layers of a cell that is one vector are tried for a hint.
+_LAYERS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class Unit:
         scope: the path under which its tensors stand.
         layer, direction: as the names under ``scope`` or the axes of its tensors say.
         tensors: what is stored.
-        sizes: ``input``, ``hidden``, ``unit``, the layout's own axes, and ``layer``, ``direction`` where they are axes.
+        sizes: ``input``, ``hidden``, ``unit``, the layout's own axes, and ``layer``, ``direction`` where they are axes;
+            in a vector that holds all layers ``first``, the input of the first.
         index: the position on the axes ``layer`` and ``direction`` of its tensors.
     """
 
@@ -97,13 +100,23 @@ def stored_rows(layout: Layout, form: Form) -> Iterator[tuple[Row, str | None]]:
             yield row, None
 
 
-def match(layout: Layout, form: Form, scope: str, shapes: Shapes, suffix: str = "") -> list[Unit]:
+def match(
+    layout: Layout,
+    form: Form,
+    scope: str,
+    shapes: Shapes,
+    suffix: str = "",
+    sizes: Mapping[str, int] | None = None,
+) -> list[Unit]:
     """The units of that form whose tensors stand directly under ``scope``: one for each layer and direction found.
 
     Args:
         shapes: name -> shape of every tensor of the model.
         suffix: what follows every tensor's name (``_1`` where several cells share a scope).
+        sizes: ``input``, ``unit``, ``layer``, ``direction`` of a cell that is one vector; without them it is none.
     """
+    if form.packed:
+        return _in_one_vector(layout, form, scope, shapes, sizes) if sizes is not None and not suffix else []
     units: list[Unit] = []
     for layer, direction in _indices(layout, form, scope, shapes, suffix):
         tensors = []
@@ -222,6 +235,8 @@ def solve(layout: Layout, tensors: list[Stored], shapes: Shapes) -> dict[str, in
 def packed_shape(layout: Layout, stored: Stored, sizes: Mapping[str, int]) -> tuple[int, ...]:
     """The shape of a stored tensor whose axes have those sizes (-1 where its terms disagree)."""
     packing = stored.row.packing
+    if packing.runs:
+        return (sum(_lengths(layout, packing, sizes, None)),)
     shape = []
     for dim in range(packing.rank):
         extents = [extent(layout, term, dim, sizes) for term in packing.terms]
@@ -230,6 +245,73 @@ def packed_shape(layout: Layout, stored: Stored, sizes: Mapping[str, int]) -> tu
         else:
             shape.append(extents[0] if len(set(extents)) == 1 else -1)
     return tuple(shape)
+
+
+# One vector for all layers and directions ---------------------------------------------------------------------------
+
+
+def packed_sizes(inputs: int, units: int, layers: int = 1, directions: int = 1) -> dict[str, int]:
+    """The sizes of the first layer of a cell that is one vector."""
+    own = {"input": inputs, "unit": units, "hidden": units}
+    return {**own, "layer": layers, "direction": directions, "first": inputs}
+
+
+def of_layer(sizes: Mapping[str, int], layer: int) -> dict[str, int]:
+    """The sizes of one layer of such a cell: those after the first take the outputs of all directions."""
+    return {**sizes, "input": sizes["direction"] * sizes["hidden"] if layer else sizes["first"]}
+
+
+def starts(unit: Unit, packing: Packing) -> list[int]:
+    """Where the terms of such a vector begin for one layer and direction."""
+    found, at = [], 0
+    terms = iter(packing.terms)
+    whole = _lengths(unit.layout, packing, unit.sizes, None)
+    before = _lengths(unit.layout, packing, unit.sizes, (unit.index["layer"], unit.index["direction"]))
+    own = of_layer(unit.sizes, unit.index["layer"])
+    for count, total, skipped in zip(packing.runs, whole, before, strict=True):
+        offset = at + skipped
+        for _, term in zip(range(count), terms, strict=False):
+            found.append(offset)
+            offset += extent(unit.layout, term, 0, own)
+        at += total
+    return found
+
+
+def _lengths(layout: Layout, packing: Packing, sizes: Mapping[str, int], place: tuple[int, int] | None) -> list[int]:
+    """The length of each list of terms over all layers and directions, or over those before one."""
+    found, at = [], 0
+    for count in packing.runs:
+        terms = packing.terms[at : at + count]
+        first, later = (sum(extent(layout, t, 0, of_layer(sizes, layer)) for t in terms) for layer in (0, 1))
+        layer, direction = place if place is not None else (sizes["layer"], 0)
+        whole = sizes["direction"] * (first + (layer - 1) * later) if layer else 0
+        found.append(whole + direction * (later if layer else first))
+        at += count
+    return found
+
+
+def fitting(layout: Layout, stored: Stored, shape: tuple[int, ...], sizes: Mapping[str, int]) -> list[str]:
+    """The layers and directions, as a mapping states them, with which such a cell of these inputs and units would have
+    that shape.
+    """
+    return [
+        f"layers: {layers}, directions: {directions}"
+        for directions in (1, 2)
+        for layers in range(1, _LAYERS + 1)
+        if packed_shape(layout, stored, packed_sizes(sizes["first"], sizes["unit"], layers, directions)) == shape
+    ]
+
+
+def _in_one_vector(layout: Layout, form: Form, scope: str, shapes: Shapes, sizes: Mapping[str, int]) -> list[Unit]:
+    row = form.anchor
+    stored = Stored(row, None, full_name(scope, row.template))
+    if shapes.get(stored.name) != packed_shape(layout, stored, sizes):
+        return []  # which bounds the number of layers
+    return [
+        Unit(layout, form, scope, k, DIRECTIONS[d], (stored,), of_layer(sizes, k), {"layer": k, "direction": d})
+        for k in range(sizes["layer"])
+        for d in range(sizes["direction"])
+    ]
 
 
 def _learn(layout: Layout, stored: Stored, shape: tuple[int, ...], sizes: dict[str, int], projected: bool) -> bool:

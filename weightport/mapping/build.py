@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from weightport.errors import LayoutError, MappingError, Problem, closest
-from weightport.initializers import check_arguments
+from weightport.initializers import check_arguments, settled
 from weightport.layouts.shipped import builtin, find_layout
 from weightport.layouts.table import Layout, parse_layout
 from weightport.mapping import operations, places
@@ -267,6 +267,7 @@ class _Builder:
             else None
             if directions is None
             else tuple(directions),
+            sizes={"layers": 1, "directions": 1, **value["sizes"]} if "sizes" in value else None,
         )
 
     def _layout(self, trail: Trail, name: Any) -> Layout | None:
@@ -314,7 +315,7 @@ class _Builder:
     def _initializer(self, trail: Trail, value: Any) -> Initializer | None:
         if not isinstance(value, (str, dict)) or not self.shape.ok(*trail):
             return None
-        name, args = (value, {}) if isinstance(value, str) else next(iter(value.items()))
+        name, args = settled(*((value, {}) if isinstance(value, str) else next(iter(value.items()))))
         problems = check_arguments(name, args)
         for what, hint in problems:
             self._fail(trail, what, hint)

@@ -174,6 +174,7 @@ class CellRef:
         reset: ``before`` or ``after``.
         layers: 0-based.
         directions: of ``forward`` and ``backward``.
+        sizes: ``input``, ``units``, ``layers`` and ``directions`` (their numbers), which the cell has to have.
     """
 
     where: str
@@ -186,6 +187,7 @@ class CellRef:
     reset: str | None = None
     layers: tuple[int, ...] | None = None
     directions: tuple[str, ...] | None = None
+    sizes: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,8 +46,17 @@ Size: TypeAlias = Annotated[int, Field(ge=1)]
 Names: TypeAlias = Annotated[list[Name], Field(min_length=1)]
 Table: TypeAlias = dict[str, Any]
 Direction: TypeAlias = Literal["forward", "backward"]
+Arguments: TypeAlias = Annotated[
+    Annotated[Table, Tag(TABLE)] | Annotated[int | float, Tag(NUMBER)],
+    Discriminator(
+        lambda value: NUMBER if type(value) is float else _kind(value),
+        custom_error_type="expected",
+        custom_error_message="a table of arguments, or the number of a constant",
+    ),
+]
 Initialize: TypeAlias = Annotated[
-    Annotated[Name, Tag(TEXT)] | Annotated[Annotated[dict[str, Table], Field(min_length=1, max_length=1)], Tag(TABLE)],
+    Annotated[Name, Tag(TEXT)]
+    | Annotated[Annotated[dict[str, Arguments], Field(min_length=1, max_length=1)], Tag(TABLE)],
     _by_kind("an initializer such as zeros or {glorot_uniform: {seed: 7}}"),
 ]
 
@@ -95,6 +104,15 @@ class TargetShape(Shape):
     scope: Scope = Field("", description="Stands before every target name of this mapping; '' is the root.")
 
 
+class SizesShape(Shape):
+    """How large a cell is, where its tensors do not tell. Any other cell has to have these sizes."""
+
+    input: Size = Field(description="The first layer's inputs.", examples=[64])
+    units: Size = Field(description="Of every layer and direction.", examples=[128])
+    layers: Size = Field(1, description="How many layers.")
+    directions: Literal[1, 2] = Field(1, description="2 if it is bidirectional.")
+
+
 class CellShape(Shape):
     """A whole RNN cell, or a stack of layers and directions. What is left out is as the layout or the file says."""
 
@@ -122,6 +140,10 @@ class CellShape(Shape):
         ],
         _by_kind("forward, backward, or a list of them"),
     ] = _key("These directions only.", "forward")
+    sizes: SizesShape = _key(
+        "How large it is: of a cell that is one vector, whose length does not tell.",
+        {"input": 64, "units": 128, "layers": 2, "directions": 1},
+    )
 
 
 class RearrangeShape(Shape):

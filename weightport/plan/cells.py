@@ -20,6 +20,7 @@ from weightport.layouts.convert import BIJECTIVE, CONDITIONAL, EXACT, Conversion
 from weightport.layouts.stacks import Cell
 from weightport.layouts.units import BACKWARD, FORWARD, Unit, packed_shape
 from weightport.mapping.rules import CellRef, CellRule
+from weightport.plan import told
 from weightport.plan.imagined import alternatives, imagined, scoped
 from weightport.plan.ops import Unfit, unasked
 from weightport.plan.words import Reworded, Words
@@ -119,13 +120,23 @@ def layout_of(ref: CellRef, own: Mapping[str, Layout]) -> Layout:
     return layout.with_gates(ref.gates) if ref.gates is not None else layout
 
 
-def found_cell(ref: CellRef, side: Side, own: Mapping[str, Layout], skip: frozenset[str] = frozenset()) -> Cell:
+def found_cell(
+    ref: CellRef,
+    side: Side,
+    own: Mapping[str, Layout],
+    skip: frozenset[str] = frozenset(),
+    like: Cell | None = None,
+) -> Cell:
     """The cell that a reference means, with the layers and directions that it picks.
+
+    Args:
+        like: the cell on the rule's other side, whose sizes a cell has whose tensors and rule do not tell them.
 
     Raises:
         LayoutError: there is none, there are several, or it lacks a layer or direction that is named.
     """
-    cell = _resolved(side.specs, layout_of(ref, own), side.full(ref.scope), skip)
+    cell = _resolved(side.specs, layout_of(ref, own), side.full(ref.scope), skip, told.sizes_of(ref.sizes, like))
+    told.check_sizes(cell, ref.sizes)
     units = list(cell.units)
     if ref.layers is not None:
         lacking = set(ref.layers) - {u.layer for u in units}
@@ -144,14 +155,16 @@ def found_cell(ref: CellRef, side: Side, own: Mapping[str, Layout], skip: frozen
     return Cell(cell.scope, cell.layout, tuple(units))
 
 
-def _resolved(specs: Mapping[str, TensorSpec], layout: Layout, scope: str, skip: frozenset[str]) -> Cell:
+def _resolved(
+    specs: Mapping[str, TensorSpec], layout: Layout, scope: str, skip: frozenset[str], sized: told.Sizes | None
+) -> Cell:
     """The cell without what is left behind: layers and directions as a whole, which leave the others their numbers; or
     tensors that it can lack.
     """
     try:
-        cell = resolve_cell(specs, layout, scope)
+        cell = resolve_cell(specs, layout, scope, sizes=sized)
     except LayoutError:
-        return resolve_cell(specs, layout, scope, skip=skip)  # of several, perhaps one
+        return resolve_cell(specs, layout, scope, skip=skip, sizes=sized)  # of several, perhaps one
     if skip.isdisjoint(cell.names):
         return cell
     units = tuple(u for u in cell.units if not skip.issuperset(u.names))
@@ -159,7 +172,7 @@ def _resolved(specs: Mapping[str, TensorSpec], layout: Layout, scope: str, skip:
         raise LayoutError(f"the {layout.name} cell at or below scope {scope!r} is listed under ignore:")
     if skip.isdisjoint(name for u in units for name in u.names):
         return Cell(cell.scope, cell.layout, units)
-    return resolve_cell(specs, layout, scope, skip=skip)
+    return resolve_cell(specs, layout, scope, skip=skip, sizes=sized)
 
 
 def title(rule: CellRule) -> str:
@@ -183,15 +196,19 @@ def move(
         prefix: the target's scope, for a target that does not exist yet.
     """
     moved = Moved()
-    cells: list[Cell] = []
+    cells: dict[int, Cell] = {}
     sides = ((rule.source, source, skip, moved.sources), (rule.target, target, frozenset[str](), moved.targets))
-    for ref, side, skipped, names in sides:
-        if side is not None:
-            try:
-                cells.append(found_cell(ref, side, own, skipped))
-                names.extend(cells[-1].names)
-            except LayoutError as error:
-                moved.problems.extend(Problem(ref.where, p.what, p.hint) for p in error.problems)
+    for number in told.order(*(layout_of(ref, own).packed and ref.sizes is None for ref, *_ in sides)):
+        ref, side, skipped, names = sides[number]
+        try:
+            if side is not None:
+                cells[number] = found_cell(ref, side, own, skipped, cells.get(1 - number))
+                names.extend(cells[number].names)
+                moved.say(told.alike(cells[number]) if ref.sizes else [])
+            elif 0 in cells:
+                told.check_sizes(cells[0], ref.sizes)
+        except LayoutError as error:
+            moved.problems.extend(Problem(ref.where, p.what, p.hint) for p in error.problems)
     if moved.problems:
         return moved
     moved.sources, moved.targets = [], []
@@ -203,9 +220,9 @@ def move(
         return moved
     words = words_of(rule, cell, moved)
     if moved.problems:
-        moved.sources, moved.targets = list(cell.names), list(cells[1].names) if target is not None else []
+        moved.sources, moved.targets = list(cell.names), list(cells[1].names) if 1 in cells else []
         return moved
-    for unit, other in _paired(rule, cell, cells[1] if target is not None else None, moved):
+    for unit, other in _paired(rule, cell, cells.get(1), moved):
         new = words if unit.layer == 0 else None
         facts = source.facts(unit.names)
         mine = behaviour(unit.layout, unit.form, facts, stated(rule.source))
@@ -213,6 +230,9 @@ def move(
             other = imagined(rule, cell, new.renamed(unit) if new is not None else unit, layout, prefix, mine)
         its_facts = target.facts(other.names) if target is not None else {}
         its = behaviour(other.layout, other.form, its_facts, stated(rule.target))
+        moved.problems.extend(told.check_gates(unit, facts, rule.source))
+        moved.problems.extend(told.check_gates(other, its_facts, rule.target))
+        moved.problems.extend(told.check_windows((unit, other), (facts, its_facts), rule.where))
         moved.pairs.append(Pair(unit, other, mine, its, new))
         convert(moved.pairs[-1], source.specs, rule, moved)
     for name in [] if moved.problems else moved.parts:

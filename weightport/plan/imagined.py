@@ -14,7 +14,7 @@ from weightport.layouts import Form, Layout, builtin
 from weightport.layouts.behaviour import Behaviour, behaviour, conflicts
 from weightport.layouts.convert import Conversion
 from weightport.layouts.stacks import Cell
-from weightport.layouts.units import BACKWARD, Stored, Unit, full_name, spelled, stored_rows
+from weightport.layouts.units import BACKWARD, Stored, Unit, full_name, of_layer, packed_sizes, spelled, stored_rows
 from weightport.mapping.rules import CellRef, CellRule
 from weightport.scopes import is_cell
 
@@ -54,6 +54,8 @@ def _tells(form: Form, index: str) -> bool:
 
 def _axes(form: Form) -> set[str]:
     """Of layer and direction, what is an axis of the form's tensors."""
+    if form.packed:
+        return {"layer", "direction"}
     return {a for row in form.rows for t in row.packing.terms for a in t.names()} & {"layer", "direction"}
 
 
@@ -103,8 +105,8 @@ def alternatives(unit: Unit, does: Behaviour, target: Layout) -> tuple[str, ...]
     """
     cell, found = Cell(unit.scope, unit.layout, (unit,)), dict[str, int]()
     for layout in builtin().values():
-        if not layout.related(unit.layout):
-            continue
+        if layout.packed or not layout.related(unit.layout):
+            continue  # nobody keeps a new model in cuDNN's buffer
         rank = 0 if layout.name == target.name else 2 if layout.name == unit.layout.name else 1
         for form in layout.forms:
             other = made_unit(unit, layout, form, "", cell)
@@ -132,7 +134,7 @@ def made_unit(unit: Unit, layout: Layout, form: Form, scope: str, cell: Cell) ->
             continue
         name = spelled(layout, row.template, gate, unit.layer, unit.direction)
         tensors.append(Stored(row, gate, full_name(scope, name, layout.separator)))
-    sizes = {axis: size for axis, size in unit.sizes.items() if axis not in ("layer", "direction")}
+    sizes = {axis: size for axis, size in unit.sizes.items() if axis not in ("layer", "direction", "first")}
     index = {}
     for axis, count, at in (
         ("layer", max(u.layer for u in (*cell.units, unit)) + 1, unit.layer),
@@ -140,4 +142,8 @@ def made_unit(unit: Unit, layout: Layout, form: Form, scope: str, cell: Cell) ->
     ):
         if axis in _axes(form):
             sizes[axis], index[axis] = count, at
+    if form.packed:
+        first = cell.units[0].sizes
+        packed = packed_sizes(first["input"], first["unit"], sizes["layer"], sizes["direction"])
+        sizes = of_layer(packed, unit.layer)
     return Unit(layout, form, scope, unit.layer, unit.direction, tuple(tensors), sizes, index)

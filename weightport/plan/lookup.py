@@ -96,6 +96,10 @@ class Lookup:
         if not layout.related(cell.layout):
             what = f"{cell.layout.name} is a cell of another kind than {layout.name}"
             self._builder.problems.append(Problem(rule.where, what))
+        if layout.packed:
+            what = f"{layout.name} holds all layers and directions in one variable, which is not made piece by piece"
+            hint = "transfer into the finished graph"
+            self._builder.problems.append(Problem(rule.target.where, what, hint))
         self._builder.moved.update(cell.names)
         scope = scoped(self._mapping.target.scope, rule.target.scope)
         words = self._words(rule, cell)

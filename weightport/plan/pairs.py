@@ -19,7 +19,7 @@ from weightport.layouts.conditions import sentence
 from weightport.layouts.convert import BIJECTIVE, CONDITIONAL, EXACT
 from weightport.layouts.notation import base
 from weightport.layouts.stacks import Cell
-from weightport.layouts.units import FORWARD, Stored, Unit, full_name, packed_shape, spelled, stored_rows
+from weightport.layouts.units import FORWARD, Stored, Unit, full_name, packed_shape, packed_sizes, spelled, stored_rows
 from weightport.plan.cells import Pair, conversion_of
 from weightport.plan.imagined import best, made_unit
 from weightport.plan.model import REFUSED
@@ -64,6 +64,9 @@ class Row:
             if not row.optional or held & {t.param for t in row.packing.terms}:
                 name = spelled(self.layout, row.template, gate, 0, FORWARD)
                 tensors.append(Stored(row, gate, full_name(scope, name, self.layout.separator)))
+        if form.packed:
+            sizes = packed_sizes(SIZES["input"], SIZES["unit"])
+            return Unit(self.layout, form, scope, 0, FORWARD, tuple(tensors), sizes, {"layer": 0, "direction": 0})
         axes = {base(axis) for stored in tensors for term in stored.row.packing.terms for axis in term.names()}
         index: dict[str, int] = {axis: 0 for axis in ("layer", "direction") if axis in axes}
         sizes = {axis: SIZES.get(axis, _OTHER_SIZE) for axis in (axes | {"input", "unit", "hidden"}) - {"gate"}}
@@ -118,6 +121,8 @@ def stated(source: Row, target: Row) -> tuple[dict[str, Any], dict[str, Any]]:
     for row, side in zip((source, target), sides, strict=True):
         if row.reset is not None:
             side["reset"] = row.reset
+        if row.layout.packed:
+            side["sizes"] = {"input": SIZES["input"], "units": SIZES["unit"]}
     return sides
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from weightport.errors import Error, Problem, RefusedError, TensorNotFound, closest
+from weightport.formats.keras_config import WINDOW, window
 from weightport.targets._buffers import aligned
 from weightport.targets._rollback import Kept
 from weightport.tensors import Array, Index, TensorSpec, Value
@@ -169,6 +170,8 @@ def cell_facts(owned: Mapping[str, Owned], names: Sequence[str], where: str, har
         known = _activation_name(getattr(cell, key, None))
         if known:
             facts[key] = hard_sigmoid if known == "hard_sigmoid" else known
+    if hasattr(cell, "kernel_size"):
+        facts["window"] = window({key: getattr(cell, key) for key in WINDOW if hasattr(cell, key)})
     backwards = [layer.go_backwards for layer in chain if isinstance(getattr(layer, "go_backwards", None), bool)]
     if backwards:
         facts["go_backwards"] = backwards[-1]
