@@ -89,7 +89,8 @@ def reads(task: Task, piece: Piece) -> Iterator[Ranges]:
     """The byte ranges that a piece reads."""
     box = whole(piece.spec.shape) if piece.box is None else piece.box
     specs = {name: task.specs[piece.side, name] for name in piece.expr.leaves()}
-    for name, hull in hulls(piece.expr, box, specs, task.sizes.small).items():
+    parts = hulls(piece.expr, box, specs, task.sizes.small)
+    for name, hull in ((name, hull) for name, found in parts.items() for hull in found):
         place = task.extents[piece.side, name]
         starts, length = runs(hull, specs[name].shape)
         yield os.path.basename(place.path), (place.offset + starts * 4).tolist(), length * 4

@@ -38,6 +38,8 @@ class Sizes:
     small: int = 16 << 20
 
 
+# Parts are read as one if that is so much more at most.
+_LITTLE_MORE = 1.25
 # Nanoseconds: of one system call with what Python needs around it, of one byte that is copied, and of one box.
 _CALL, _BYTE, _BOX = 1500.0, 0.25, 30_000.0
 
@@ -81,20 +83,42 @@ def count_runs(ranges: Ranges, shape: tuple[int, ...]) -> tuple[int, int]:
     return prod(len(r) for r in ranges[:at]), length
 
 
-def hulls(expr: Expr, ranges: Ranges, specs: Mapping[str, TensorSpec], small: int) -> dict[str, Ranges]:
-    """Of each source tensor, the one part to read for a part of a target: what that needs, without short gaps."""
-    found: dict[str, Ranges] = {}
+def hulls(expr: Expr, ranges: Ranges, specs: Mapping[str, TensorSpec], small: int) -> dict[str, list[Ranges]]:
+    """Of each source tensor, the parts to read for a part of a target: what that needs, without short gaps.
+
+    Parts that lie side by side are one; parts that lie far from each other stay apart.
+    """
+    found: dict[str, dict[Ranges, None]] = {}
     for name, part in expr.needs(ranges):
-        known = found.get(name)
-        if known is not None and known != part:
-            lows = (min(a.start, b.start) for a, b in zip(known, part, strict=True))
-            highs = (max(a[-1], b[-1]) + 1 for a, b in zip(known, part, strict=True))
-            part = tuple(map(range, lows, highs))
-        found[name] = part
+        found.setdefault(name, {})[part] = None
     for name in expr.leaves():  # of which single rows are picked, or that is gone through piece by piece
         if name not in found and specs[name].nbytes <= small:
-            found[name] = whole(specs[name].shape)
-    return {name: _without_short_gaps(part, specs[name]) for name, part in found.items()}
+            found[name] = {whole(specs[name].shape): None}
+    return {
+        name: [_without_short_gaps(part, specs[name]) for part in _joined(list(parts))] for name, parts in found.items()
+    }
+
+
+def _joined(parts: list[Ranges]) -> list[Ranges]:
+    """Fewer parts, that hold little more than these."""
+    if len(parts) > 1 and _worth(parts):
+        return [_covering(parts)]
+    joined: list[Ranges] = []
+    for part in sorted(parts, key=lambda p: [r.start for r in p]):
+        if joined and _worth([joined[-1], part]):
+            joined[-1] = _covering([joined[-1], part])
+        else:
+            joined.append(part)
+    return joined
+
+
+def _worth(parts: list[Ranges]) -> bool:
+    return prod(extent(_covering(parts))) <= _LITTLE_MORE * sum(prod(extent(p)) for p in parts)
+
+
+def _covering(parts: list[Ranges]) -> Ranges:
+    axes = zip(*parts, strict=True)
+    return tuple(range(min(r.start for r in those), max(r[-1] for r in those) + 1) for those in axes)
 
 
 def _without_short_gaps(ranges: Ranges, spec: TensorSpec) -> Ranges:
@@ -191,19 +215,20 @@ class _Costs:
     specs: Mapping[str, TensorSpec]
     sizes: Sizes
 
-    def _parts(self, steps: tuple[int, ...]) -> tuple[Ranges, dict[str, Ranges]]:
+    def _parts(self, steps: tuple[int, ...]) -> tuple[Ranges, list[tuple[str, Ranges]]]:
         box = tuple(map(range, steps)) if prod(self.spec.shape) else whole(self.spec.shape)
-        return box, hulls(self.expr, box, self.specs, self.sizes.small) if prod(self.spec.shape) else {}
+        found = hulls(self.expr, box, self.specs, self.sizes.small) if prod(self.spec.shape) else {}
+        return box, [(name, part) for name, parts in found.items() for part in parts]
 
     def held(self, steps: tuple[int, ...]) -> int:
         """Bytes of the source that a box holds."""
-        return sum(prod(extent(p)) * self.specs[n].dtype.itemsize for n, p in self._parts(steps)[1].items())
+        return sum(prod(extent(p)) * self.specs[n].dtype.itemsize for n, p in self._parts(steps)[1])
 
     def of(self, steps: tuple[int, ...]) -> float:
         box, parts = self._parts(steps)
         boxes = prod(ceil(n / step) for n, step in zip(self.spec.shape, steps, strict=True))
         calls = nbytes = 0
-        for name, part in parts.items():
+        for name, part in parts:
             number, length = count_runs(part, self.specs[name].shape)
             size = length * self.specs[name].dtype.itemsize
             calls += number * ceil(size / self.sizes.tile)

@@ -8,7 +8,8 @@ is a power of two would push one another out of the cache.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -35,18 +36,18 @@ class Scratch(threading.local):
         self._buffer: Array = np.empty(0, np.uint8)
         self._used = 0
 
-    def reset(self) -> None:
-        """What was given out is not used any more."""
+    def reset(self, size: int) -> None:
+        """What was given out is not used any more; so many bytes will be asked for."""
         self._used = 0
+        if self._buffer.nbytes < size <= self.most:
+            self._buffer = np.empty(size, np.uint8)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An array of any content, until :meth:`reset`; larger ones than are kept are new."""
         size = prod(shape) * dtype.itemsize
         start = -(-self._used // 64) * 64
         if start + size > self._buffer.nbytes:
-            if self._used or size > self.most:
-                return np.empty(shape, dtype)
-            self._buffer = np.empty(size, np.uint8)
+            return np.empty(shape, dtype)
         self._used = start + size
         found: Array = self._buffer[start : start + size].view(dtype).reshape(shape)
         return found
@@ -72,7 +73,7 @@ class Loader:
         self.buffer = memoryview(bytearray(task.sizes.chunk))
 
     def load(
-        self, side: int, name: str, ranges: Ranges, empty: Callable[..., Array] = np.empty, *, apart: bool = False
+        self, side: int, name: str, ranges: Ranges, *, empty: Callable[..., Array] = np.empty, apart: bool = False
     ) -> Array:
         """A part of a tensor, in memory that ``empty`` gives; its rows may be held ``apart``."""
         spec, place = self._task.specs[side, name], self._task.extents.get((side, name))
@@ -81,7 +82,7 @@ class Loader:
             return self._task.sides[side].read(name, ranges)
         if ranges and ranges[-1].step != 1 and size[-1] > 1:
             covering = (*ranges[:-1], range(ranges[-1].start, ranges[-1][-1] + 1))
-            return self.load(side, name, covering, empty)[..., :: ranges[-1].step]
+            return self.load(side, name, covering, empty=empty)[..., :: ranges[-1].step]
         item = spec.dtype.itemsize
         starts, length = runs(ranges, spec.shape)
         row = size[-1] * item if size else item
@@ -105,6 +106,12 @@ class Loader:
             self._done.read.append((side, name, pieces(read)))
         found: Array = out.view(spec.dtype).reshape(size)
         return found
+
+    def room(self, side: int, name: str, ranges: Ranges) -> int:
+        """Bytes that a part takes in memory at most."""
+        size = extent(ranges)
+        row = (size[-1] if size else 1) * self._task.specs[side, name].dtype.itemsize
+        return prod(size[:-1]) * (row + _APART) + _APART
 
     def _rows(self, file: ByteFile, start: int, rows: Array, checksum: Any, name: str) -> int:
         """Consecutive bytes of the file, row by row; returns their checksum."""
@@ -146,21 +153,23 @@ class Held:
 
     def __init__(self, loader: Loader, side: int, memo: dict[int, Array]) -> None:
         self._loader, self._side, self.memo = loader, side, memo
-        self._parts: dict[str, tuple[Ranges, Array]] = {}
+        self._parts: dict[str, list[tuple[Ranges, Array]]] = {}
 
-    def hold(self, parts: Mapping[str, Ranges], *, apart: bool) -> None:
+    def hold(self, parts: Mapping[str, Sequence[Ranges]], *, apart: bool) -> None:
         """Read these parts, and nothing else from now on as long as they suffice."""
-        SCRATCH.reset()
-        for name, hull in parts.items():
-            self._parts[name] = hull, self._loader.load(self._side, name, hull, SCRATCH.empty, apart=apart)
+        size = sum(self._loader.room(self._side, name, hull) for name, hulls in parts.items() for hull in hulls)
+        SCRATCH.reset(size)
+        for name, hulls in parts.items():
+            load = partial(self._loader.load, self._side, name, empty=SCRATCH.empty, apart=apart)
+            self._parts[name] = [(hull, load(hull)) for hull in hulls]
 
     def __call__(self, name: str, ranges: Ranges) -> Array:
         """A part of a tensor."""
-        held = self._parts.get(name)
-        if held is None or not all(map(_within, ranges, held[0])):
-            return self._loader.load(self._side, name, ranges)
-        places = tuple(position(r, h) for r, h in zip(ranges, held[0], strict=True))
-        return held[1][slices_of(places)] if places else held[1]
+        for hull, array in self._parts.get(name, ()):
+            if all(map(_within, ranges, hull)):
+                places = tuple(position(r, h) for r, h in zip(ranges, hull, strict=True))
+                return array[slices_of(places)] if places else array
+        return self._loader.load(self._side, name, ranges)
 
 
 def _within(part: range, of: range) -> bool:

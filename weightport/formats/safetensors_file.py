@@ -230,6 +230,23 @@ def _destination(
     Raises:
         Error: a dtype or name that the format cannot hold, or values that are not as their spec says.
     """
+    head, offsets, size = _head(path, specs, metadata)
+    with atomic_path(path) as temporary:
+        with open(temporary, "r+b") as out:
+            out.write(head)
+            out.truncate(size)
+        places = {name: (temporary, offset) for name, offset in offsets.items()}
+        del head, offsets  # of a million tensors
+        yield Place(places)
+
+
+write = Ranged(_destination)
+
+
+def _head(
+    path: str, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None
+) -> tuple[bytes, dict[str, int], int]:
+    """What stands before the values, where in the file each tensor's begin, and the size of it all."""
     codes = {name: _code(path, name, spec) for name, spec in specs.items()}
     order = sorted(specs, key=lambda name: (-_RANKS[codes[name]], name))
     said = {"format": "pt", **metadata} if metadata else {}
@@ -250,14 +267,8 @@ def _destination(
     if len(text) > MAX_HEADER:
         raise Error(f"{path}: a header of {len(text):,} bytes, safetensors allows {MAX_HEADER:,}")
     data = 8 + len(text)
-    with atomic_path(path) as temporary:
-        with open(temporary, "r+b") as out:
-            out.write(len(text).to_bytes(8, "little") + text)
-            out.truncate(data + at)
-        yield Place({name: (temporary, data + offset) for name, offset in offsets.items()})
-
-
-write = Ranged(_destination)
+    head = len(text).to_bytes(8, "little") + text
+    return head, {name: data + offset for name, offset in offsets.items()}, data + at
 
 
 def _code(path: str, name: str, spec: TensorSpec) -> str:
