@@ -7,6 +7,7 @@ found only where a mapping names that scope, or the scope of the stack that it i
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -304,7 +305,7 @@ def _found(shapes: Shapes, layouts: Iterable[Layout], *, any_scope: bool = False
     for name in shapes:
         leaf = name.rpartition("/")[2]
         by_leaf.setdefault(leaf, []).append(name)
-        plain = _SUFFIX.sub("", leaf)
+        plain = _unnumbered(leaf)
         if plain != leaf:
             by_leaf.setdefault(plain, []).append(name)
     for layout in layouts:
@@ -352,7 +353,13 @@ def _places(layout: Layout, form: Form, by_leaf: Mapping[str, Sequence[str]]) ->
 
 def is_cell(scope: str, cells: Sequence[str]) -> bool:
     """Whether the last part of a scope is one of these names, numbered or not (``lstm_cell_1``)."""
-    return _SUFFIX.sub("", scope.rpartition("/")[2]) in cells
+    return _unnumbered(scope.rpartition("/")[2]) in cells
+
+
+@functools.lru_cache(maxsize=10_000)
+def _unnumbered(name: str) -> str:
+    """A scope's or tensor's own name without the number at its end; models have few names, many times."""
+    return _SUFFIX.sub("", name)
 
 
 def _best(units: Iterable[Unit]) -> list[Unit]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -95,8 +96,14 @@ class TensorSpec:
     @property
     def dtype_name(self) -> str:
         """The dtype by numpy's or ml_dtypes' name, as the JSON documents print it."""
-        name: str = self.dtype.name
-        return name
+        return _name_of(self.dtype)
+
+
+@lru_cache(maxsize=256)
+def _name_of(dtype: np.dtype[Any]) -> str:
+    """numpy puts a dtype's name together each time that it is asked for."""
+    name: str = dtype.name
+    return name
 
 
 @runtime_checkable
