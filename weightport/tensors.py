@@ -137,8 +137,8 @@ class Source(Protocol):
         ``reset_after``, ``cell_clip``, ``proj_clip``, ``go_backwards``; ``window``: how a convolution lies on its
         image, empty where that is padded to the same size and there are no strides; ``gates``: the list of an LSTM's
         gates in the order in which one product gives them, or ``[h]``: it is such a cell, whatever its tensors are
-        called; and ``variant``: what makes the cell another function than its layout's, as what follows "the cell"
-        ("has coupled input and forget gates").
+        called; ``cudnn``: kind and directions of a cell that is cuDNN's one vector; and ``variant``: what makes the
+        cell another function than its layout's, as what follows "the cell" ("has coupled input and forget gates").
         """
         ...
 

@@ -287,6 +287,24 @@ def test_long_cycles_and_chains_end() -> None:
     assert facts(graph(*weights(), *chain, *merges, *sums, node("g", "Sigmoid", "s4999"))) == {}
 
 
+@pytest.mark.parametrize(
+    ("attrs", "cudnn"),
+    [
+        ({}, ["lstm", 1]),
+        ({"direction": b"\x12\x0dbidirectional"}, ["lstm", 2]),
+        ({"rnn_mode": b"\x12\x03gru", "direction": b"\x12\x0eunidirectional"}, ["gru", 1]),
+        ({"rnn_mode": b"\x12\x08rnn_tanh"}, ["rnn", 1]),
+    ],
+)
+def test_a_vector_that_is_given_to_cudnn(attrs: dict[str, Any], cudnn: list[Any]) -> None:
+    given = graph(*weights(), *STATES, node("fused", "CudnnRNN", "x", "h", "c", "kernel/read", **attrs))
+    assert facts(given, "kernel")["cudnn"] == cudnn
+    # What is only made of the weights is not theirs.
+    made = graph(*weights(), *STATES, node("flat", "Reshape", "kernel/read", "one"),
+                 node("fused", "CudnnRNN", "x", "h", "c", "flat", **attrs))  # fmt: skip
+    assert "cudnn" not in facts(made, "kernel")
+
+
 def test_a_graph_beyond_the_bounds_has_no_facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = graph(*weights(), *STATES, *lstm_nodes())
     source = tf_frozen.open_source(write(tmp_path / "g.pb", data))

@@ -81,3 +81,22 @@ def test_layers_of_different_sizes_tell_none() -> None:
 )
 def test_which_side_is_looked_for_first(unsized: tuple[bool, bool], order: tuple[int, int]) -> None:
     assert told.order(*unsized) == order
+
+
+def test_a_graph_that_gives_the_vector_to_cudnn_as_something_else() -> None:
+    length = 2 * (16 * 7 + 32)
+
+    def moved(cudnn: list[Any], **sizes: int) -> list[str]:
+        source = {"layout": "lstm.cudnn-opaque", "scope": "v", "sizes": {"input": 3, "units": 4, **sizes}}
+        rule = {"from": source, "to": {"layout": "lstm.torch", "scope": "t"}}
+        vector = {"v/opaque_kernel": np.ones(length, np.float32)}
+        return problems(planned(Stub(vector, facts={"v/": {"cudnn": cudnn}}), None, [rule]))
+
+    assert moved(["lstm", 2], directions=2) == []
+    taken = "the rule takes it as a lstm of 2 directions"
+    assert moved(["lstm", 1], directions=2) == [
+        f"rules[0].from: the graph gives 'v/opaque_kernel' to cuDNN as a lstm of 1 direction, {taken}"
+    ]
+    assert moved(["gru", 2], directions=2) == [
+        f"rules[0].from: the graph gives 'v/opaque_kernel' to cuDNN as a gru of 2 directions, {taken}"
+    ]

@@ -138,12 +138,16 @@ class _Cell(Gates):
                 yield {**facts, "cell_clip": short(clip)} if clip > 0 else facts
             elif op in ("CudnnRNN", "CudnnRNNV2", "CudnnRNNV3"):
                 mode = graph.attr_text(node, "rnn_mode") or "lstm"
+                buffer: dict[str, Any] = {}
+                if flow.input((number, 0), 3) in self.own:  # not the weights that Keras makes one of
+                    both = graph.attr_text(node, "direction") == "bidirectional"
+                    buffer["cudnn"] = [mode.partition("_")[0], 2 if both else 1]
                 if mode == "lstm":
-                    yield {**facts, "forget_bias": 0.0}
+                    yield {**facts, "forget_bias": 0.0, **buffer}
                 elif mode == "gru":
-                    yield {**facts, "reset_after": True}
+                    yield {**facts, "reset_after": True, **buffer}
                 elif mode in ("rnn_tanh", "rnn_relu"):
-                    yield {"activation": mode.removeprefix("rnn_")}
+                    yield {"activation": mode.removeprefix("rnn_"), **buffer}
 
     # Cells of single operations --------------------------------------------------------------------------------------
 

@@ -230,8 +230,9 @@ def move(
             other = imagined(rule, cell, new.renamed(unit) if new is not None else unit, layout, prefix, mine)
         its_facts = target.facts(other.names) if target is not None else {}
         its = behaviour(other.layout, other.form, its_facts, stated(rule.target))
-        moved.problems.extend(told.check_gates(unit, facts, rule.source))
-        moved.problems.extend(told.check_gates(other, its_facts, rule.target))
+        for one, said, ref in ((unit, facts, rule.source), (other, its_facts, rule.target)):
+            moved.problems.extend(told.check_gates(one, said, ref))
+            moved.problems.extend(p for p in told.check_buffer(one, said, ref) if p not in moved.problems)
         moved.problems.extend(told.check_windows((unit, other), (facts, its_facts), rule.where))
         moved.pairs.append(Pair(unit, other, mine, its, new))
         convert(moved.pairs[-1], source.specs, rule, moved)

@@ -94,6 +94,23 @@ def check_windows(units: tuple[Unit, Unit], facts: tuple[Facts, Facts], where: s
     return [Problem(where, what)]
 
 
+def check_buffer(unit: Unit, facts: Facts, ref: CellRef) -> list[Problem]:
+    """What a graph says against the kind and the directions of a cell that is one vector.
+
+    Args:
+        facts: what the file records of the unit (:meth:`weightport.tensors.Source.facts`).
+    """
+    if not unit.layout.packed or "cudnn" not in facts:
+        return []
+    mine, its = _counted(unit.layout.kind, unit.sizes["direction"]), _counted(*facts["cudnn"])
+    what = f"the graph gives {unit.names[0]!r} to cuDNN as {its}, the rule takes it as {mine}"
+    return [Problem(ref.where, what)] if mine != its else []
+
+
+def _counted(kind: str, directions: int) -> str:
+    return f"a {kind} of {directions} direction" + ("s" if directions > 1 else "")
+
+
 def check_gates(unit: Unit, facts: Facts, ref: CellRef) -> list[Problem]:
     """What a graph says against the order of the gates in a unit's tensors; the mapping's word is not doubted.
 
