@@ -109,17 +109,24 @@ def test_an_interrupt() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_a_real_interrupt_while_it_works() -> None:
-    slow = "def slow(*a, **k):\n print('in', flush=True)\n time.sleep(60)\nopening.open = slow"
-    code = f"import time\nfrom weightport import opening\n{slow}\nfrom weightport.cli import main\nmain()"
+@pytest.mark.parametrize(
+    ("number", "code", "told"), [(signal.SIGINT, 130, b"weightport: interrupted\n"), (signal.SIGTERM, 143, b"")]
+)
+def test_a_real_signal_while_it_works(number: int, code: int, told: bytes, tmp_path: Path) -> None:
+    """What was begun is cleaned up; a background process of a shell ignores SIGINT until it is told not to."""
+    begun = f"tempfile.TemporaryDirectory(dir={str(tmp_path)!r})"
+    slow = f"def slow(*a, **k):\n with {begun}:\n  print('in', flush=True)\n  time.sleep(60)\nopening.open = slow"
+    text = "import signal, tempfile, time\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    text += f"from weightport import opening\n{slow}\nfrom weightport.cli import main\nmain()"
     with subprocess.Popen(
-        [sys.executable, "-c", code, "inspect", "m"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", text, "inspect", "m"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"in\n"
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         _, err = child.communicate(timeout=30)
-    assert (child.returncode, err) == (130, b"weightport: interrupted\n")
+    assert (child.returncode, err) == (code, told)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- streams ----------------------------------------------------------------------------------------------------------
