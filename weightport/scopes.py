@@ -148,6 +148,20 @@ def find_cells(
     return stacked(units, below)
 
 
+def vectors(specs: Mapping[str, TensorSpec]) -> dict[str, list[str]]:
+    """Tensors that are called as a whole cell in one vector is, and the layouts that call them so.
+
+    Nothing tells which of them it is, and how large: a rule does.
+    """
+    found: dict[str, list[str]] = {}
+    for layout in (la for la in builtin().values() if la.packed):
+        leaf = layout.forms[0].anchor.template
+        for name, spec in specs.items():
+            if len(spec.shape) == 1 and spec.role not in _STATE and re.split("[/.]", name)[-1] == leaf:
+                found.setdefault(name, []).append(layout.name)
+    return found
+
+
 def resolve_cell(
     specs: Mapping[str, TensorSpec],
     layout: Layout,

@@ -108,6 +108,19 @@ def test_a_cell_is_marked_in_the_tree() -> None:
     assert out[2] == "LSTMcell/  ← lstm.scoped-gates"
 
 
+def test_a_vector_that_may_be_a_whole_cell_is_said(tmp_path: Path) -> None:
+    path = safetensors(tmp_path / "m.safetensors", {"net/opaque_kernel": [648], "w/opaque_kernel": [3, 4]})
+    assert tree(path) == [
+        "  vector net/opaque_kernel: a cell in one piece (lstm.cudnn-opaque or gru.cudnn-opaque or rnn.cudnn-opaque), "
+        "if a rule states its sizes",
+        "├─ net/",
+        "│  └─ opaque_kernel  float32 648",
+        "└─ w/",
+        "   └─ opaque_kernel  float32 3×4",
+    ]
+    assert json.loads(weightport("inspect", path, "--json").out)["cells"] == []
+
+
 def test_what_is_no_weight_is_counted_and_slots_stand_beside_their_variable() -> None:
     model = fixture("d_checkpoints/train_state_adam_ema")
     out = weightport("inspect", model.path("checkpoint_v2")).out

@@ -48,7 +48,7 @@ def inspect(session: Session, model: str, scope: str | None, stats: bool, full: 
     """
     from weightport.layouts.stacks import describe
     from weightport.opening import open as open_model
-    from weightport.scopes import find_cells
+    from weightport.scopes import find_cells, vectors
 
     session.document = {"format": "", "tensors": [], "cells": []}
     with no_gc(), open_model(model) as source:
@@ -72,6 +72,10 @@ def inspect(session: Session, model: str, scope: str | None, stats: bool, full: 
             return
         session.line(f"{model}: {_header(source.format, tensors, len(constants))}", bold=True)
         session.lines(f"  {_cell(describe(cell), facts)}" for cell, facts in cells)
+        session.lines(
+            f"  vector {name}: a cell in one piece ({' or '.join(layouts)}), if a rule states its sizes"
+            for name, layouts in vectors(tensors).items()
+        )
         _draw(session, tensors, below, [describe(cell) for cell, _ in cells], found, full)
 
 
