@@ -16,7 +16,7 @@ import numpy as np
 
 from weightport.ranges import Ranges, extent, whole
 from weightport.tensors import Array, TensorSpec
-from weightport.values import Expr
+from weightport.values import Expr, crossed
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +26,21 @@ class Sizes:
     Attributes:
         hold: what all threads together hold of the source.
         task: what a task writes: enough that starting one costs nothing, little enough that all threads end together.
-        tile: what is made at once: it stays in the second-level cache from the read to the write.
+        tile: what is made at once, and stays in the cache from the read to the write; twice as much where it is only
+            moved in blocks.
         chunk: what is copied at once.
         small: source tensors up to this are held whole where what is needed of them is not told.
     """
 
     hold: int = 48 << 20
     task: int = 16 << 20
-    tile: int = 1 << 20
+    tile: int = 2 << 20
     chunk: int = 256 << 10
     small: int = 16 << 20
+
+    def tile_of(self, expr: Expr) -> int:
+        """The size of a tile of this expression."""
+        return self.tile if crossed(expr) else 2 * self.tile
 
 
 # Parts are read as one if that is so much more at most.
@@ -167,7 +172,7 @@ def cut(expr: Expr, spec: TensorSpec, specs: Mapping[str, TensorSpec], sizes: Si
         specs: of the source tensors that it is computed from.
         sizes: whose ``hold`` is one thread's.
     """
-    shape, hold, tile = spec.shape, sizes.hold, sizes.tile
+    shape, hold, tile = spec.shape, sizes.hold, sizes.tile_of(expr)
     costs = _Costs(expr, spec, specs, sizes)
     all_of_it = tuple(max(n, 1) for n in shape)
     held = costs.held(all_of_it)

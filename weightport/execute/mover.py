@@ -191,7 +191,7 @@ class Mover:
             specs = {name: self.task.specs[piece.side, name] for name in piece.expr.leaves()}
             fetch.hold(hulls(piece.expr, box, specs, self.task.sizes.small), apart=crossed(piece.expr))
         written: list[tuple[int, int, int]] = []
-        for ranges in _tiles(box, max(1, self.task.sizes.tile // max(1, dtype.itemsize))):
+        for ranges in _tiles(box, max(1, self.task.sizes.tile_of(piece.expr) // max(1, dtype.itemsize))):
             size = extent(ranges)
             made = np.asarray(piece.expr.read(fetch, ranges))
             if made.dtype != dtype or made.shape != size:
