@@ -13,6 +13,11 @@ from weightport.targets import _rollback
 from weightport.targets._rollback import Kept
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_rollback, "free", lambda: 0)
+
+
 def arrays() -> list[Any]:
     rng = np.random.default_rng(0)
     return [
@@ -57,3 +62,12 @@ def test_a_full_disk_keeps_them_in_memory(monkeypatch: pytest.MonkeyPatch) -> No
     with Kept() as kept:
         back = [kept.put(value) for value in arrays()]
         assert [np.asarray(get()).tobytes() for get in back[:3]] == [np.asarray(v).tobytes() for v in arrays()[:3]]
+
+
+def test_what_is_free_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_rollback, "LIMIT", 0)
+    value = np.zeros(100)
+    for room, kept_in_memory in ((4 * value.nbytes, True), (4 * value.nbytes - 4, False)):
+        monkeypatch.setattr(_rollback, "free", lambda room=room: room)
+        with Kept() as kept:
+            assert (kept.put(value)() is value) == kept_in_memory

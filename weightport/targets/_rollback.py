@@ -1,8 +1,8 @@
 """Old values of variables, kept until a transfer has succeeded, so that a failure can be taken back.
 
-Promise: what is kept stays within :data:`LIMIT` bytes of memory; the rest is written to an unnamed temporary file, by a
-thread of its own, while the next values are read. Limit: where that file cannot be written, the values stay in memory:
-a roll-back is worth more than the bound.
+Promise: what is kept stays within a quarter of the memory that is free, or :data:`LIMIT` bytes; the rest is written to
+an unnamed temporary file, by a thread of its own, while the next values are read. Limit: where that file cannot be
+written, the values stay in memory: a roll-back is worth more than the bound.
 """
 
 from __future__ import annotations
@@ -18,8 +18,16 @@ import numpy as np
 
 from weightport.tensors import Array
 
-#: What is kept in memory, and what may wait to be written.
+#: What is kept in memory where little is free, and what may wait to be written.
 LIMIT = 32 << 20
+
+
+def free() -> int:
+    """Bytes of memory that nobody uses, not even for files; 0 where that is not known."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 0
 
 
 class Kept:
@@ -27,6 +35,7 @@ class Kept:
 
     def __init__(self) -> None:
         self._memory = self._waiting = self._end = 0
+        self._most = max(LIMIT, free() // 4)
         self._file: IO[bytes] | None = None
         self._writer: ThreadPoolExecutor | None = None
         self._room = threading.Condition()
@@ -38,7 +47,7 @@ class Kept:
             value: an array of numpy, or of a framework that numpy can look at without a copy.
         """
         array = np.asarray(value)
-        if array.dtype.hasobject or self._memory + array.nbytes <= LIMIT:
+        if array.dtype.hasobject or self._memory + array.nbytes <= self._most:
             self._memory += 0 if array.dtype.hasobject else array.nbytes
             return lambda: value
         with self._room:
