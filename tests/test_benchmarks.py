@@ -94,3 +94,14 @@ def test_a_contender_that_fails_stops_the_benchmark() -> None:
 
     with pytest.raises(Failed, match="it is wrong"):
         run("raise SystemExit('it is wrong')")
+
+
+def test_opening_reads_headers_only(tmp_path: Path) -> None:
+    out = bench("bench_open.py", "--gb", "0.6", "--folder", str(tmp_path))
+    rows = re.findall(r"^\| \.(\w+) \| [\d.]+ ms \| ([\d,]+) \| ([\d.]+) MB \|$", out, re.MULTILINE)
+    assert [ending for ending, _, _ in rows] == [
+        "safetensors", "npz", "pt", "ckpt", "pb", "onnx", "h5", "gguf", "msgpack"
+    ]  # fmt: skip
+    assert max(int(read.replace(",", "")) for _, read, _ in rows) < 2_000_000
+    assert max(float(peak) for _, _, peak in rows) < 5
+    assert list(tmp_path.iterdir()) == []
