@@ -123,11 +123,17 @@ def sniff(path: str) -> bool:
     return is_sharded(path) or (os.path.isfile(path) and safetensors_file.sniff(path))
 
 
-def is_sharded(path: str) -> bool:
-    """Whether this is an index, or a folder that holds one and nothing of TensorFlow's that says what is in it."""
+def is_sharded(path: str, ending: str = ENDING, mapped: re.Pattern[bytes] = _MAPPED) -> bool:
+    """Whether this is an index, or a folder that holds one and nothing of TensorFlow's that says what is in it.
+
+    Args:
+        path: a file or folder.
+        ending: of an index' name.
+        mapped: what an index says of its shards.
+    """
     if os.path.isdir(path):
-        return not tf_paths.is_told(path) and in_folder(path) is not None
-    return os.path.isfile(path) and is_index(path)
+        return not tf_paths.is_told(path) and in_folder(path, ending) is not None
+    return os.path.isfile(path) and is_index(path, mapped)
 
 
 def is_index(path: str, mapped: re.Pattern[bytes] = _MAPPED) -> bool:

@@ -13,7 +13,7 @@ import os
 import re
 from typing import Any
 
-from weightport.formats import safetensors_index, tf_paths, torch_file
+from weightport.formats import safetensors_index, torch_file
 from weightport.formats.safetensors_index import ShardedSource
 from weightport.tensors import Budget
 
@@ -39,9 +39,7 @@ def sniff(path: str) -> bool:
 
 def is_sharded(path: str) -> bool:
     """Whether this is an index, or a folder that holds one and nothing of TensorFlow's that says what is in it."""
-    if os.path.isdir(path):
-        return not tf_paths.is_told(path) and safetensors_index.in_folder(path, ENDING) is not None
-    return os.path.isfile(path) and safetensors_index.is_index(path, _MAPPED)
+    return safetensors_index.is_sharded(path, ENDING, _MAPPED)
 
 
 def files_of(path: str) -> list[str]:

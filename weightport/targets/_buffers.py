@@ -7,13 +7,35 @@ from typing import Any
 
 import numpy as np
 
-from weightport.tensors import Array
+from weightport.errors import PlanError, Problem
+from weightport.tensors import Array, Index, Value
+
+
+def produced(value: Value, index: Index = None) -> Array:
+    """The value, or the part that ``index`` cuts out, read now, in memory of its own that nobody else knows.
+
+    A framework takes that memory over: it is the variable's own, and the only copy.
+
+    Raises:
+        PlanError: what is delivered has another shape or dtype than the value's spec says.
+    """
+    cut = () if index is None else index
+    sizes = (len(range(*s.indices(n))) for s, n in zip(cut, value.spec.shape, strict=False))
+    shape = (*sizes, *value.spec.shape[len(cut) :])
+    if value.spec.dtype.hasobject:
+        made = np.asarray(value.produce(index))
+        if made.shape != shape or made.dtype != value.spec.dtype:
+            want, have = f"{value.spec.dtype.name} {list(shape)}", f"{made.dtype.name} {list(made.shape)}"
+            raise PlanError(Problem(f"variable {value.name!r}", f"{want} was planned, {have} was produced"))
+        copy: Array = made.copy()
+        return copy
+    own = aligned(value.spec.dtype, shape)
+    value.fill(own, index)
+    return own
 
 
 def aligned(dtype: np.dtype[Any], shape: Sequence[int]) -> Array:
     """An empty array whose bytes begin where frameworks take them over without a copy (at a multiple of 64)."""
-    if dtype.hasobject:
-        return np.empty(tuple(shape), dtype)
     size = dtype.itemsize
     for n in shape:
         size *= n

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from weightport.errors import Error, MissingPackage, Problem, RefusedError
-from weightport.targets._variables import inherits, produced
+from weightport.targets._buffers import produced
+from weightport.targets._variables import inherits
 from weightport.tensors import Array, Index, TensorSpec, Value
 
 

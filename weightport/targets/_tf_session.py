@@ -13,6 +13,7 @@ from typing import Any
 
 from weightport.errors import Problem, RefusedError
 from weightport.targets import _tf_values as values
+from weightport.targets._buffers import produced
 from weightport.targets._rollback import Kept
 from weightport.tensors import Array, Index, Value
 
@@ -55,7 +56,7 @@ def assign(session: Any, parts: Sequence[Part], ran: set[str]) -> None:
         try:
             for part, there in zip(parts, ready, strict=True):
                 if there:
-                    array = values.produced(part.value, part.index)
+                    array = produced(part.value, part.index)
                     changed.append((part, kept.put(session.run(_read(tf, part.variable)))))
                     _feed(session, part, array)
         except BaseException:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from weightport.errors import MissingPackage, PlanError, Problem, RefusedError
-from weightport.targets._buffers import aligned
+from weightport.errors import MissingPackage, Problem, RefusedError
+from weightport.targets._buffers import produced
 from weightport.tensors import Array, Index, TensorSpec, Value
 
 #: Protobuf refuses a message of 2 GiB. The rest of the graph (nodes, functions) gets 64 MiB of it.
@@ -82,28 +82,6 @@ def mismatch(asked: TensorSpec, value: Value) -> Problem | None:
         return None
     hint = "'cast' converts the dtype" if asked.shape == value.spec.shape else ""
     return Problem(f"variable {value.name!r}", "; ".join(faults), hint)
-
-
-def produced(value: Value, index: Index = None) -> Array:
-    """The value, or the part that ``index`` cuts out, in memory of its own.
-
-    Raises:
-        PlanError: ``produce`` delivered another shape or dtype than it said.
-    """
-    shape = value.spec.shape
-    if index is not None:
-        shape = tuple(len(range(*s.indices(n))) for s, n in zip(index, shape, strict=False)) + shape[len(index) :]
-    if value.spec.dtype.hasobject:
-        made = np.asarray(value.produce(index))
-        if made.shape != shape or made.dtype != value.spec.dtype:
-            want, have = f"{value.spec.dtype.name} {list(shape)}", f"{made.dtype.name} {list(made.shape)}"
-            raise PlanError(Problem(f"variable {value.name!r}", f"{want} was planned, {have} was produced"))
-        copy: Array = made.copy()
-        return copy
-    # TensorFlow takes over an aligned numpy buffer, so this is the variable's own memory, and the only copy.
-    own = aligned(value.spec.dtype, shape)
-    value.fill(own, index)
-    return own
 
 
 def part_index(offset: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:

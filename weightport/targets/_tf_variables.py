@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 from weightport.errors import Problem, RefusedError
-from weightport.targets._variables import Undo, produced
+from weightport.targets._buffers import produced
+from weightport.targets._variables import Undo
 from weightport.tensors import TensorSpec, Value
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from weightport.errors import Error, Problem
 from weightport.formats._torch_tensors import DTYPES, OTHERS
+from weightport.targets._buffers import produced
 from weightport.targets._rollback import Kept
-from weightport.targets._variables import produced
 from weightport.tensors import Array, Index, TensorSpec, Value, dtype_named
 
 #: Bytes of a value that are made at a time.

@@ -16,9 +16,9 @@ from typing import Any
 
 from weightport.errors import Error, Problem, RefusedError, TensorNotFound, closest
 from weightport.formats.keras_config import WINDOW, window
-from weightport.targets._buffers import aligned
+from weightport.targets._buffers import produced
 from weightport.targets._rollback import Kept
-from weightport.tensors import Array, Index, TensorSpec, Value
+from weightport.tensors import TensorSpec, Value
 
 Undo = Callable[[], None]
 
@@ -215,21 +215,6 @@ def check_values(values: Sequence[Value], specs: Mapping[str, TensorSpec], where
             problems.append(Problem(at, f"dtype {value.spec.dtype_name} for a variable of {spec.dtype_name}"))
     if problems:
         raise Error(problems)
-
-
-def produced(value: Value, index: Index = None) -> Array:
-    """The value or a part of it, read now, in memory of its own that frameworks take over without a copy.
-
-    Raises:
-        PlanError: it is not what its spec says.
-    """
-    if value.spec.dtype.hasobject:
-        return value.produce(index)
-    cut = () if index is None else index
-    sizes = (len(range(*s.indices(dim))) for s, dim in zip(cut, value.spec.shape, strict=False))
-    array = aligned(value.spec.dtype, (*sizes, *value.spec.shape[len(cut) :]))
-    value.fill(array, index)
-    return array
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from weightport.targets._buffers import produced
 from weightport.targets._rollback import Kept
 from weightport.targets._variables import (
     Owned,
@@ -33,7 +34,6 @@ from weightport.targets._variables import (
     inherits,
     layers_to_freeze,
     owned_variables,
-    produced,
     refuse_trained,
     require_built,
 )

@@ -17,6 +17,7 @@ import numpy as np
 
 from weightport.errors import PlanError, Problem, RefusedError
 from weightport.targets import _tf_values as values
+from weightport.targets._buffers import produced
 from weightport.tensors import TensorSpec, Value
 
 #: ``lookup(name, spec)``: the value of the variable of that full name, or None to leave it to the model.
@@ -217,7 +218,7 @@ def _constant(
         if tf.executing_eagerly():
             raise RefusedError(f"variable {name!r}: the getter makes constants in graph mode only")
         if partitioner is None or not asked.shape:
-            made = values.constant_op(values.produced(value), name)
+            made = values.constant_op(produced(value), name)
         else:
             made = _constant_parts(tf, value, name, asked, partitioner)
     store.constants[name] = made
@@ -245,7 +246,7 @@ def _constant_parts(tf: Any, value: Value, name: str, asked: TensorSpec, partiti
     for i in range(partitions[axis]):
         stop = start + size + (i < rest)
         index = tuple(slice(start, stop) if a == axis else slice(0, n) for a, n in enumerate(asked.shape))
-        parts.append(values.constant_op(values.produced(value, index), f"{name}/part_{i}"))
+        parts.append(values.constant_op(produced(value, index), f"{name}/part_{i}"))
         start = stop
 
     # embedding_lookup and the conversion to a tensor know this class, which has no public name.

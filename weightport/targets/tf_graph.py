@@ -24,6 +24,7 @@ from weightport.formats._tf_facts import GraphFacts
 from weightport.formats.tf_graph import GraphDef
 from weightport.formats.tf_objects import role_of
 from weightport.targets import _tf_values as values
+from weightport.targets._buffers import produced
 from weightport.targets._tf_session import Part, assign
 from weightport.targets._tf_surgery import Edits, Surgery
 from weightport.tensors import Index, TensorSpec, Value
@@ -101,7 +102,7 @@ class GraphTarget:
         with self.graph.as_default(), self._tf.control_dependencies(None), self._tf.compat.v1.name_scope(None):
             # All of them are produced before the graph gets its first op: an op cannot be taken away again.
             arrays = {
-                _own_name(part): values.produced(value, index)
+                _own_name(part): produced(value, index)
                 for value in constants
                 for part, index in variables[value.name].parts
             }
