@@ -1,17 +1,40 @@
 """The error family: every failure a user can meet is a :class:`Error` that says where, what and the nearest fix.
 
 Promise: nothing else leaves weightport for a bad input, a bad mapping or a missing package. Limit: a bug in weightport
-itself is not dressed up as one of these.
+itself is not dressed up as one of these. What a message quotes of a file or a mapping is spelled by :func:`printable`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 # difflib is quadratic in the worst case: a hint is not worth more than this many comparisons.
 _MAX_CANDIDATES = 20_000
+# Characters that Unicode counts as letters or marks, and that no font draws: fillers, joiners, variation selectors.
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """The text with escapes (``\\x1b``, ``\\n``, ``\\u202e``) for all that a terminal or a page would act on.
+
+    That is every control character, line separators, what reverses the direction of text or has no width, and what is
+    drawn as nothing at all. Nothing else changes, so that a text that was spelled stays as it is.
+
+    Args:
+        keep: characters that are no harm where the text goes.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if c in keep or _is_seen(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_seen(character: str) -> bool:
+    return character.isprintable() and not _UNSEEN.match(character)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +44,11 @@ class Problem:
     where: str
     what: str
     hint: str = ""
+
+    def __post_init__(self) -> None:
+        # Names from files stand in all three, and messages end on terminals, in logs and on pages.
+        for part in ("where", "what", "hint"):
+            object.__setattr__(self, part, printable(getattr(self, part)))
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what

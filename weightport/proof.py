@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from weightport.causes import likely_cause
-from weightport.errors import Problem
+from weightport.errors import Problem, printable
 from weightport.execute import Reader
 from weightport.layouts.activations import ACTIVATIONS
 from weightport.layouts.behaviour import Behaviour, Said
@@ -152,7 +152,7 @@ class Verification:
             apart = f"at most {cell.max_abs_diff:.3g} apart in {cell.steps} steps"
             apart += f" of {cell.by}" if cell.by != "numpy" else ""
             lines.append(f"  {cell.rule}: {cell.where}: {same}: {apart}")
-        return "\n".join([*lines, *(f"  {note}" for note in (*self.notes, *self.losses))])
+        return "\n".join(map(printable, [*lines, *(f"  {note}" for note in (*self.notes, *self.losses))]))
 
 
 def verify(source: Source, out: Source, rules: Rules, *, live: bool = False) -> Verification:

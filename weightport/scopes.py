@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from weightport.errors import LayoutError, Problem, closest
+from weightport.errors import LayoutError, Problem, closest, printable
 from weightport.layouts import Form, Layout, builtin
 from weightport.layouts.layout import KIND_GATES
 from weightport.layouts.stacks import Cell, is_place, stacked
@@ -44,7 +44,7 @@ class Scope:
     separator: str = "/"
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
+        return "\n".join(map(printable, self.lines()))
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Scope]]:
         """Every scope with its path, depth first, this one as ``path``."""

@@ -16,7 +16,7 @@ from difflib import SequenceMatcher
 from itertools import permutations
 from typing import Any
 
-from weightport.errors import Error
+from weightport.errors import Error, printable
 from weightport.layouts.conditions import sentence
 from weightport.layouts.stacks import Cell
 from weightport.mapping import dump_mapping, load_mapping
@@ -101,7 +101,7 @@ class Suggestion:
             ),
         ):
             if names:
-                lines += ["", f"# {title}", *(f"#   {_printable(name)}" for name in names)]
+                lines += ["", f"# {title}", *(f"#   {printable(name)}" for name in names)]
         return "\n".join(lines) + "\n"
 
 
@@ -297,7 +297,7 @@ def _conventional(rank: int, source: str, target: str) -> tuple[int, ...]:
 
 def _by_words(pair: _Pair) -> str:
     leaves = [re.split(r"[/.]", name)[-1] for name in (pair.source, pair.target)]
-    return _printable(f"{leaves[0]} -> {leaves[1]} {'transposes' if pair.rearrange else 'keeps them'}")
+    return printable(f"{leaves[0]} -> {leaves[1]} {'transposes' if pair.rearrange else 'keeps them'}")
 
 
 # From pairs to patterns ----------------------------------------------------------------------------------------------
@@ -370,7 +370,3 @@ def _means(source: str, target: str, members: Sequence[_Pair], free: Names) -> b
 
 def _rule(source: str, target: str, recipe: str) -> dict[str, Any]:
     return {"from": source, "to": target, **({"rearrange": recipe} if recipe else {})}
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

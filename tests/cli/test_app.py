@@ -16,7 +16,7 @@ from tests.cli.command import weightport
 from tests.support import FIXTURES, fixture
 from weightport.cli import output
 from weightport.cli.app import COMMANDS
-from weightport.cli.output import Progress, json_parts, printable
+from weightport.cli.output import Progress, json_parts
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORT = "please report it with what --debug prints"
@@ -209,13 +209,6 @@ def test_documents_are_json_whatever_is_in_them() -> None:
     assert json.loads(text) == {**document, "f": [1, 2]}
     assert text.isascii()
     assert json.loads("".join(json_parts({}))) == {}
-
-
-@pytest.mark.parametrize("text", ["a\x1bb", "a\nb", "a\x9bb", "\u202e", "\ud800", "a\rb", "\x00"])
-def test_what_a_terminal_would_act_on_is_spelled_out(text: str) -> None:
-    assert printable(text).isprintable()
-    assert printable(printable(text)) == printable(text)
-    assert printable("a b é 漢 │") == "a b é 漢 │"
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightport.errors import MappingError
+from weightport.errors import MappingError, printable
 from weightport.mapping import load_mapping, parse_mapping
 from weightport.mapping._yaml import parse_document, resolve
 from weightport.mapping.document import MAX_BYTES, MAX_DEPTH, MAX_VALUES, plain_document
@@ -166,7 +166,7 @@ def file_refused(path: Path | str) -> str:
     with pytest.raises(MappingError) as caught:
         load_mapping(path)
     (problem,) = caught.value.problems
-    assert problem.where == str(path)
+    assert problem.where == printable(str(path))
     return problem.what
 
 

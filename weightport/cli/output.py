@@ -17,20 +17,13 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
-from weightport.errors import Problem
+from weightport.errors import Problem, printable
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ASCII = str.maketrans({"├": "|", "└": "`", "│": "|", "─": "-", "×": "x", "→": "->", "·": "-"})
 #: A bar is drawn if the work takes longer than this many seconds.
 _PATIENCE = 1.0
-
-
-def printable(text: str) -> str:
-    """The text with escapes (``\\x1b``, ``\\n``, ``\\u202e``) for all that a terminal would act on."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def counted(number: int, what: str) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from weightport.errors import ConditionError, PlanError, Problem
+from weightport.errors import ConditionError, PlanError, Problem, printable
 from weightport.layouts.conditions import Condition, by_tensor
 from weightport.tensors import TensorSpec
 from weightport.values import Expr
@@ -179,4 +179,4 @@ class Plan:
     def __str__(self) -> str:
         from weightport.plan.text import lines
 
-        return "\n".join(lines(self))
+        return "\n".join(map(printable, lines(self)))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
+from weightport.errors import printable
 from weightport.plan.model import Outcome, Plan
 from weightport.plan.text import conditions
 from weightport.sizes import size
@@ -63,9 +64,7 @@ def html(plan: Plan, *, files: Mapping[str, str], version: str) -> str:
 
 def _spelled(value: Any) -> Any:
     """Text without characters that change how the text around them reads."""
-    if isinstance(value, str) and not value.isprintable():
-        return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in value)
-    return value
+    return printable(value, keep="\n") if isinstance(value, str) else value
 
 
 def _rule(outcome: Outcome) -> dict[str, Any]:
