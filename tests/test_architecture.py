@@ -42,8 +42,11 @@ MAY_IMPORT = {
     "scopes": _may("tensors", "layouts"),
     "mapping": _may("tensors", "layouts", "initializers"),
     "plan": _may("tensors", "sizes", "collecting", "ranges", "values", "scopes", "layouts", "mapping", "initializers"),
-    "inputs": _may("tensors", "mapping", "formats.files"),
-    "opening": _may("tensors", "ranges", "scopes", "layouts", "mapping", "inputs", "formats.detect", "targets"),
+    "integrity": _may(),
+    "inputs": _may("tensors", "integrity", "mapping", "formats.files"),
+    "opening": _may(
+        "tensors", "integrity", "ranges", "scopes", "layouts", "mapping", "inputs", "formats.detect", "targets"
+    ),
     "lockfile": _may("tensors", "mapping", "inputs", "formats.files", "formats._io"),
     "execute": _may("tensors", "checksums", "ranges", "values", "plan", "formats._io"),
     "settle": _may("tensors", "ranges", "layouts", "plan"),
@@ -69,7 +72,7 @@ MAY_IMPORT = {
     "differences": _may("tensors", "values", "mapping", "plan", "execute", "settle", "proof"),
     "suggest": _may("tensors", "scopes", "layouts", "mapping", "plan"),
     "lint": _may("tensors", "scopes", "layouts", "mapping", "plan"),
-    "report": _may("tensors", "sizes", "plan"),
+    "report": _may("tensors", "sizes", "integrity", "plan"),
     "demo": ALL,
     "api": ALL,
     "tensorflow": ALL,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from weightport.execute import Progress
+    from weightport.integrity import Integrity
     from weightport.mapping import Mapping as Rules
     from weightport.plan import Plan
     from weightport.proof import Verification
@@ -40,16 +41,20 @@ class Result:
         frozen: which of a JAX model's values are constants: for a tree, a tree of bools of the same structure (True
             also at leaves that are no arrays); for an nnx module, an nnx filter. None for all else, where the model
             itself says it.
+        integrity: what verified the bytes of each source tensor that was moved; of a dry run, and of a graph, which
+            reads when its initializers run: what will.
     """
 
     plan: Plan
     target: Any = None
     path: str | None = None
     frozen: Any = None
+    integrity: Integrity | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The document that ``transfer --json`` prints."""
-        return self.plan.as_json()
+        found = {} if self.integrity is None else {"integrity": self.integrity.as_json()}
+        return {**self.plan.as_json(), **found}
 
     def __str__(self) -> str:
         return str(self.plan)
@@ -198,33 +203,34 @@ def transfer(
         raise Error(f"with out=, the target is a file, not {type(target).__name__}")
     from weightport.execute import Unchanged, check_file, write_file
     from weightport.formats.detect import writer_for
-    from weightport.inputs import expected, files, provenance, refuse_inputs
+    from weightport.inputs import expected, files, given_files, provenance, refuse_inputs
+    from weightport.integrity import integrity
     from weightport.settle import settled
 
     with ExitStack() as stack:
+        watch = Unchanged(given_files([source, target], rules, sources))  # before any of them is opened
         opened = stack.enter_context(reading(source, rules, sources))
         kept = stack.enter_context(as_source(target)) if target is not None else None
-        watch = Unchanged(file for side in (opened, kept) if side is not None for file in files(side))
-        expected(opened, expect_sha256, rules)
-        _enforce(locked, opened, kept, rules)
+        watch.add(file for side in (opened, kept) if side is not None for file in files(side))
+        digests = expected(opened, expect_sha256, rules) | _enforce(locked, opened, kept, rules)
         planned = settled(make(opened, kept, rules, target_name=kept.path if kept is not None else ""), opened)
         told(planned)
         planned.check()
+        will = integrity(planned.moved, opened, digests, done=False)
         if out is None:
-            return Result(planned)
+            return Result(planned, integrity=will)
         like = os.fspath(target) if isinstance(target, str | os.PathLike) else kept.path if kept is not None else None
         shards = None if shard_size is None else bytes_of(shard_size)
         path, write = writer_for(os.fspath(out), format=format, like=like, shard_size=shards)
         refuse_inputs(path, opened, kept, rules)
         if dry_run:
             check_file(planned, kept, path, write)
-        else:
-            metadata = provenance(opened, rules, __version__)
-            write_file(
-                planned, opened, kept, path, write, metadata=metadata, progress=progress, watch=watch, threads=threads,
-                executor=executor, link=link,
-            )  # fmt: skip
-        return Result(planned, path=None if dry_run else path)
+            return Result(planned, integrity=will)
+        read = write_file(
+            planned, opened, kept, path, write, metadata=provenance(opened, rules, __version__, digests),
+            progress=progress, watch=watch, threads=threads, executor=executor, link=link,
+        )  # fmt: skip
+        return Result(planned, path=path, integrity=integrity(planned.moved, opened, digests, read=read))
 
 
 def lock(
@@ -270,19 +276,29 @@ def lock(
     return where
 
 
-def _enforce(locked: Any, source: Source, target: Source | None, rules: Rules) -> None:
-    """Refuse what is not as it was locked; ``locked`` is a path, True for the lock beside the mapping, or nothing."""
+def _enforce(locked: Any, source: Source, target: Source | None, rules: Rules) -> dict[str, str]:
+    """Refuse what is not as it was locked; ``locked`` is a path, True for the lock beside the mapping, or nothing.
+    Returns the digests of the sources, by their names, that are locked.
+    """
     if not locked:
-        return
+        return {}
     from weightport import __version__, lockfile
 
     if locked is True and not rules.path:
         raise Error("the mapping is no file: say where its lock is, locked='model.lock'")
     path = lockfile.default_path(rules.path) if locked is True else os.fspath(locked)
-    lockfile.enforce(path, source, target, rules, __version__)
+    return lockfile.enforce(path, source, target, rules, __version__)
 
 
-def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False, sources: Named = None) -> Verification:
+def verify(
+    source: Any,
+    out: Any,
+    mapping: AnyMapping,
+    *,
+    live: bool = False,
+    sources: Named = None,
+    expect_sha256: str | None = None,
+) -> Verification:
     """Whether a written model holds what the mapping makes of the source, and each moved cell is the same function.
 
     Args:
@@ -292,6 +308,7 @@ def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False, so
         mapping: a path, a dict or a loaded mapping.
         live: run the frameworks' own cells, too, where they are installed.
         sources: name -> path or open source, of the further sources that the mapping names.
+        expect_sha256: refuse any other source (:func:`weightport.formats.files.digest`).
 
     Returns:
         The largest difference of every tensor and every cell; ``equal`` says whether all of them agree.
@@ -307,7 +324,7 @@ def verify(source: Any, out: Any, mapping: AnyMapping, *, live: bool = False, so
 
     rules = load_mapping(mapping)
     with reading(source, rules, sources) as opened, as_source(out) as written:
-        expected(opened, None, rules)
+        expected(opened, expect_sha256, rules)
         return prove(opened, written, rules, live=live)
 
 
@@ -323,7 +340,8 @@ def _into_model(
     options: Mapping[str, Any],
 ) -> Result:
     from weightport.execute import Unchanged, live_values
-    from weightport.inputs import expected, files
+    from weightport.inputs import expected, files, given_files
+    from weightport.integrity import integrity
     from weightport.plan import plan as make
     from weightport.settle import settled
     from weightport.targets.registry import is_graph, live_target
@@ -331,18 +349,19 @@ def _into_model(
     live = live_target(target, **options)
     # A graph reads when its initializers run: the source is closed with the graph that holds them.
     stays = is_graph(target) and not dry_run
+    watch = Unchanged(given_files([source], rules, sources), replaced=stays)  # before any of them is opened
     opened, own = gather(source, rules, sources)
     try:
-        watch = Unchanged(files(opened), replaced=stays)
-        expected(opened, expect_sha256, rules)
-        _enforce(locked, opened, None, rules)
+        watch.add(files(opened))
+        digests = expected(opened, expect_sha256, rules) | _enforce(locked, opened, None, rules)
         planned = settled(make(opened, live, rules, target_name=f"the {live.kind} model"), opened)
         told(planned)
         planned.check()
+        proven = integrity(planned.moved, opened, digests, done=not (dry_run or stays))
         if dry_run:
-            return Result(planned, target)
+            return Result(planned, target, integrity=proven)
         assigned = live.assign(live_values(planned, opened, watch))
-        return Result(planned, assigned, frozen=getattr(live, "frozen", None))
+        return Result(planned, assigned, frozen=getattr(live, "frozen", None), integrity=proven)
     except BaseException:
         stays = False
         raise

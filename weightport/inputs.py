@@ -12,7 +12,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from weightport.errors import FormatError, PlanError, Problem, RefusedError, closest
+from weightport.errors import Error, FormatError, PlanError, Problem, RefusedError, closest
+from weightport.integrity import checksum_of
 from weightport.mapping.rules import Mapping as Rules
 from weightport.mapping.rules import NamedSource, TensorRule
 from weightport.tensors import Array, Extent, Index, Source, TensorSpec, extent_of
@@ -95,34 +96,53 @@ def files(source: Source | str) -> list[str]:
 
     found = []
     for path in [source] if isinstance(source, str) else paths(source):
-        with contextlib.suppress(FormatError):
+        with contextlib.suppress(Error):  # whoever opens it says so
             found += files_of(path)
     return found
 
 
-def expected(source: Source, expect_sha256: str | None, rules: Rules) -> None:
+def given_files(given: Sequence[Any], rules: Rules, sources: Mapping[str, Any] | None) -> list[str]:
+    """The files of the models that are given by their paths, and of the mapping's further sources.
+
+    Args:
+        given: paths; what is none, such as an open source, has none.
+        sources: as they are given to :func:`named_paths`, whose errors are left to it.
+    """
+    named = {n.name: n.path for n in rules.sources} | dict(sources or {})
+    found: list[str] = []
+    for path in (*given, *named.values()):
+        if isinstance(path, str | os.PathLike):
+            found += files(os.fspath(path))
+    return found
+
+
+def expected(source: Source, expect_sha256: str | None, rules: Rules) -> dict[str, str]:
     """Refuse a source that is not the file the mapping, or the caller, is pinned to.
 
     Args:
         source: what :func:`gathered` gave.
         expect_sha256: the caller's word on the first source.
+
+    Returns:
+        The digests of those that were pinned, by the source's name; the first one's is ``""``.
     """
     found: dict[str, str] = {}
-    wanted = [(source.path, expect_sha256, "asked for"), (source.path, rules.source.sha256, "the mapping is for")]
+    wanted = [("", source, expect_sha256, "asked for"), ("", source, rules.source.sha256, "the mapping is for")]
     others: Mapping[str, Source] = getattr(source, "others", {})
-    wanted += [(others[n.name].path, n.sha256, "the mapping is for") for n in rules.sources]
-    for path, want, who in wanted:
+    wanted += [(n.name, others[n.name], n.sha256, "the mapping is for") for n in rules.sources]
+    for name, model, want, who in wanted:
         if not want:
             continue
         from weightport.formats.files import digest
 
-        found[path] = found.get(path) or digest(path)
-        if found[path] != want.lower():
+        found[name] = found.get(name) or digest(model.path)
+        if found[name] != want.lower():
             raise FormatError(
-                path,
-                f"its SHA-256 is {found[path]}; {who} {want.lower()}",
+                model.path,
+                f"its SHA-256 is {found[name]}; {who} {want.lower()}",
                 hint="this is another file, or a damaged one",
             )
+    return found
 
 
 def vocabularies(rules: Rules) -> dict[str, str]:
@@ -153,15 +173,22 @@ def refuse_inputs(path: str, source: Source, kept: Source | None, rules: Rules) 
                 raise RefusedError(Problem(path, f"is {given} itself, which is only read", "write to another path"))
 
 
-def provenance(source: Source, rules: Rules, version: str) -> dict[str, str]:
-    """What a destination says of where its values came from, in formats that have room for it."""
+def provenance(source: Source, rules: Rules, version: str, digests: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What a destination says of where its values came from. No times: the same transfer says the same.
+
+    Args:
+        source: what :func:`gathered` gave.
+        version: weightport's.
+        digests: of those of the sources whose files were looked at whole, by name; the first one's is ``""``.
+    """
     others: Mapping[str, Source] = getattr(source, "others", {})
-    return {
-        VERSION_KEY: version,
-        SOURCE_KEY: _base(source),
-        **{f"{SOURCE_KEY}.{name}": _base(other) for name, other in others.items()},
-        MAPPING_KEY: rules.digest,
-    }
+    found = {VERSION_KEY: version}
+    for name, model in (("", source), *others.items()):
+        end = f".{name}" if name else ""
+        found[SOURCE_KEY + end] = _base(model)
+        if digests and name in digests:
+            found[f"{SOURCE_KEY}_sha256{end}"] = digests[name]
+    return {**found, MAPPING_KEY: rules.digest}
 
 
 def _base(source: Source) -> str:
@@ -213,6 +240,10 @@ class Averaged:
     def extent(self, name: str) -> Extent | None:
         """Where that lies."""
         return extent_of(self.inner, self.averages.get(name, name))
+
+    def checksum(self, name: str) -> str:
+        """What its file has over that."""
+        return checksum_of(self.inner, self.averages.get(name, name))
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What is recorded of the cell: a graph knows its variables, not their averages."""
@@ -267,6 +298,10 @@ class Gathered:
     def extent(self, name: str) -> Extent | None:
         """Where the tensor lies."""
         return extent_of(*self._home(name))
+
+    def checksum(self, name: str) -> str:
+        """What the tensor's file has over it."""
+        return checksum_of(*self._home(name))
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What the source of these tensors records of their cell."""

@@ -101,8 +101,8 @@ def read(path: str) -> dict[str, Any]:
     return found
 
 
-def enforce(path: str, source: Source, target: Source | None, rules: Rules, version: str) -> None:
-    """Refuse what is not as it was locked.
+def enforce(path: str, source: Source, target: Source | None, rules: Rules, version: str) -> dict[str, str]:
+    """Refuse what is not as it was locked. Returns the sources' digests, by their names; the first one's is ``""``.
 
     Raises:
         RefusedError: every difference.
@@ -112,7 +112,8 @@ def enforce(path: str, source: Source, target: Source | None, rules: Rules, vers
         locked = _flat(read(path))
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(path, f"is damaged: {error}") from None
-    now = _flat(described(source, target, rules, version))
+    content = described(source, target, rules, version)
+    now = _flat(content)
     problems = []
     for key in dict.fromkeys((*locked, *now)):
         if locked.get(key) == now.get(key):
@@ -127,6 +128,7 @@ def enforce(path: str, source: Source, target: Source | None, rules: Rules, vers
         last = problems[-1]
         hint = "if the change is meant, look at the result and run weightport lock again"
         raise RefusedError([*problems[:-1], Problem(last.where, last.what, hint)])
+    return {name: str(model["sha256"]) for name, model in content["sources"].items()}
 
 
 def _flat(content: Mapping[str, Any]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from weightport.errors import Error
+from weightport.integrity import checksum_of
 from weightport.tensors import Array, Budget, Extent, Index, Source, TensorSpec, extent_of
 
 if TYPE_CHECKING:
@@ -64,6 +65,11 @@ class OpenSource:
     def extent(self, name: str) -> Extent | None:
         """Where a tensor lies in a file as it lies in memory; None if it does not, or nobody knows."""
         return extent_of(self._inner, name)
+
+    def checksum(self, name: str) -> str:
+        """What the file has over a tensor's values, and every read of it compares: ``crc32c``, ``crc32``, ``sha1``,
+        ``fletcher32``, or nothing."""
+        return checksum_of(self._inner, name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # In another process it is the same file, opened again.

@@ -79,6 +79,7 @@ def test_values_that_do_nothing_are_left_out(mapping: Path, zeros: Path, tmp_pat
         "      the forget bias 1 is folded into the forget gate's bias",
         "source: 5 tensors: 5 moved",
         "target: 3 tensors: 3 moved, 1.9 kB",
+        "integrity: 5 to be verified (crc32)",
         "dry run: nothing was written",
     ]
     out = tmp_path / "out.npz"

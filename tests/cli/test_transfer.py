@@ -20,6 +20,8 @@ from weightport.errors import Problem
 SEED = fixture("a_seed_char_lstm")
 SOURCE = SEED.path("checkpoint_v2")
 KEYS = {"rules", "source", "target", "bytes", "problems"}
+DONE = {*KEYS, "integrity"}
+PROVEN = {"status": "verified", "by": ["crc32c"]}
 RULE_KEYS = {"rule", "disposition", "from", "to", "as", "exact"}
 MAPPING = """\
 weightport: 1
@@ -112,7 +114,8 @@ def test_with_a_target_the_output_is_the_new_model_whole(out: str, mapping: Path
     ran = weightport("transfer", SOURCE, target, "-m", mapping, "-o", argument, "--json")
     assert ran.err == ""
     document = ran.json
-    assert set(document) == KEYS
+    assert set(document) == DONE
+    assert document["integrity"] == dict.fromkeys(SEED.variables, PROVEN)
     assert all(set(rule) >= RULE_KEYS for rule in document["rules"])
     assert document["problems"] == []
     assert set(document["source"]) == set(SEED.variables)
@@ -139,6 +142,7 @@ def test_the_text_is_the_plan_and_what_was_written(mapping: Path, tmp_path: Path
     ran = weightport("transfer", SOURCE, "-m", mapping, "-o", out, "--threads", 2)
     assert ran.out.splitlines() == [
         *str(wp.plan(SOURCE, None, mapping)).splitlines(),
+        "integrity: 14 verified (crc32c)",
         f"wrote {out}: 5 tensors, 34.3 kB",
     ]
 
@@ -166,8 +170,9 @@ def test_a_dry_run_writes_nothing(
     before = left(tmp_path)
     ran = weightport("transfer", SOURCE, "-m", mapping, *out, "--dry-run")
     plan = str(wp.plan(SOURCE, None, mapping)).splitlines()
-    assert ran.out.splitlines() == [*plan, "dry run: nothing was written"]
+    assert ran.out.splitlines() == [*plan, "integrity: 14 to be verified (crc32c)", "dry run: nothing was written"]
     document = weightport("transfer", SOURCE, "-m", mapping, *out, "--dry-run", "--json").json
+    assert document.pop("integrity") == dict.fromkeys(SEED.variables, PROVEN)
     assert document == json.loads(json.dumps(wp.plan(SOURCE, None, mapping).as_json()))
     assert left(tmp_path) == before
 

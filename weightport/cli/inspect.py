@@ -14,6 +14,7 @@ import click
 from weightport.cli.output import Progress, Session, common, counted
 from weightport.collecting import no_gc
 from weightport.errors import Error, Problem, closest
+from weightport.integrity import checksum_of
 from weightport.sizes import size
 from weightport.tensors import Source, TensorSpec
 
@@ -28,9 +29,12 @@ _FACTS = (
 @click.argument("model")
 @click.option("--scope", metavar="S", help="Show only what is in this scope, such as encoder/lstm.")
 @click.option("--stats", is_flag=True, help="Read the values too: minimum, maximum, mean, deviation, number of NaNs.")
+@click.option(
+    "--digest", is_flag=True, help="Read all of MODEL's files for their SHA-256, as --expect-sha256 takes it."
+)
 @click.option("--full", is_flag=True, help="Draw a line for every tensor, also where many are alike.")
 @common
-def inspect(session: Session, model: str, scope: str | None, stats: bool, full: bool) -> None:
+def inspect(session: Session, model: str, scope: str | None, stats: bool, digest: bool, full: bool) -> None:
     """Show what is in MODEL: its tensors as a scope tree, and the RNN cells in it.
 
     MODEL is a checkpoint prefix, its .index, a folder with a checkpoint or a SavedModel, or a .pb, .pbtxt, .meta, .h5,
@@ -62,15 +66,18 @@ def inspect(session: Session, model: str, scope: str | None, stats: bool, full: 
         known = find_cells(specs, below=below, facts=source.facts)
         cells = [(cell, recorded(source, [u.names for u in cell.units])) for cell in known]
         found = _stats(source, tensors) if stats else {}
+        sha256 = _digest(model) if digest else ""
         if session.json:
             session.emit({
                 "format": source.format,
-                "tensors": ({**_tensor(n, s), **_stats_of(found, n)} for n, s in tensors.items()),
-                "constants": (_tensor(n, s) for n, s in constants.items()),
+                "tensors": ({**_tensor(source, n, s), **_stats_of(found, n)} for n, s in tensors.items()),
+                "constants": (_tensor(source, n, s) for n, s in constants.items()),
                 "cells": [{**describe(cell), **facts} for cell, facts in cells],
+                **({"sha256": sha256} if digest else {}),
             })  # fmt: skip
             return
         session.line(f"{model}: {_header(source.format, tensors, len(constants))}", bold=True)
+        session.lines(["  sha256 " + sha256] if digest else [])
         session.lines(f"  {_cell(describe(cell), facts)}" for cell, facts in cells)
         session.lines(
             f"  vector {name}: a cell in one piece ({' or '.join(layouts)}), if a rule states its sizes"
@@ -90,13 +97,21 @@ def _below(specs: Mapping[str, TensorSpec], scope: str, path: str) -> dict[str, 
     return found
 
 
-def _tensor(name: str, spec: TensorSpec) -> dict[str, Any]:
+def _digest(model: str) -> str:
+    from weightport.formats.files import digest
+
+    return digest(model)
+
+
+def _tensor(source: Source, name: str, spec: TensorSpec) -> dict[str, Any]:
+    checksum = "" if spec.unread else checksum_of(source, name)
     return {
         "name": name,
         "dtype": spec.dtype_name,
         "shape": list(spec.shape),
         "nbytes": spec.nbytes,
         "role": spec.role,
+        **({"checksum": checksum} if checksum else {}),
         **({"unread": spec.unread} if spec.unread else {}),
         **({"quantized": spec.quantized.title.removeprefix("quantized: ")} if spec.quantized is not None else {}),
     }

@@ -197,6 +197,18 @@ named_sources: Callable[[F], F] = click.option(
 )  # fmt: skip
 
 
+def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and (len(value) != 64 or set(value.lower()) - set("0123456789abcdef")):
+        raise click.BadParameter("expected 64 hexadecimal digits, as sha256sum prints them", ctx, param)
+    return value
+
+
+expected_digest: Callable[[F], F] = click.option(
+    "--expect-sha256", metavar="H", callback=_digest,
+    help="Refuse a SOURCE with another digest (of one file: what sha256sum prints; of several: see inspect --digest).",
+)  # fmt: skip
+
+
 # Progress ------------------------------------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ Limit: files only.
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
 import click
 
@@ -31,15 +32,20 @@ def report(session: Session, source: str, target: str | None, mapping: str, out:
         weightport report model.ckpt-1000 new_model.h5 -m mapping.yaml -o report.html
     """
     from weightport import __version__
-    from weightport.api import load_mapping, plan
+    from weightport.api import load_mapping
     from weightport.errors import Problem, RefusedError
     from weightport.formats._io import atomic_file
     from weightport.formats.files import digest, files_of
     from weightport.inputs import named_paths
+    from weightport.integrity import integrity
+    from weightport.opening import as_source, reading
+    from weightport.plan import plan
     from weightport.report.html import html
 
     rules = load_mapping(mapping)
-    made = plan(source, target, rules, sources=sources)
+    with reading(source, rules, sources) as opened, as_source(target) if target else nullcontext() as kept:
+        made = plan(opened, kept, rules, target_name=kept.path if kept is not None else "")
+        found = integrity(made.moved, opened, done=False)
     given = {"source": source, **{f"source {n}": str(p) for n, p in named_paths(rules, sources).items()}}
     if target is not None:
         given["target"] = target
@@ -49,7 +55,7 @@ def report(session: Session, source: str, target: str | None, mapping: str, out:
             raise RefusedError(Problem(out, "is read itself", "write to another path"))
     names = {f"{what} ({os.path.basename(path.rstrip('/'))})": digest(path) for what, path in given.items()}
     names[f"mapping ({os.path.basename(mapping)})"] = rules.digest
-    page = html(made, files=names, version=__version__)
+    page = html(made, files=names, version=__version__, integrity=found)
     with atomic_file(out) as file:
         file.write(page.encode("utf-8", "backslashreplace"))
     if session.json:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightport.cli.output import Progress, Session, common, counted, named_sources
+from weightport.cli.output import Progress, Session, common, counted, expected_digest, named_sources
 
 if TYPE_CHECKING:
     from weightport.plan import Plan
@@ -37,12 +37,6 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
         raise click.BadParameter(str(error), ctx, param) from None
 
 
-def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value is not None and (len(value) != 64 or set(value.lower()) - set("0123456789abcdef")):
-        raise click.BadParameter("expected 64 hexadecimal digits, as sha256sum prints them", ctx, param)
-    return value
-
-
 @click.command(short_help="Move weights from one file into a new one.")
 @click.argument("source")
 @click.argument("target", required=False)
@@ -65,10 +59,7 @@ def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     help="At most so many threads write OUT. By default as many as there are processors, up to a few.",
 )  # fmt: skip
 @click.option("--link", is_flag=True, help="Where nothing but names changes: hard links to SOURCE's data, no copy.")
-@click.option(
-    "--expect-sha256", metavar="H", callback=_digest,
-    help="Refuse a SOURCE with another digest (of one file: what sha256sum prints).",
-)  # fmt: skip
+@expected_digest
 @click.option("--locked", is_flag=True, help="Refuse anything that is not as the mapping's lock file says.")
 @click.option(
     "--lock", metavar="LOCK", help="The lock file, if it is not the one beside the mapping; implies --locked."
@@ -147,8 +138,11 @@ def transfer(
             **options,
         )
     if session.json:
-        session.emit(session.document)
-    elif result.path is not None:
+        session.emit(result.as_json())
+        return
+    if result.integrity is not None:
+        session.line(str(result.integrity))
+    if result.path is not None:
         from weightport.sizes import size
 
         session.line(f"wrote {result.path}: {counted(len(result.plan.specs), 'tensor')}, {size(progress.total)}")

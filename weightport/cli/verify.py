@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from weightport.cli.output import Session, common, named_sources
+from weightport.cli.output import Session, common, expected_digest, named_sources
 
 FAILED = 1
 
@@ -18,10 +18,18 @@ FAILED = 1
 @click.option("-m", "--mapping", required=True, metavar="FILE", help="The mapping that OUT was made with.")
 @named_sources
 @click.option("--reverse", is_flag=True, help="OUT was made by the mapping backwards.")
+@expected_digest
 @click.option("--live", is_flag=True, help="Run the frameworks' own cells, too, where they are installed.")
 @common
 def verify(
-    session: Session, source: str, out: str, mapping: str, sources: dict[str, str], reverse: bool, live: bool
+    session: Session,
+    source: str,
+    out: str,
+    mapping: str,
+    sources: dict[str, str],
+    reverse: bool,
+    expect_sha256: str | None,
+    live: bool,
 ) -> None:
     """Prove that OUT holds what the mapping makes of SOURCE.
 
@@ -39,7 +47,8 @@ def verify(
 
     session.document = {"equal": False, "tensors": [], "cells": []}
     rules = load_mapping(mapping)
-    proof = prove(source, out, rules.reversed() if reverse else rules, live=live, sources=sources)
+    mapped = rules.reversed() if reverse else rules
+    proof = prove(source, out, mapped, live=live, sources=sources, expect_sha256=expect_sha256)
     if session.json:
         session.emit(proof.as_json())
     else:

@@ -54,7 +54,7 @@ def write_file(
     threads: int | None = None,
     executor: Executor | None = None,
     link: bool = False,
-) -> None:
+) -> bool:
     """Write the plan's result: its items, and of the target's own tensors those that keep their values.
 
     Args:
@@ -69,6 +69,9 @@ def write_file(
         threads: how many; by default as many as there are processors, at most :data:`THREADS`.
         executor: runs the tasks instead of threads of its own. They can be pickled.
         link: where names are all that changes, the result's data files are to be the source's own.
+
+    Returns:
+        Whether values were read, and their checksums compared; where names are all that changed, they may not be.
 
     Raises:
         FormatError: a source is truncated, corrupt, or changed while it was read.
@@ -90,14 +93,15 @@ def write_file(
     if adopted(path, write, [r.source for r in readers], items, watch, link=link):
         if progress is not None:
             progress(sum(spec.nbytes for spec in specs.values()))
-        return
+        return False
     begun = write.destination(path, specs, tiles, metadata=metadata) if isinstance(write, RangedWriter) else None
     if begun is None:
         write(path, specs, tiles, metadata=metadata, **_told(items))
-        return
+        return True
     job = Job([r.source for r in readers], items, progress, watch)
     with begun as out:
         job.run(out, threads or min(THREADS, processors()), executor)
+    return True
 
 
 def check_file(plan: Plan, kept: Source | None, path: str, write: FileWriter) -> None:

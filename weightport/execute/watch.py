@@ -21,8 +21,15 @@ class Unchanged:
     """
 
     def __init__(self, paths: Iterable[str], *, replaced: bool = False) -> None:
-        self._stats = {path: found for path in paths if (found := _stat(path)) is not None}
+        self._stats: dict[str, tuple[int, ...]] = {}
         self._replaced = replaced
+        self.add(paths)
+
+    def add(self, paths: Iterable[str]) -> None:
+        """Watch these, too; what is watched already stays as it was."""
+        for path in paths:
+            if path not in self._stats and (found := _stat(path)) is not None:
+                self._stats[path] = found
 
     def check(self) -> None:
         """Refuse a file that is not what it was.

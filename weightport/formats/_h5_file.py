@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import io
 import weakref
+from math import prod
 from typing import Any
 
 from weightport.formats._io import ByteFile, Bytes
@@ -28,6 +29,34 @@ def opened(file: Bytes) -> Any:
     found = h5py.File(_Seekable(file), "r", rdcc_nbytes=8 << 20)
     _calling_back[id(found)] = found
     return found
+
+
+def checksum(dataset: Any, elsewhere: bool) -> str:
+    """``fletcher32`` where HDF5 compares that checksum for every value of a dataset, else nothing.
+
+    Args:
+        dataset: an ``h5py.h5d.DatasetID``.
+        elsewhere: whether its values are references to what lies elsewhere in the file.
+    """
+    from h5py import h5z
+
+    made = dataset.get_create_plist()
+    filters = [made.get_filter(n)[0] for n in range(made.get_nfilters())]
+    if elsewhere or h5z.FILTER_FLETCHER32 not in filters:
+        return ""
+    left_out = 1 << filters.index(h5z.FILTER_FLETCHER32)
+    stored = [chunk.filter_mask & left_out for chunk in _chunks(dataset)]
+    # A chunk may leave a filter out; one that is not there has the value that the dataset's header says.
+    whole = len(stored) == prod(-(-n // c) for n, c in zip(dataset.shape, made.get_chunk(), strict=True))
+    return "fletcher32" if whole and not any(stored) else ""
+
+
+def _chunks(dataset: Any) -> list[Any]:
+    if hasattr(dataset, "chunk_iter"):  # HDF5 1.12.3 and later: one walk through the index
+        found: list[Any] = []
+        dataset.chunk_iter(found.append)
+        return found
+    return [dataset.get_chunk_info(n) for n in range(dataset.get_num_chunks())]
 
 
 @atexit.register

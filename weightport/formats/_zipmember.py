@@ -27,11 +27,15 @@ _END = 22
 
 
 class Stored:
-    """A member's bytes as they lie in the file."""
+    """A member's bytes as they lie in the file.
+
+    Attributes:
+        checksum: the kind of checksum that it has, or had before it was verified; empty if it has none.
+    """
 
     def __init__(self, file: ByteFile, offset: int, size: int, crc: int | None) -> None:
         self.file, self.offset, self.size, self._crc = file, offset, size, crc
-        self.path = file.path
+        self.path, self.checksum = file.path, "" if crc is None else CRC32
 
     def check(self, offset: int, count: int, *, tensor: str | None = None) -> None:
         if offset < 0 or count < 0 or offset + count > self.size:
@@ -78,7 +82,9 @@ class Stored:
 
 
 class Deflated:
-    """A member's bytes behind deflate: a stream of which only the range asked for is kept."""
+    """A member's bytes behind deflate: a stream of which only the range asked for is kept. ``checksum`` as of
+    :class:`Stored`.
+    """
 
     def __init__(self, file: ByteFile, offset: int, packed: int, size: int, crc: int | None) -> None:
         self.file, self.offset, self.packed, self.size = file, offset, packed, size
@@ -87,7 +93,7 @@ class Deflated:
         # Where the stream stands: reads that follow one another go on from there.
         self._at, self._tail = 0, b""
         self._cursor: Iterator[bytes] | None = None
-        self.path = file.path
+        self.path, self.checksum = file.path, "" if crc is None else CRC32
 
     def check(self, offset: int, count: int, *, tensor: str | None = None) -> None:
         if offset < 0 or count < 0 or offset + count > self.size:

@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from weightport.checksums import CRC32
 from weightport.errors import FormatError, TensorNotFound
 from weightport.formats import keras_config, keras_objects, keras_sharded, tf_paths
 from weightport.formats._io import ByteFile, Bytes
@@ -165,6 +166,10 @@ class KerasSource:
                 self._unverified.verify(WEIGHTS)
                 self._unverified = None
         return self.weights.read(raw, index)
+
+    def checksum(self, name: str) -> str:
+        """The CRC-32 of an archive's weights; in a folder, what the weights' own file has."""
+        return CRC32 if self._file is not None else self.weights.checksum(self._stored.get(name, name))
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What the configuration records about the RNN cell that owns these variables, and who wrote the file.

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from weightport.errors import Error, FormatError, TensorNotFound
-from weightport.formats import _strided, keras_config
+from weightport.formats import _h5_file, _strided, keras_config
 from weightport.formats._h5_preflight import Dataset, Preflight, superblock, translated
 from weightport.formats._io import ByteFile, Bytes
 from weightport.tensors import Array, Budget, Extent, Index, TensorSpec
@@ -275,6 +275,11 @@ class KerasH5Source:
         if dataset.strings or dataset.offset is None or dataset.dtype.byteorder == ">" or not nbytes:
             return None
         return Extent(self.path, dataset.offset, nbytes) if isinstance(self._bytes, ByteFile) else None
+
+    def checksum(self, name: str) -> str:
+        """``fletcher32`` where that filter is over all of a dataset's values."""
+        dataset = self._datasets.get(name)
+        return "" if dataset is None else _h5_file.checksum(dataset.handle, dataset.strings == "variable")
 
     def _slice(self, dataset: Dataset, cuts: _strided.Bounds) -> Array:
         import h5py

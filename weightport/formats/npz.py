@@ -103,13 +103,8 @@ class NpzSource:
     def _add(self, name: str, member: Stored | Deflated, comment: str) -> None:
         head = member.read(0, min(member.size, 12), tensor=name)
         if head[:6] != _MAGIC:
-            raise FormatError(
-                self.path,
-                "the member is no .npy array",
-                tensor=name,
-                offset=member.offset,
-                hint="is this a zip archive of something else?",
-            )
+            hint = "is this a zip archive of something else?"
+            raise FormatError(self.path, "the member is no .npy array", tensor=name, offset=member.offset, hint=hint)
         if len(head) < 12 or head[6] not in (1, 2, 3):
             raise FormatError(
                 self.path, "truncated, or an unknown version of .npy", tensor=name, offset=member.offset + 6
@@ -236,6 +231,10 @@ class NpzSource:
             return None
         whole = member.extent()
         return Extent(self.path, whole.offset + layout.start, layout.nbytes, whole.checksum)
+
+    def checksum(self, name: str) -> str:
+        """The CRC-32 of its member; a ``.npy`` file has none."""
+        return self._members[name][0].checksum if name in self._members else ""
 
     def _read_deflated(
         self, member: Deflated, layout: _Layout, shape: tuple[int, ...], cuts: _strided.Bounds, name: str

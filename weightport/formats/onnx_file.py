@@ -189,6 +189,12 @@ class OnnxSource:
             return Extent(file.path, offset, ref.nbytes)
         return Extent(self.path, ref.raw[0], ref.nbytes) if ref.raw is not None and plain else None
 
+    def checksum(self, name: str) -> str:
+        """``sha1`` of what lies in a file beside the model and has a checksum."""
+        constant = self.constants.get(self.aliases.get(name, name))
+        external = None if constant is None or constant.kind else self.ref(self.aliases.get(name, name)).external
+        return "sha1" if external is not None and external.checksum else ""
+
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What the LSTM, GRU or RNN node that computes with these tensors says."""
         if self._closed:

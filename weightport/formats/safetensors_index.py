@@ -102,6 +102,11 @@ class ShardedSource:
         place: Extent | None = self._shards[shard].extent(name)
         return place
 
+    def checksum(self, name: str) -> str:
+        """What the tensor's shard has; see :func:`weightport.integrity.checksum_of`."""
+        checksum = getattr(self._shards[self._map[name]], "checksum", None) if name in self._map else None
+        return "" if checksum is None else str(checksum(name))
+
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:  # noqa: ARG002
         """Nothing: the format stores no cells."""
         return {}

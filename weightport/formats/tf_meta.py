@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from weightport.checksums import CRC32C
 from weightport.errors import Error, FormatError
 from weightport.formats import tf_bundle, tf_graph, tf_paths, tf_v1
 from weightport.formats._io import ByteFile
@@ -64,6 +65,10 @@ class MetaSource:
         if self._closed:
             raise Error(f"{self.path}: is closed")
         return self._values.read(name, index)
+
+    def checksum(self, name: str) -> str:
+        """What the checkpoint has; a graph has none."""
+        return CRC32C if self._beside is not None and name in self._beside.specs() else ""
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What the graph computes with these variables, see :class:`~weightport.formats._tf_facts.GraphFacts`."""

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from weightport.checksums import CRC32C
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import tf_bundle, tf_graph, tf_paths
 from weightport.formats._io import ByteFile
@@ -120,6 +121,12 @@ class SavedModelSource:
         if self.variables is not None and (name in self._names or name in self.variables.raw_names()):
             return self.variables.read(name, index)
         raise TensorNotFound(name, self._names, self.path)
+
+    def checksum(self, name: str) -> str:
+        """What the variables' checkpoint has; the graph's constants have none."""
+        if self.variables is None or self._names.get(name) is not None:
+            return ""
+        return CRC32C if name in self._names or name in self.variables.raw_names() else ""
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What the graph computes with these tensors, see :class:`~weightport.formats._tf_facts.GraphFacts`."""

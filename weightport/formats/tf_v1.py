@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from weightport.checksums import CRC32C
 from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
 from weightport.formats import _slices, _strided, tf_objects, tf_paths
 from weightport.formats._io import ByteFile
@@ -239,6 +240,10 @@ class V1Source:
                         block.data, at, at + count, name=name, budget=self._budget, known=known
                     )
         raise FormatError(block.data.path, f"slice {list(cut)} holds no data", tensor=name, offset=block.handle.offset)
+
+    def checksum(self, name: str) -> str:  # noqa: ARG002
+        """The CRC-32C of the blocks that a tensor lies in."""
+        return CRC32C
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What the graph in the ``.meta`` file beside it says; a checkpoint itself holds variables only."""

@@ -131,6 +131,14 @@ class TorchSource:
             return file.extent() if not start and file.size == spec.nbytes else None
         return Extent(self.path, start, spec.nbytes) if isinstance(file, ByteFile) else None
 
+    def checksum(self, name: str) -> str:
+        """The CRC-32 of the member that a tensor's storage is, where the file has them."""
+        tensor = self._tensors.get(name)
+        if tensor is None or tensor.storage is None or self._specs[name].unread or not self._specs[name].nbytes:
+            return ""
+        file, _ = self._places.find(tensor.storage, name)
+        return file.checksum if isinstance(file, Stored | Deflated) else ""
+
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What a module that was saved whole, or as TorchScript, records about the RNN that owns these tensors.
 

@@ -149,6 +149,11 @@ class Plan:
         return tuple(c for outcome in self.outcomes for c in outcome.conditions)
 
     @property
+    def moved(self) -> list[str]:
+        """The source tensors that are read."""
+        return [name for name, disposition in self.source.items() if disposition == MOVED]
+
+    @property
     def bytes(self) -> int:
         """Bytes of the values that the target gets."""
         return sum(item.spec.nbytes for item in self.items.values())

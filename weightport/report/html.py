@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any
 
 from weightport.errors import printable
+from weightport.integrity import UNVERIFIED, Integrity
 from weightport.plan.model import Outcome, Plan
 from weightport.plan.text import conditions
 from weightport.sizes import size
@@ -32,15 +33,17 @@ class _Row:
     shape: str
     bytes: str
     said: str
+    checked: str = ""
 
 
-def html(plan: Plan, *, files: Mapping[str, str], version: str) -> str:
+def html(plan: Plan, *, files: Mapping[str, str], version: str, integrity: Integrity | None = None) -> str:
     """The page.
 
     Args:
         plan: with or without problems.
         files: what a file is here ("source", "target", "mapping", ...) -> its SHA-256.
         version: weightport's.
+        integrity: what the source's tensors are verified against.
     """
     import jinja2  # only this command needs it
 
@@ -55,7 +58,8 @@ def html(plan: Plan, *, files: Mapping[str, str], version: str) -> str:
         version=version,
         bytes=size(plan.bytes),
         rules=[_rule(outcome) for outcome in plan.outcomes],
-        source=list(_rows(plan.source, plan.source_specs)),
+        integrity="" if integrity is None else str(integrity),
+        source=list(_rows(plan.source, plan.source_specs, {} if integrity is None else integrity.by)),
         target=list(_rows(plan.target, plan.specs)),
         counts={"source": _counted(plan.source), "target": _counted(plan.target)},
         more={"source": max(0, len(plan.source) - SHOWN), "target": max(0, len(plan.target) - SHOWN)},
@@ -82,7 +86,9 @@ def _names(names: Sequence[str]) -> list[str]:
     return [*shown, f"and {len(names) - SHOWN:,} more"] if len(names) > SHOWN else shown
 
 
-def _rows(said: Mapping[str, str], specs: Mapping[str, TensorSpec]) -> Iterator[_Row]:
+def _rows(
+    said: Mapping[str, str], specs: Mapping[str, TensorSpec], by: Mapping[str, tuple[str, ...]] | None = None
+) -> Iterator[_Row]:
     for number, (name, disposition) in enumerate(said.items()):
         if number == SHOWN:
             return
@@ -91,7 +97,8 @@ def _rows(said: Mapping[str, str], specs: Mapping[str, TensorSpec]) -> Iterator[
             yield _Row(name, "", "", "", disposition)
         else:
             shape = " × ".join(map(str, spec.shape)) or "scalar"
-            yield _Row(name, spec.dtype_name, shape, size(spec.nbytes), disposition)
+            checked = (" and ".join(by[name]) or UNVERIFIED) if by and name in by else ""
+            yield _Row(name, spec.dtype_name, shape, size(spec.nbytes), disposition, checked)
 
 
 def _counted(said: Mapping[str, str]) -> str:
