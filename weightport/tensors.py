@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
-from weightport.errors import BudgetExceeded, Error, FormatError, PlanError, Problem
+from weightport.budget import Budget as Budget
+from weightport.budget import checked_nbytes as checked_nbytes
+from weightport.errors import Error, PlanError, Problem
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 #: One slice per leading axis (steps are positive, axes are kept); ``None`` is the whole tensor.
@@ -291,58 +293,6 @@ def dtype_named(name: str) -> np.dtype[Any]:
             what = f"the installed ml_dtypes {ml_dtypes.__version__} has no dtype {name}"
             raise DtypeError(Problem("", what, "pip install --upgrade ml_dtypes")) from None
         raise
-
-
-@dataclass(slots=True)
-class Budget:
-    """The bounds that every reader keeps to, whatever a file claims. Exceeding one is :class:`BudgetExceeded`.
-
-    Attributes:
-        header_bytes: bytes of header, index or structure that may be read or decompressed in all.
-        tensors: named tensors in one file.
-        depth: nesting of messages, groups or objects.
-        rank: axes of one tensor.
-        tensor_bytes: size of one tensor in memory.
-    """
-
-    header_bytes: int = 1 << 31
-    tensors: int = 20_000_000
-    depth: int = 64
-    rank: int = 64
-    tensor_bytes: int = 1 << 46
-    _spent: dict[str, int] = field(default_factory=dict, repr=False)
-
-    def check(self, kind: str, amount: int, path: object, *, tensor: str | None = None) -> None:
-        """Refuse an ``amount`` above the bound ``kind``."""
-        limit = getattr(self, kind)
-        if amount > limit:
-            raise BudgetExceeded(
-                path, f"{kind.replace('_', ' ')}: {amount:,} asked for, at most {limit:,} allowed", tensor=tensor
-            )
-
-    def spend(self, kind: str, amount: int, path: object) -> None:
-        """Add to what was used of ``kind`` so far, and refuse what goes over the bound."""
-        total = self._spent.get(kind, 0) + amount
-        self._spent[kind] = total
-        self.check(kind, total, path)
-
-
-def checked_nbytes(
-    dtype: np.dtype[Any], shape: Sequence[int], budget: Budget, path: object, tensor: str | None = None
-) -> int:
-    """Bytes of a tensor of that dtype and shape, after checking rank, sign and size. Nothing is allocated.
-
-    Raises:
-        FormatError: a negative dimension, too many axes, or more bytes than the budget allows.
-    """
-    budget.check("rank", len(shape), path, tensor=tensor)
-    total = dtype.itemsize
-    for dim in shape:
-        if dim < 0:
-            raise FormatError(path, f"negative dimension in shape {list(shape)}", tensor=tensor)
-        total *= int(dim)
-    budget.check("tensor_bytes", total, path, tensor=tensor)
-    return total
 
 
 @dataclass(frozen=True, slots=True)

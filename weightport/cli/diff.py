@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from weightport.cli.output import Session, common, counted, named_sources
+from weightport.cli.output import Session, counted, named_sources, reads_models
 
 if TYPE_CHECKING:
     from weightport.differences import Difference
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option("-m", "--mapping", metavar="FILE", help="What of A becomes what of B; without it, names are compared.")
 @named_sources
 @click.option("--exit-code", is_flag=True, help="Exit with 1 where anything differs.")
-@common
+@reads_models
 def diff(session: Session, a: str, b: str, mapping: str | None, sources: dict[str, str], exit_code: bool) -> None:
     """Compare the tensors of two models: A's with those of B that have the same name.
 

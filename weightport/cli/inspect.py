@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from weightport.cli.output import Progress, Session, common, counted
+from weightport.cli.output import Progress, Session, counted, reads_models
 from weightport.collecting import no_gc
 from weightport.errors import Error, Problem, closest
 from weightport.integrity import checksum_of
@@ -33,7 +33,7 @@ _FACTS = (
     "--digest", is_flag=True, help="Read all of MODEL's files for their SHA-256, as --expect-sha256 takes it."
 )
 @click.option("--full", is_flag=True, help="Draw a line for every tensor, also where many are alike.")
-@common
+@reads_models
 def inspect(session: Session, model: str, scope: str | None, stats: bool, digest: bool, full: bool) -> None:
     """Show what is in MODEL: its tensors as a scope tree, and the RNN cells in it.
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightport.cli.output import Session, common, counted, split_named
+from weightport.cli.output import Session, counted, reads_models, split_named
 from weightport.errors import Error, MappingError, Problem
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     help="Check the mappings against this source too; NAME=PATH is a further one that they name under sources:.",
 )  # fmt: skip
 @click.option("--target", metavar="T", help="Check the mappings against this target too.")
-@common
+@reads_models
 @click.pass_context
 def lint(
     ctx: click.Context, session: Session, mapping: tuple[str, ...], sources: tuple[str, ...], target: str | None

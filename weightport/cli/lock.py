@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from weightport.cli.output import Session, common, named_sources
+from weightport.cli.output import Session, named_sources, reads_models
 
 
 @click.command(short_help="Write the lock file of a transfer.")
@@ -16,7 +16,7 @@ from weightport.cli.output import Session, common, named_sources
 @click.option("-m", "--mapping", required=True, metavar="FILE", help="The mapping: which weights go where.")
 @click.option("-o", "--out", metavar="LOCK", help="The lock file; by default the mapping's name with .lock.")
 @named_sources
-@common
+@reads_models
 def lock(
     session: Session, source: str, target: str | None, mapping: str, out: str | None, sources: dict[str, str]
 ) -> None:

@@ -173,6 +173,24 @@ def common(command: F) -> F:
     return json_option(debug_option(click.pass_obj(command)))  # type: ignore[return-value]
 
 
+def _distrust(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        from weightport.opening import distrust
+
+        ctx.with_resource(distrust())
+
+
+untrusted_option: Callable[[F], F] = click.option(
+    "--untrusted", is_flag=True, expose_value=False, callback=_distrust,
+    help="Let the libraries of HDF5 and of Orbax' arrays run in a process that may crash, hang or run out of memory.",
+)  # fmt: skip
+
+
+def reads_models(command: F) -> F:
+    """As :func:`common`, of a command that opens model files."""
+    return untrusted_option(common(command))
+
+
 def split_named(text: str) -> tuple[str, str]:
     """``NAME=PATH`` as its parts; the name is empty where there is none."""
     name, equals, path = text.partition("=")

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import click
 
-from weightport.cli.output import Session, common, counted, named_sources
+from weightport.cli.output import Session, counted, named_sources, reads_models
 
 
 @click.command(short_help="Write what a mapping does as an HTML page.")
@@ -20,7 +20,7 @@ from weightport.cli.output import Session, common, counted, named_sources
 @click.option("-m", "--mapping", required=True, metavar="FILE", help="The mapping: which weights go where.")
 @click.option("-o", "--out", required=True, metavar="REPORT.html", help="The page to write.")
 @named_sources
-@common
+@reads_models
 def report(session: Session, source: str, target: str | None, mapping: str, out: str, sources: dict[str, str]) -> None:
     """Write down what the mapping does to SOURCE and TARGET: one self-contained HTML page.
 

@@ -9,7 +9,7 @@ import os
 
 import click
 
-from weightport.cli.output import Session, common, counted
+from weightport.cli.output import Session, counted, reads_models
 
 
 @click.command(short_help="Propose a mapping between two models.")
@@ -17,7 +17,7 @@ from weightport.cli.output import Session, common, counted
 @click.argument("target")
 @click.option("-o", "--out", metavar="MAPPING", help="The file to write; without it, the mapping is printed.")
 @click.option("--force", is_flag=True, help="Overwrite a MAPPING that is there already.")
-@common
+@reads_models
 def suggest(session: Session, source: str, target: str, out: str | None, force: bool) -> None:
     """Propose a mapping from SOURCE to TARGET: whole RNN cells, and tensors whose names and shapes agree.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from weightport.cli.output import Progress, Session, common, counted, expected_digest, named_sources
+from weightport.cli.output import Progress, Session, counted, expected_digest, named_sources, reads_models
 
 if TYPE_CHECKING:
     from weightport.plan import Plan
@@ -64,7 +64,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.option(
     "--lock", metavar="LOCK", help="The lock file, if it is not the one beside the mapping; implies --locked."
 )
-@common
+@reads_models
 def transfer(
     session: Session,
     source: str,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from weightport.cli.output import Session, common, expected_digest, named_sources
+from weightport.cli.output import Session, expected_digest, named_sources, reads_models
 
 FAILED = 1
 
@@ -20,7 +20,7 @@ FAILED = 1
 @click.option("--reverse", is_flag=True, help="OUT was made by the mapping backwards.")
 @expected_digest
 @click.option("--live", is_flag=True, help="Run the frameworks' own cells, too, where they are installed.")
-@common
+@reads_models
 def verify(
     session: Session,
     source: str,

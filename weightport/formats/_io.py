@@ -140,6 +140,10 @@ class ByteFile:
                 offset=max(0, min(offset, self.size)),
             )
 
+    def fileno(self) -> int:
+        """The open file's descriptor."""
+        return self._fd
+
     def close(self) -> None:
         """Release the file handle. Reading afterwards is an error."""
         if self._fd >= 0:

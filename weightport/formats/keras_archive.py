@@ -22,7 +22,7 @@ from typing import Any
 
 from weightport.checksums import CRC32
 from weightport.errors import FormatError, TensorNotFound
-from weightport.formats import keras_config, keras_objects, keras_sharded, tf_paths
+from weightport.formats import keras_config, keras_h5, keras_objects, keras_sharded, tf_paths
 from weightport.formats._io import ByteFile, Bytes
 from weightport.formats._zipmember import LOCAL, Deflated, Stored, directory, member_of
 from weightport.formats.keras_h5 import KerasH5Source
@@ -59,7 +59,7 @@ class KerasSource:
                 config = self._folder()
             else:
                 config, weights = self._archive()
-                self.weights = KerasH5Source(path, budget=self._budget, file=weights)
+                self.weights = keras_h5.open_source(path, budget=self._budget, file=weights)
             groups, titles, objects = self.weights.objects()
             found = keras_objects.named(groups, titles, objects, config, self._major())
         except BaseException:
@@ -113,7 +113,7 @@ class KerasSource:
         config = self._described(texts[CONFIG] or b"", texts[METADATA])
         whole, sharded = (os.path.join(self.path, name) for name in (WEIGHTS, SHARDED))
         if os.path.isfile(whole):
-            self.weights = KerasH5Source(whole, budget=self._budget)
+            self.weights = keras_h5.open_source(whole, budget=self._budget)
         elif os.path.isfile(sharded):
             self.weights = keras_sharded.open_source(sharded, budget=self._budget)
         else:

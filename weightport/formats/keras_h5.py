@@ -66,6 +66,8 @@ class KerasH5Source:
         attributes: ``keras_version`` and ``backend``, where recorded.
         optimizer: the optimizer's entries, as the file spells them.
         nested: whether the weights stand in the group ``model_weights`` (a full model) or in the root.
+        config: the text of ``model_config``, where recorded.
+        datasets: name -> header.
     """
 
     def __init__(self, path: str, *, budget: Budget | None = None, file: Bytes | None = None) -> None:
@@ -76,24 +78,29 @@ class KerasH5Source:
         self.attributes: dict[str, str] = {}
         self.optimizer: tuple[str, ...] = ()
         self.nested = False
+        self.config: str | None = None
         self._model: keras_config.Config | None = None
         self._specs: dict[str, TensorSpec] = {}
-        self._datasets: dict[str, Dataset] = {}
+        self.datasets: dict[str, Dataset] = {}
         self._heaps: set[int] = set()
+        self._closed = False
         self._bytes: Bytes = ByteFile(path) if file is None else file
         self._h5: Preflight | None = None
         try:
             base = superblock(self._bytes)
             if base is None:
                 raise FormatError(path, "is no HDF5 file: its signature is missing", offset=0)
-            self._h5 = Preflight(self._bytes, base, budget or Budget())
-            with translated(path):
-                self._open(self._h5)
+            self._look_over(base, budget or Budget())
         except BaseException:
             self.close()
             raise
 
     # -- opening ------------------------------------------------------------------------------------------------------
+
+    def _look_over(self, base: int, budget: Budget) -> None:
+        self._h5 = Preflight(self._bytes, base, budget)
+        with translated(self.path):
+            self._open(self._h5)
 
     def _open(self, h5: Preflight) -> None:
         group, where = h5.group(h5.root, MODEL), MODEL + "/"
@@ -112,8 +119,8 @@ class KerasH5Source:
             value = h5.text(group, key) or h5.text(h5.root, key)
             if value is not None:
                 self.attributes[key] = value
-        config = h5.text(h5.root, "model_config")
-        self._model = None if config is None else keras_config.parse(config, self.path)
+        self.config = h5.text(h5.root, "model_config")
+        self._model = None if self.config is None else keras_config.parse(self.config, self.path)
         if TOP_LEVEL not in names and h5.group(group, TOP_LEVEL) is not None:
             names = [*names, TOP_LEVEL]
         found = []
@@ -209,7 +216,7 @@ class KerasH5Source:
             raise FormatError(self.path, "two tensors come to this name", tensor=name)
         dtype = np.dtype(object) if dataset.strings else dataset.dtype.newbyteorder("=")
         self._specs[name] = TensorSpec(dtype, dataset.shape, dataset.nbytes, role)
-        self._datasets[name] = dataset
+        self.datasets[name] = dataset
 
     @property
     def file(self) -> Any:
@@ -245,8 +252,8 @@ class KerasH5Source:
 
     def read(self, name: str, index: Index = None) -> Array:
         """The tensor or the part of it that ``index`` cuts out."""
-        dataset = self._datasets.get(name)
-        if self._h5 is None:
+        dataset = self.datasets.get(name)
+        if self._closed:
             raise Error(f"{self.path}: is closed")
         if dataset is None:
             raise TensorNotFound(name, self._specs, self.path)
@@ -268,7 +275,7 @@ class KerasH5Source:
 
     def extent(self, name: str) -> Extent | None:
         """Where a dataset lies that is stored in one piece, as it is in memory, in a file of its own."""
-        dataset = self._datasets.get(name)
+        dataset = self.datasets.get(name)
         if dataset is None:
             raise TensorNotFound(name, self._specs, self.path)
         nbytes = self._specs[name].nbytes
@@ -278,7 +285,7 @@ class KerasH5Source:
 
     def checksum(self, name: str) -> str:
         """``fletcher32`` where that filter is over all of a dataset's values."""
-        dataset = self._datasets.get(name)
+        dataset = self.datasets.get(name)
         return "" if dataset is None else _h5_file.checksum(dataset.handle, dataset.strings == "variable")
 
     def _slice(self, dataset: Dataset, cuts: _strided.Bounds) -> Array:
@@ -346,10 +353,11 @@ class KerasH5Source:
 
     def close(self) -> None:
         """Release the file."""
+        self._closed = True
         if self._h5 is not None:
             self._h5.close()
             self._h5 = None
-        self._datasets.clear()
+        self.datasets.clear()
         self._bytes.close()
 
     def __enter__(self) -> KerasH5Source:
@@ -373,10 +381,18 @@ def sniff(path: str) -> bool:
         return False
 
 
-def open_source(path: str, *, budget: Budget | None = None) -> KerasH5Source:
+def open_source(path: str, *, budget: Budget | None = None, file: Bytes | None = None) -> KerasH5Source:
     """Open an HDF5 file, Keras' or any other.
+
+    Args:
+        path: the file, or the one that it lies in, as ``file``.
 
     Raises:
         FormatError: truncated, corrupt, no HDF5 file, or one that leads out of itself.
     """
-    return KerasH5Source(path, budget=budget)
+    budget = budget or Budget()
+    if budget.isolated:
+        from weightport.formats._h5_isolated import IsolatedH5Source  # which is a KerasH5Source
+
+        return IsolatedH5Source(path, budget=budget, file=file)
+    return KerasH5Source(path, budget=budget, file=file)

@@ -28,7 +28,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from weightport.errors import Error, Problem, closest
-from weightport.formats import _tiles, keras_archive, keras_objects
+from weightport.formats import _tiles, keras_archive, keras_h5, keras_objects
 from weightport.formats._io import atomic_path
 from weightport.formats.keras_h5 import MODEL, OPTIMIZER, TOP_LEVEL, KerasH5Source
 from weightport.tensors import TensorSpec, Tiles
@@ -78,7 +78,7 @@ def write(
                 _write_layers(path, file, specs, tiles)
             _annotate(path, file, metadata)
         return
-    model = keras_archive.open_source(like) if keras_archive.sniff(like) else KerasH5Source(like)
+    model = keras_archive.open_source(like) if keras_archive.sniff(like) else keras_h5.open_source(like)
     with model:
         places = places_in(path, specs, model, kept)
         _by_objects(path, places)

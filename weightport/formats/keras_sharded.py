@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightport.errors import FormatError, TensorNotFound
+from weightport.formats import keras_h5
 from weightport.formats._io import ByteFile
 from weightport.formats.keras_h5 import KerasH5Source
 from weightport.formats.safetensors_index import beside, is_below, read_map
@@ -48,7 +49,7 @@ class KerasShardedSource:
             raise
 
     def _open(self, shard: str, listed: Mapping[str, Sequence[str]], budget: Budget) -> None:
-        source = self._shards[shard] = KerasH5Source(beside(self.path, shard), budget=budget)
+        source = self._shards[shard] = keras_h5.open_source(beside(self.path, shard), budget=budget)
         for name, spec in source.specs().items():
             if shard not in listed.get(name.rpartition("/")[0], ()):
                 raise FormatError(

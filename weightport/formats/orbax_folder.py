@@ -27,7 +27,7 @@ from weightport.formats._jax_names import scopes_of, unboxed, with_roles
 from weightport.formats._msgpack import is_map
 from weightport.formats._orbax_store import ArrayStore, Header
 from weightport.formats.flax_msgpack import FlaxSource
-from weightport.tensors import Array, Budget, Index, TensorSpec
+from weightport.tensors import Array, Budget, Index, Source, TensorSpec
 
 _PLACEHOLDER = "PLACEHOLDER://"
 #: A tensor's keys, and the name that its array is stored under.
@@ -196,11 +196,16 @@ def sniff(path: str) -> bool:
     return found is not None and found.kind == "orbax"
 
 
-def open_source(path: str, *, budget: Budget | None = None) -> OrbaxSource:
+def open_source(path: str, *, budget: Budget | None = None) -> Source:
     """Open a checkpoint of Orbax: its folder, that of a step, or one with many steps.
 
     Raises:
         FormatError: missing, truncated, corrupt, or several and nothing says which.
         MissingPackage: tensorstore is not installed, and the arrays lie in an OCDBT database.
     """
+    budget = budget or Budget()
+    if budget.isolated:
+        from weightport.formats._orbax_isolated import IsolatedOrbaxSource
+
+        return IsolatedOrbaxSource(path, budget=budget)
     return OrbaxSource(path, budget=budget)

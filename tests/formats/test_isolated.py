@@ -1,0 +1,352 @@
+"""Libraries that are not ours, in a process that may be lost: the same values, and no crash, hang or lie gets here."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+import weightport as wp
+from tests.formats._arrays import same
+from tests.support import fixtures, need
+from weightport.budget import Budget
+from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
+from weightport.formats import _isolated, detect, keras_h5
+from weightport.integrity import checksum_of
+from weightport.opening import distrust
+
+LINUX = sys.platform.startswith("linux")
+
+
+def written(path: Path) -> str:
+    """A dataset of each kind of storage, in Keras' structure."""
+    with h5py.File(path, "w", userblock_size=512) as file:
+        file.attrs["layer_names"] = [b"d", b"none"]
+        file.attrs["keras_version"] = "2.15.0"
+        file.create_group("none").attrs["weight_names"] = np.array([], "S1")
+        names = [b"whole", b"packed", b"swapped", b"half", b"texts", b"fixed", b"scalar", b"empty", b"summed"]
+        file.create_group("d").attrs["weight_names"] = names
+        group = file["d"]
+        group["whole"] = np.arange(12.0).reshape(3, 4)
+        group.create_dataset(
+            "packed", data=np.arange(5000).reshape(50, 100), chunks=(7, 30), compression="gzip", shuffle=True
+        )
+        group.create_dataset("swapped", data=np.arange(9, dtype=">i4").reshape(3, 3), chunks=(2, 2))
+        half = group.create_dataset("half", (4,), "V2", chunks=(3,))
+        half[...] = np.arange(4, dtype=np.uint16).view("V2")
+        group.create_dataset("texts", data=["one", "", "drei", "déjà"], chunks=(2,))
+        group.create_dataset("fixed", data=np.array([[b"ab", b"c"]]), chunks=(1, 1))
+        group["scalar"] = 2.5
+        group.create_dataset("summed", data=np.arange(4), chunks=(2,), fletcher32=True)
+        group.create_dataset("empty", (0, 3), "f4", chunks=(1, 1), maxshape=(None, 3))
+    return str(path)
+
+
+def compare(path: str) -> None:
+    with detect.open_source(path) as here, detect.open_source(path, budget=Budget(isolated=True)) as there:  # type: ignore[attr-defined]
+        assert dict(here.specs()) == dict(there.specs())
+        assert (here.format, here.path) == (there.format, there.path)
+        for name, spec in here.specs().items():
+            assert same(here.read(name), there.read(name))
+            cut = tuple(slice(dim // 3, dim, 2) for dim in spec.shape)
+            assert same(here.read(name, cut), there.read(name, cut))
+            assert here.facts([name]) == there.facts([name])
+            assert checksum_of(here, name) == checksum_of(there, name)
+
+
+def test_values_are_the_same(tmp_path: Path) -> None:
+    compare(written(tmp_path / "m.h5"))
+
+
+def test_of_kinds_of_files(tmp_path: Path) -> None:
+    keras = need("keras")
+    warnings.simplefilter("ignore")  # of numpy's, about TensorFlow
+    model = keras.Sequential([keras.Input((None, 3)), keras.layers.LSTM(2), keras.layers.Dense(2)])
+    for name in ("m.keras", "m.weights.h5"):
+        (model.save if name == "m.keras" else model.save_weights)(tmp_path / name)
+        compare(str(tmp_path / name))
+    model.save_weights(tmp_path / "s.weights.json", max_shard_size=130 / 1024**3)
+    compare(str(tmp_path / "s.weights.json"))
+    packed = tmp_path / "packed.keras"  # whose weights lie in a file that has no name
+    with zipfile.ZipFile(tmp_path / "m.keras") as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info))
+    compare(str(packed))
+    found = [f.path("keras_h5") for f in fixtures("keras_h5")]
+    assert found
+    compare(found[0])
+
+
+@pytest.mark.parametrize("kind", ["ocdbt", "folders", "together"])
+def test_of_orbax(kind: str) -> None:
+    need("tensorstore")
+    folder = Path(__file__).parents[1] / "data" / "orbax" / kind
+    compare(str(folder))
+
+
+def test_the_library_is_not_loaded_here(tmp_path: Path) -> None:
+    import subprocess
+
+    code = (
+        "import sys, weightport as wp\n"
+        "with wp.open(sys.argv[1], untrusted=True) as source:\n"
+        "    [source.read(name) for name in source.specs()]\n"
+        "assert not {'h5py', 'tensorstore'} & set(sys.modules)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, written(tmp_path / "m.h5")],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+
+
+def test_ways_to_ask_for_it(tmp_path: Path) -> None:
+    path = written(tmp_path / "m.h5")
+    with distrust(), wp.open(path) as source:
+        assert isinstance(source._inner, keras_h5.KerasH5Source)
+        assert type(source._inner) is not keras_h5.KerasH5Source
+        again = pickle.loads(pickle.dumps(source))
+    assert type(again._inner) is type(source._inner)  # also outside
+    again.close()
+    with wp.open(path) as trusted:
+        assert type(trusted._inner) is keras_h5.KerasH5Source
+
+
+def test_what_needs_the_library_here_is_refused(tmp_path: Path) -> None:
+    path, out = str(tmp_path / "m.h5"), tmp_path / "o.h5"
+    with h5py.File(path, "w") as file:
+        file["d/w"] = np.arange(6.0)
+    mapping = {"weightport": 1, "rules": [{"from": "d/w", "to": "d/w"}]}
+    with distrust(), pytest.raises(Error, match="is not trusted, and repeating its structure"):
+        wp.transfer(path, path, mapping, out=out)
+    assert not out.exists()
+
+
+def test_as_any_source(tmp_path: Path) -> None:
+    path = written(tmp_path / "m.h5")
+    source = keras_h5.open_source(path, budget=Budget(isolated=True))
+    with pytest.raises(TensorNotFound):
+        source.read("d/packet")
+    source.close()
+    source.close()
+    for name in ("d/packed", "d/whole"):
+        with pytest.raises(Error, match="is closed"):
+            source.read(name)
+
+
+def test_errors_are_the_files_own(tmp_path: Path) -> None:
+    path = tmp_path / "m.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = h5py.ExternalLink("/etc/passwd", "/x")
+    with pytest.raises(FormatError) as caught:
+        keras_h5.open_source(str(path), budget=Budget(isolated=True))
+    assert str(caught.value) == f"{path}: 'x' is an external link, which may lead out of the file: refused"
+    written(path)
+    with pytest.raises(BudgetExceeded, match="tensor bytes: 40,000 asked for, at most 1,000 allowed"):
+        keras_h5.open_source(str(path), budget=Budget(isolated=True, tensor_bytes=1000))
+    raw = bytearray(path.read_bytes())
+    with h5py.File(path) as file:
+        at = file["d/packed"].id.get_chunk_info(0).byte_offset
+    raw[at + 10 : at + 20] = bytes(10)
+    path.write_bytes(raw)
+    with keras_h5.open_source(str(path), budget=Budget(isolated=True)) as source:
+        with pytest.raises(FormatError) as caught:
+            source.read("d/packed")
+        assert str(caught.value).startswith(f"{path}: tensor 'd/packed': truncated or corrupt: ")
+        assert source.read("d/swapped").tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]  # it goes on
+
+
+# -- the process is lost -----------------------------------------------------------------------------------------------
+
+_BOOT = """
+import sys
+sys.path[:] = sys.argv[2:]
+import os, signal, time
+from weightport.formats import _isolated_worker as worker, keras_h5
+out = sys.stdout.buffer
+def frame(kind, content):
+    worker._frame(out, kind, content)
+    out.flush()
+def read(self, name, index=None):
+    ACTION
+keras_h5.KerasH5Source.ON = read
+worker.main(sys.argv[1])
+"""
+
+
+@pytest.fixture
+def doing(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Lets the process do something else when it opens a file, or reads from one."""
+
+    def does(action: str, *, on: str = "read") -> None:
+        method = {"read": "read", "open": "_look_over"}[on]
+        monkeypatch.setattr(_isolated, "_BOOT", _BOOT.replace("ACTION", action).replace("ON", method))
+
+    return does
+
+
+def lost(path: str) -> str:
+    with keras_h5.open_source(path, budget=Budget(isolated=True)) as source:
+        for _ in range(2):  # whoever asks again is told the same
+            with pytest.raises(FormatError) as caught:
+                source.read("d/packed")
+            start = f"{path}: tensor 'd/packed': corrupt or hostile: the HDF5 library, in a process of its own, "
+            assert str(caught.value).startswith(start)
+        assert source.read("d/whole").tolist() == np.arange(12.0).reshape(3, 4).tolist()  # needs no library
+        return str(caught.value).removeprefix(start)
+
+
+@pytest.mark.parametrize(
+    ("action", "told"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "crashed (SIGSEGV)"),
+        ("os.abort()", "crashed (SIGABRT)"),
+        ("os._exit(3)", "ended with the code 3"),
+        ("os.close(1); time.sleep(100)", "closed its answer"),
+        ("out.write(b'HTTP/1.1 '); out.flush(); time.sleep(100)", "said what is no answer"),
+        ("frame(b'e', b'[1, 2')", "said what is no answer"),
+        ("out.write(b'e' + bytes([255]) * 8); out.flush(); time.sleep(100)", "said what is no answer"),
+        ("out.write(b'd' + bytes([255]) * 8); out.flush(); time.sleep(100)", "gave more values than it was asked for"),
+        ("frame(b'd', b''); time.sleep(100)", "gave more values than it was asked for"),
+    ],
+)
+def test_whatever_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doing: Any, action: str, told: str) -> None:
+    monkeypatch.setattr(_isolated, "_GRACE", 0.1 if "closed" in told else 60.0)
+    doing(action)
+    assert lost(written(tmp_path / "m.h5")) == told
+
+
+def test_it_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doing: Any) -> None:
+    doing("time.sleep(1000)")
+    with keras_h5.open_source(written(tmp_path / "m.h5"), budget=Budget(isolated=True)) as source:
+        monkeypatch.setattr(_isolated, "PATIENCE", 0.1)
+        with pytest.raises(FormatError, match=r"gave no answer for 0\.1 seconds"):
+            source.read("d/packed")
+
+
+@pytest.mark.skipif(not LINUX, reason="the system bounds a process' time and memory in another way")
+def test_it_computes_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doing: Any) -> None:
+    monkeypatch.setattr(_isolated, "SECONDS", 1)
+    doing("while True: pass")
+    assert lost(written(tmp_path / "m.h5")) == "crashed (SIGXCPU)"
+
+
+@pytest.mark.skipif(not LINUX, reason="the system bounds a process' time and memory in another way")
+def test_it_wants_all_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doing: Any) -> None:
+    monkeypatch.setattr(_isolated, "MEMORY", 512 << 20)
+    doing("bytearray(1 << 40)")
+    source = keras_h5.open_source(written(tmp_path / "m.h5"), budget=Budget(isolated=True))
+    with source, pytest.raises(FormatError, match="corrupt: MemoryError"):
+        source.read("d/packed")
+
+
+@pytest.mark.skipif(not LINUX, reason="the system bounds what a process may do in another way")
+def test_it_can_write_nothing(tmp_path: Path, doing: Any) -> None:
+    doing(f"open({str(tmp_path / 'x')!r}, 'w').write('x' * 9999)")
+    source = keras_h5.open_source(written(tmp_path / "m.h5"), budget=Budget(isolated=True))
+    with source, pytest.raises(FormatError, match="File too large"):
+        source.read("d/packed")
+    assert not (tmp_path / "x").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("action", "told"),
+    [
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "the HDF5 library, in a process of its own, crashed (SIGSEGV)"),
+        ("frame(b'd', b'{'); time.sleep(100)", "the HDF5 library, in a process of its own, said what is no answer"),
+        ("frame(b'd', b'7'); time.sleep(100)", "what was read of it is no structure"),
+        ("frame(b'd', b'{}'); time.sleep(100)", "what was read of it is no structure"),
+    ],
+)
+def test_at_opening(tmp_path: Path, doing: Any, action: str, told: str) -> None:
+    path = written(tmp_path / "m.h5")
+    doing(action, on="open")
+    with pytest.raises(FormatError) as caught:
+        keras_h5.open_source(path, budget=Budget(isolated=True))
+    assert str(caught.value) == f"{path}: corrupt or hostile: {told}"
+    doing("out.write(b'd' + bytes([0] * 7 + [1])); out.flush(); time.sleep(100)", on="open")
+    with pytest.raises(BudgetExceeded, match=r"a structure of 72,057,594,037,927,936 bytes, at most [\d,]+ allowed"):
+        keras_h5.open_source(path, budget=Budget(isolated=True))
+
+
+TENSOR = ["d/w", "float32", [2, 3], 24, "weight", ""]
+WELL: dict[str, Any] = {
+    "keras": True, "nested": False, "layers": [["d", ["w"]]], "attributes": {}, "optimizer": [], "config": None,
+    "datasets": [[None, "=", "", ""]], "weights": {"d/w": [0, 0]}, "objects": [[], {}, {}], "tensors": [TENSOR],
+}  # fmt: skip
+
+
+def lies() -> Iterator[tuple[str, dict[str, Any]]]:
+    for key in WELL:
+        yield f"no {key}", {k: v for k, v in WELL.items() if k != key}
+        yield f"{key} is a number", {**WELL, key: 7} if key not in ("keras", "nested", "config") else {}
+    for place, values in enumerate(
+        [[7], ["float33", "datetime64", "S4", 7], [7, [2.5], [-1], ["2"], [1 << 70]], [23, "24", -24], ["boss"], [7]]
+    ):
+        for value in values:
+            yield f"tensor[{place}] is {value}", {**WELL, "tensors": [[*TENSOR[:place], value, *TENSOR[place + 1 :]]]}
+    yield "a tensor of five", {**WELL, "tensors": [TENSOR[:5]]}
+    yield "two tensors", {**WELL, "tensors": [TENSOR, TENSOR], "datasets": [[None, "=", "", ""]] * 2}
+    yield "more tensors than datasets", {**WELL, "tensors": [TENSOR, ["x", *TENSOR[1:]]]}
+    for offset, order, strings in (
+        (1 << 60, "=", ""),
+        (-1, "=", ""),
+        (2.5, "=", ""),
+        (None, "<", ""),
+        (None, "=", "x"),
+    ):
+        dataset = [offset, order, strings, ""]
+        yield f"dataset {dataset}", {**WELL, "datasets": [dataset]}
+    for weight in ([1, 0], [-2, 0], [0, 1], [0, -1], [0.0, 0], ["0", 0], [0]):
+        yield f"weight {weight}", {**WELL, "weights": {"d/w": weight}}
+    yield "a weight of no tensor", {**WELL, "weights": {"d/x": [0, 0]}}
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Opens a file of which the process says that."""
+    path = written(tmp_path / "m.h5")
+
+    class Said:
+        def __init__(self, *_: Any) -> None: ...
+
+        def described(self, _: int) -> Any:
+            return said[0]
+
+        def close(self) -> None: ...
+
+    said: list[Any] = [None]
+
+    def opens(structure: Any) -> keras_h5.KerasH5Source:
+        from weightport.formats import _h5_isolated
+
+        monkeypatch.setattr(_h5_isolated, "Child", Said)
+        said[0] = structure
+        return keras_h5.open_source(path, budget=Budget(isolated=True))
+
+    return opens
+
+
+def test_its_word_is_believed_no_more_than_a_file(told: Any) -> None:
+    told(WELL).close()
+    believed = []
+    all_lies = dict(lies())
+    for what, structure in all_lies.items():
+        try:
+            told(structure).close()
+            believed.append(what)
+        except FormatError:
+            pass
+    assert believed == []
+    assert len(all_lies) > 40
