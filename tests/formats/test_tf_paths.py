@@ -136,7 +136,29 @@ def test_a_copied_folder_reads_its_own_files(tmp_path: Path) -> None:
     state(tmp_path / "copy", f"{tmp_path}/original/m")
     assert tf_paths.resolve(tmp_path / "copy").prefix == f"{tmp_path}/copy/m"
     os.unlink(tmp_path / "copy" / "m.index")
-    assert tf_paths.resolve(tmp_path / "copy").prefix == f"{tmp_path}/original/m"
+    with pytest.raises(FormatError, match=r"the latest checkpoint '.*/original/m' is not there"):
+        tf_paths.resolve(tmp_path / "copy")
+
+
+@pytest.mark.parametrize("entry", ["../original/m", "x/../../original/m", "linked/m", "m"])
+def test_a_state_file_does_not_lead_out(tmp_path: Path, entry: str) -> None:
+    v2(tmp_path / "original", "m")
+    (tmp_path / "folder").mkdir()
+    state(tmp_path / "folder", entry)
+    (tmp_path / "folder" / "linked").symlink_to(tmp_path / "original")
+    if entry == "m":
+        (tmp_path / "folder" / "m.index").symlink_to(tmp_path / "original" / "m.index")
+    with pytest.raises(FormatError, match=r"is not there|is a link that leads out of the model's folder"):
+        tf_paths.resolve(tmp_path / "folder")
+
+
+def test_folders_of_links_as_model_hubs_have_them(tmp_path: Path) -> None:
+    v2(tmp_path / "blobs", "m")
+    (tmp_path / "snapshot").mkdir()
+    state(tmp_path / "blobs", "m")
+    for name in os.listdir(tmp_path / "blobs"):
+        (tmp_path / "snapshot" / name).symlink_to(tmp_path / "blobs" / name)
+    assert tf_paths.resolve(tmp_path / "snapshot").prefix == f"{tmp_path}/snapshot/m"
 
 
 def test_bad_state_files(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import glob
 import hashlib
 import os
 
-from weightport.formats import _jax_paths, keras_archive, keras_sharded, safetensors_index, tf_paths
+from weightport.formats import _inside, _jax_paths, keras_archive, keras_sharded, safetensors_index, tf_paths
 from weightport.formats._io import ByteFile
 from weightport.formats.detect import split_format
 
@@ -40,17 +40,23 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
         return [text, *_beside(text)]
     jax = _jax_paths.find(text)
     if jax is not None:
-        return _below(jax.path) if os.path.isdir(jax.path) else [jax.path]
+        return _below(jax.path, _jax_paths.METADATA, _jax_paths.MANIFEST) if os.path.isdir(jax.path) else [jax.path]
     resolved = tf_paths.resolve(text)
     if resolved.kind == "saved_model":
-        return _below(resolved.prefix)
+        return _below(resolved.prefix, *tf_paths.SAVED_MODEL)
     if resolved.kind == "v2":
-        return sorted([*resolved.paths, *glob.glob(glob.escape(resolved.prefix) + ".data-*-of-*")])
+        folders = _inside.folders_of(resolved.paths[0])
+        shards = glob.glob(glob.escape(resolved.prefix) + ".data-*-of-*")
+        return sorted([*resolved.paths, *(_inside.refuse_outside(shard, folders) for shard in shards)])
     return sorted(resolved.paths)
 
 
-def _below(folder: str) -> list[str]:
-    return sorted(os.path.join(above, name) for above, _, names in os.walk(folder) for name in names)
+def _below(folder: str, *marks: str) -> list[str]:
+    """All files in a folder, which its links must not lead out of; ``marks`` are the files that say what it is."""
+    folders = {os.path.realpath(folder)}
+    folders.update(os.path.dirname(os.path.realpath(os.path.join(folder, mark))) for mark in marks)
+    found = sorted(os.path.join(above, name) for above, _, names in os.walk(folder) for name in names)
+    return [_inside.refuse_outside(path, folders) for path in found]
 
 
 def _beside(path: str) -> list[str]:

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from weightport.errors import Error, FormatError, TensorNotFound
-from weightport.formats import safetensors_file, tf_paths
+from weightport.formats import _inside, safetensors_file, tf_paths
 from weightport.formats._io import ByteFile, atomic_set
 from weightport.formats._ranged import Place, Ranged
 from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, Tiles
@@ -246,8 +246,12 @@ def is_below(shard: str) -> bool:
 
 
 def beside(index: str, shard: str) -> str:
-    """The path of a shard."""
-    return os.path.join(os.path.dirname(index), *shard.split("/"))
+    """The path of a shard.
+
+    Raises:
+        FormatError: it is a link that leads out of the folder.
+    """
+    return _inside.refuse_outside(os.path.join(os.path.dirname(index), *shard.split("/")), _inside.folders_of(index))
 
 
 def files_of(path: str, ending: str = ENDING) -> list[str]:

@@ -22,7 +22,7 @@ import numpy as np
 from weightport.checksums import CRC32C, crc32c
 from weightport.collecting import no_gc
 from weightport.errors import Error, FormatError, TensorNotFound
-from weightport.formats import _slices, _strided, tf_objects, tf_paths
+from weightport.formats import _inside, _slices, _strided, tf_objects, tf_paths
 from weightport.formats._io import CHUNK, ByteFile
 from weightport.formats._lazy import LazySpecs
 from weightport.formats._proto import FIXED32, VARINT, Memory, fields, signed, varint
@@ -398,7 +398,7 @@ class BundleSource:
             if file is None:
                 path = f"{self.path}.data-{number:05d}-of-{self._count:05d}"
                 try:
-                    file = ByteFile(path)
+                    file = ByteFile(_inside.refuse_outside(path, _inside.folders_of(self._index)))
                 except FormatError as error:
                     what = error.problems[0].what
                     raise FormatError(path, f"data shard {number} of {self._count} {what}", tensor=name) from None

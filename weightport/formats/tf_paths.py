@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 
 from weightport.errors import FormatError
+from weightport.formats import _inside
 from weightport.formats._io import ByteFile
 from weightport.formats._table import Table, has_magic
 from weightport.tensors import Budget
@@ -218,6 +219,8 @@ def _from_state(folder: str, state: str) -> Resolved:
             continue  # a state file that names a state file, maybe itself
         found = _exact(candidate)
         if found is not None:
+            for path in filter(os.path.lexists, found.paths):
+                _inside.refuse_outside(path, _inside.folders_of(state))
             return found
     there = some([os.path.basename(found.prefix) or found.prefix for found in _checkpoints(folder)])
     raise FormatError(
@@ -230,14 +233,12 @@ def _from_state(folder: str, state: str) -> Resolved:
 def _candidates(folder: str, entry: str) -> list[str]:
     """Where a state file's entry may stand: as it says, else beside the state file by its last part.
 
-    The folder may have been moved after it was written, and it may have been written on another system.
+    The folder may have been moved after it was written, and it may have been written on another system: what is not
+    beneath it is never meant, or a copy would read the original, and a stranger's folder what is not theirs.
     """
-    base = re.split(r"[/\\]", entry)[-1]
-    beside = os.path.join(folder, base)
-    if os.path.isabs(entry):
-        # A folder that was copied: its own files come first, or a copy would read the original.
-        return [beside, entry]
-    return [os.path.join(folder, entry), beside]
+    parts = re.split(r"[/\\]", entry)
+    beside = os.path.join(folder, parts[-1])
+    return [beside] if os.path.isabs(entry) or ".." in parts else [os.path.join(folder, entry), beside]
 
 
 def read_state(path: str) -> tuple[str, list[str]]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from weightport.checksums import CRC32C
 from weightport.errors import Error, FormatError, TensorNotFound
-from weightport.formats import tf_bundle, tf_graph, tf_paths
+from weightport.formats import _inside, tf_bundle, tf_graph, tf_paths
 from weightport.formats._io import ByteFile
 from weightport.formats._lazy import LazySpecs
 from weightport.formats._proto import BYTES, Readable, spans
@@ -86,6 +86,7 @@ class SavedModelSource:
     def _checkpoint(self, budget: Budget) -> tf_bundle.BundleSource | None:
         prefix = os.path.join(self.path, "variables", "variables")
         if os.path.isfile(prefix + ".index"):
+            _inside.refuse_outside(prefix + ".index", _inside.folders_of(self.described))
             return tf_bundle.BundleSource(prefix, budget=budget)
         for body in self.meta.graph.bodies():
             for node in body.nodes.values():
