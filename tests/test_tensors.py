@@ -22,6 +22,12 @@ def test_a_dtype_that_does_not_exist() -> None:
         dtype_named("float33")
 
 
+@pytest.mark.parametrize("name", ["2f4", "f4,i1", ",", "", "(2,)f4", "<f4" + "x" * 60, "f4\0"])
+def test_expressions_are_no_names(name: str) -> None:
+    with pytest.raises(TypeError, match="no dtype "):
+        dtype_named(name)
+
+
 def test_a_dtype_of_a_newer_ml_dtypes_says_so() -> None:
     with pytest.raises(
         Error, match=r"ml_dtypes \d.* has no dtype float8_e9m9; pip install --upgrade ml_dtypes"

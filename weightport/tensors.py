@@ -265,6 +265,8 @@ class RangedWriter(FileWriter, Protocol):
         ...
 
 
+# numpy takes whole expressions for a dtype ("2f4, i1"), and has Python parse what stands in them.
+_DTYPE = re.compile(r"[<>|=]?[A-Za-z?]\w{0,30}")
 # Names that ml_dtypes has, or may have by now: float8_e8m0fnu and the small integers came with 0.5.
 _EXTENSION = re.compile(r"float[468]_e\d\w*|u?int[124]")
 
@@ -280,6 +282,8 @@ def dtype_named(name: str) -> np.dtype[Any]:
         TypeError: no such dtype.
         DtypeError: a dtype that only a newer ml_dtypes has (a TypeError too).
     """
+    if not _DTYPE.fullmatch(name):
+        raise TypeError(f"no dtype {name[:40]!r}")
     try:
         return np.dtype(name)
     except TypeError:

@@ -193,3 +193,39 @@ def test_a_heap_that_is_no_chain(tmp_path: Path) -> None:
     raw[raw.index(b"GCOL")] = 0
     (tmp_path / "a.h5").write_bytes(raw)
     assert refused(tmp_path / "a.h5").endswith("the attribute 'layer_names' of '/' refers to a heap that is none")
+
+
+@pytest.mark.parametrize("order", [False, True])
+def test_a_heap_of_newer_files_that_is_no_chain(tmp_path: Path, order: bool) -> None:
+    """Their object headers have checksums, their heap has none: HDF5 walks it for ever."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver="latest", track_order=order) as file:
+        file.attrs["a"] = 1
+        file.attrs["keras_version"] = "2.15.0"
+        file.attrs["layer_names"] = ["d"]
+        file.create_group("d").attrs["weight_names"] = np.array([], "S1")
+    with keras_h5.open_source(str(path)) as source:
+        assert source.facts([]) == {"keras_version": "2.15.0"}
+    raw = bytearray(path.read_bytes())
+    at = raw.index(b"GCOL") + 16 + 8
+    raw[at : at + 8] = b"\xff" * 8
+    path.write_bytes(raw)
+    assert refused(path).endswith(" refers to is no chain")
+
+
+def test_variable_length_of_no_known_kind(tmp_path: Path) -> None:
+    """HDF5 1.14 crashes."""
+    raw = bytearray(text_file(tmp_path / "a.h5"))
+    at = raw.index(b"\x19\x01\1\0\x10\0\0\0")
+    raw[at + 1] = 0x09
+    (tmp_path / "a.h5").write_bytes(raw)
+    assert refused(tmp_path / "a.h5").endswith("corrupt: the attribute 'layer_names' of '/' is of no known type")
+
+
+def test_variable_length_out_of_the_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        for number in range(9):
+            file.attrs[f"a{number}"] = number
+        file.attrs["layer_names"] = ["d"]
+    assert refused(path).endswith("it is of variable length and not in the object's header: it cannot be checked")

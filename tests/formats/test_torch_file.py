@@ -21,7 +21,7 @@ from tests.formats._arrays import EXTRA, NUMPY, same, specs_of, tiles_of
 from tests.formats._torch import array, opened, pickled, repacked, save, tensor_pickle
 from tests.support import need
 from weightport.errors import BudgetExceeded, FormatError, TensorNotFound
-from weightport.formats import _io, torch_file, torch_write
+from weightport.formats import _io, _pickle, _torch_script, torch_file, torch_write
 from weightport.formats.torch_file import open_source
 from weightport.tensors import Budget
 
@@ -658,3 +658,22 @@ def test_extents_are_where_the_values_lie(tmp_path: Path) -> None:
     deflated = repacked(save(tensors, tmp_path / "m.pt"), tmp_path / "d.pt", zipfile.ZIP_DEFLATED)
     with open_source(deflated) as source:
         assert source.extent("own") is None
+
+
+@pytest.mark.parametrize("name", ["byteorder", "version"])
+def test_a_member_whose_name_is_damaged_is_not_taken_for_one_that_is_not_there(tmp_path: Path, name: str) -> None:
+    path = Path(save({"w": torch.ones(3)}, tmp_path / "m.pt"))
+    data = path.read_bytes()
+    at = data.rindex(b"/" + name.encode()) + 1  # in the directory; without it, the byte order is the usual one
+    path.write_bytes(data[:at] + b"_" + data[at + 1 :])
+    with pytest.raises(FormatError, match=f"corrupt: the member is 'm/{name}' in its own header"):
+        open_source(str(path))
+
+
+def test_code_before_the_first_class() -> None:
+    classes = _torch_script.ScriptClasses(
+        lambda _: '  __parameters__ = ["w"]\n  x : Final[int] = 1\nclass A(Module):\n'
+    )
+    found = classes(_pickle.Global("__torch__", "A"))
+    assert found is not None
+    assert found.constants == {}

@@ -1,10 +1,12 @@
 """Variable-length values of HDF5 attributes and datasets, looked over in the file's own bytes before HDF5 follows them.
 
-Promise: a claimed length that the global heap does not hold, a heap that is no chain of objects and values that share
-their bytes are a :class:`FormatError`; HDF5 itself would allocate what is claimed, or walk such a heap for ever. Limit:
-object headers of version 1, as HDF5 writes them unless it is asked for a newer format: version 2 has checksums.
+Promise: a claimed length that the global heap does not hold, a heap that is no chain of objects, values that share
+their bytes and a variable-length type of no known kind are a :class:`FormatError`; HDF5 itself would allocate what is
+claimed, walk such a heap for ever, or crash. Limit: attributes that stand in their object's header, as all do of which
+there are few; of those in a heap of their own (more than eight, in a newer format), variable-length ones are refused.
 
-Source: HDF5 File Format Specification 3.0, III.E (global heap), IV.A.1.a (object header), IV.A.2.m (attribute message).
+Source: HDF5 File Format Specification 3.0, III.E (global heap), IV.A.1 (object headers), IV.A.2.d (datatype message),
+IV.A.2.m (attribute message).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from weightport.tensors import Budget
 
 _ATTRIBUTE, _CONTINUATION = 0x0C, 0x10
 _VARIABLE = 9  # class of a variable-length datatype
+_SEQUENCE, _STRING = 0, 1  # kinds of it
 _REFERENCE = struct.Struct("<IQI")  # length, address of the collection, index in it
 _UNDEFINED = (1 << 64) - 1
 
@@ -30,8 +33,12 @@ class Heap:
         self._collections: dict[int, dict[int, int]] = {}
         self._used: set[tuple[int, int]] = set()
 
-    def check_attribute(self, header: int, name: str, where: str) -> None:
-        """Check the references of one attribute. ``header`` is the address of its object's header."""
+    def check_attribute(self, header: int, name: str, where: str) -> bool:
+        """Check the references of one attribute, of variable length; whether it stands in its object's header.
+
+        Args:
+            header: the address of that header.
+        """
         for kind, at, size in self._messages(header):
             if kind != _ATTRIBUTE or size < 8:
                 continue
@@ -45,10 +52,13 @@ class Heap:
             if version == 1:
                 sizes = [-(-part // 8) * 8 for part in sizes]
             datatype = start + sizes[0]
-            if datatype < size and raw[datatype] & 0x0F == _VARIABLE and not raw[1] & 1:
+            if datatype + 1 < size and raw[datatype] & 0x0F == _VARIABLE and not raw[1] & 1:
+                if raw[datatype + 1] & 0x0F not in (_SEQUENCE, _STRING):
+                    raise FormatError(self._file.path, f"corrupt: {where} is of no known type", offset=at + datatype)
                 values = raw[start + sum(sizes) :]
                 self._check(values[: len(values) // 16 * 16], where, set())
-            return
+            return True
+        return False
 
     def check_values(self, raw: bytes, where: str) -> None:
         """Check a run of references of a dataset; none may be one that was checked before."""
@@ -93,21 +103,30 @@ class Heap:
         return found
 
     def _messages(self, header: int) -> Iterator[tuple[int, int, int]]:
-        """Type, place and size of an object header's messages; nothing where it is of another version."""
+        """Type, place and size of an object header's messages."""
         at = self._base + header
         if at + 16 > self._file.size:
             return
-        head = self._file.read(at, 16)
-        if head[0] != 1:
+        head = self._file.read(at, min(48, self._file.size - at))
+        newer = head[:4] == b"OHDR"
+        if newer:
+            # Four times of four bytes, and how many attributes stand here, are optional; the size has 1 to 8 bytes.
+            flags = head[5]
+            start, wide = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0), 1 << (flags & 3)
+            spans = [(at + start + wide, int.from_bytes(head[start : start + wide], "little"))]
+            lead = 6 if flags & 4 else 4
+        elif head[0] == 1:
+            spans, lead = [(at + 16, int.from_bytes(head[8:12], "little"))], 8
+        else:
             return
-        blocks = [(at + 16, int.from_bytes(head[8:12], "little"))]
-        seen = {at + 16}
-        for start, size in blocks:
-            here, end = start, start + size
-            self._file.check(start, size)
-            while here + 8 <= end:
-                kind, length = struct.unpack("<HH", self._file.read(here, 4))
-                here += 8
+        seen = {spans[0][0]}
+        for here, size in spans:
+            end = here + size
+            self._file.check(here, size)
+            while here + lead <= end:
+                raw = self._file.read(here, lead)
+                kind, length = struct.unpack_from("<BH" if newer else "<HH", raw)
+                here += lead
                 if here + length > end:
                     return  # HDF5 refuses it itself
                 if kind == _CONTINUATION and length >= 16:
@@ -115,7 +134,8 @@ class Heap:
                     if self._base + offset in seen or offset + span > self._file.size:
                         return
                     seen.add(self._base + offset)
-                    blocks.append((self._base + offset, span))
+                    # In newer files a signature stands before the messages, and a checksum behind them.
+                    spans.append((self._base + offset + 4, span - 8) if newer else (self._base + offset, span))
                 else:
                     yield kind, here, length
                 here += length

@@ -32,6 +32,8 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 #: deflate, shuffle, fletcher32, szip, nbit, scale-offset, and h5py's own lzf. Any other is a library that HDF5 would
 #: look for and load.
 _FILTERS = (1, 2, 3, 4, 5, 6, 32000)
+#: Bytes of a float -> where its sign, exponent and mantissa lie (place and size of the last two), and the bias.
+_FLOATS = {2: ((15, 10, 5, 0, 10), 15), 4: ((31, 23, 8, 0, 23), 127), 8: ((63, 52, 11, 0, 52), 1023)}
 # Deflate reaches 1032:1; datasets of less than this are not worth the question.
 _MAX_RATIO, _FLOOR = 1032, 64 << 20
 _FOREIGN = (
@@ -241,7 +243,7 @@ class Preflight:
             dtype = np.dtype(handle.dtype)
         except _FOREIGN:
             raise FormatError(self.path, "a data type that numpy does not have", tensor=path) from None
-        if dtype.kind in "biufc":
+        if dtype.kind in "biufc" and _is_exactly(kind, dtype):
             return np.dtype(dtype.str), ""  # without what h5py attaches to enumerations
         if dtype.kind == "S":
             return dtype, "fixed"
@@ -269,13 +271,14 @@ class Preflight:
         with translated(self.path, what=f"the attribute {name!r} of {where!r} is corrupt"):
             if not h5py.h5a.exists(owner, raw):
                 return None
+            checked = self.heap.check_attribute(_address(owner)[1], name, f"the attribute {name!r} of {where!r}")
             handle = h5py.h5a.open(owner, raw)
             size = prod(handle.shape or (0,)) * handle.dtype.itemsize
             if size > self._size:
                 raise ValueError(f"{size:,} bytes are claimed")
             self._budget.spend("header_bytes", size, self.path)
-            if handle.dtype.kind == "O":
-                self.heap.check_attribute(_address(owner)[1], name, f"the attribute {name!r} of {where!r}")
+            if handle.dtype.kind == "O" and not checked:
+                raise ValueError("it is of variable length and not in the object's header: it cannot be checked")
             value = h5py.AttributeManager(_Owner(owner))[name]
         if isinstance(value, str | bytes):
             self._budget.spend("header_bytes", len(value), self.path)
@@ -311,6 +314,23 @@ class Preflight:
                 found.append(value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value)
         self._budget.check("tensors", len(found), self.path)
         return found
+
+
+def _is_exactly(kind: Any, dtype: np.dtype[Any]) -> bool:
+    """Whether a stored number's bytes are those of numpy's: h5py names the nearest that HDF5 could convert it to."""
+    if kind.get_size() != dtype.itemsize:
+        return False
+    if dtype.kind == "f" and dtype.itemsize in _FLOATS:
+        fields, bias = _FLOATS[dtype.itemsize]
+        return tuple(kind.get_fields()) == fields and kind.get_ebias() == bias and not kind.get_offset()
+    if dtype.kind in "iu" and hasattr(kind, "get_precision"):  # an enumeration's integers are those it has
+        return kind.get_precision() == 8 * dtype.itemsize and not kind.get_offset()
+    if dtype.kind == "c":
+        half = np.dtype(f"f{dtype.itemsize // 2}")
+        return [kind.get_member_offset(n) for n in range(2)] == [0, half.itemsize] and all(
+            _is_exactly(kind.get_member_type(n), half) for n in range(2)
+        )
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,8 @@ class ByteFile:
             self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
         except OSError as error:
             raise FormatError(self.path, f"cannot be opened: {error.strerror}") from None
+        except ValueError:  # a lone surrogate, or a NUL: what a file says of another's name may have either
+            raise FormatError(self.path, "cannot be opened: no file can have this name") from None
         info = os.fstat(self._fd)
         if not stat.S_ISREG(info.st_mode):
             os.close(self._fd)

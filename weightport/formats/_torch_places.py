@@ -60,6 +60,7 @@ class Archive:
         index = next((self._infos[self._prefix + name] for name in INDICES if self._has(name)), None)
         if index is None:
             raise FormatError(file.path, "is no archive of PyTorch: it has no data.pkl")
+        self._agreed()
         self._checksums = index.CRC != 0  # torch.serialization.set_crc32_options(False)
         order = self._text("byteorder") if self._has("byteorder") else b"little"
         if order not in (b"little", b"big"):
@@ -77,6 +78,15 @@ class Archive:
             if isinstance(constants, tuple) and constants:
                 held = Pairs((f"c{number}", value) for number, value in enumerate(constants))
                 self.roots.append((Pairs([("CONSTANTS", held)]), "constant"))
+
+    def _agreed(self) -> None:
+        """Compare the directory's names with those in the members' own headers, but for storages, which are looked at
+        when they are read: a member whose name is damaged must not be taken for one that is not there.
+        """
+        storages = self._prefix + "data/" if self._has("data.pkl") else None
+        for name, info in self._infos.items():
+            if storages is None or not name.startswith(storages):
+                member_of(self._file, info, name)
 
     def _has(self, name: str) -> bool:
         return self._prefix + name in self._infos

@@ -50,6 +50,7 @@ def _classes(text: str) -> dict[str, ScriptClass]:
     weights: set[str] = set()
     constants: dict[str, Any] = {}
     listed: set[str] = set()
+    name = ""  # what stands before the first class belongs to none
     for line in text.split("\n"):
         hit = _CLASS.match(line)
         if hit:

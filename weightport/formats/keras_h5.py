@@ -11,8 +11,7 @@ position where they lie in one run, else as the slice that was asked for. Names 
 - a file without Keras' attributes is format ``hdf5``: the datasets' paths are the names. So is Keras 3's
   ``.weights.h5`` (``layers/dense/vars/0``).
 
-The order is the file's order of layers, then of weights. Limit: HDF5 has no checksums of its own (only the fletcher32
-filter, verified where it is used).
+The order is the file's. Limit: HDF5 has no checksums of its own (only the fletcher32 filter, verified where used).
 
 Sources: Keras-1.2.2 keras/engine/topology.py and keras/models.py, tf_keras/src/saving/legacy/hdf5_format.py,
 keras/src/legacy/saving/legacy_h5_format.py.
@@ -29,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from weightport.errors import Error, FormatError, TensorNotFound
-from weightport.formats import _h5_file, _strided, keras_config
+from weightport.formats import _h5_chunks, _h5_file, _strided, keras_config
 from weightport.formats._h5_preflight import Dataset, Preflight, superblock, translated
 from weightport.formats._io import ByteFile, Bytes
 from weightport.tensors import Array, Budget, Extent, Index, TensorSpec
@@ -90,6 +89,7 @@ class KerasH5Source:
             base = superblock(self._bytes)
             if base is None:
                 raise FormatError(path, "is no HDF5 file: its signature is missing", offset=0)
+            self._chunks = _h5_chunks.Decoder(self._bytes, base)
             self._look_over(base, budget or Budget())
         except BaseException:
             self.close()
@@ -269,7 +269,7 @@ class KerasH5Source:
         out = np.empty(_strided.counts(cuts), native)
         if out.size:
             with translated(self.path, name, "truncated or corrupt"):
-                found = self._slice(dataset, cuts)
+                found = self._slice(dataset, cuts, name)
                 out[...] = found.view(native) if found.dtype.kind == "V" else found
         return out
 
@@ -288,11 +288,14 @@ class KerasH5Source:
         dataset = self.datasets.get(name)
         return "" if dataset is None else _h5_file.checksum(dataset.handle, dataset.strings == "variable")
 
-    def _slice(self, dataset: Dataset, cuts: _strided.Bounds) -> Array:
+    def _slice(self, dataset: Dataset, cuts: _strided.Bounds, name: str) -> Array:
         import h5py
 
-        found: Array = np.asarray(h5py.Dataset(dataset.handle)[_strided.as_slices(cuts)])
-        return found
+        if dataset.strings != "variable":
+            decoded = self._chunks.read(dataset.handle, dataset.dtype, cuts, name)
+            if decoded is not None:
+                return decoded
+        return np.asarray(h5py.Dataset(dataset.handle)[_strided.as_slices(cuts)])
 
     def _read_strings(self, dataset: Dataset, cuts: _strided.Bounds, name: str) -> Array:
         out = np.empty(_strided.counts(cuts), object)
@@ -308,7 +311,7 @@ class KerasH5Source:
             low = start + at * step
             here = ((low, min(stop, low + rows * step), step), *cuts[1:]) if cuts else ()
             with translated(self.path, name, "truncated or corrupt"):
-                values = self._slice(dataset, here)
+                values = self._slice(dataset, here, name)
             flat = [
                 v.encode("utf-8", "surrogateescape") if isinstance(v, str) else bytes(v) for v in values.reshape(-1)
             ]
