@@ -292,8 +292,7 @@ class KerasH5Source:
         import h5py
 
         if dataset.strings != "variable":
-            decoded = self._chunks.read(dataset.handle, dataset.dtype, cuts, name)
-            if decoded is not None:
+            if (decoded := self._chunks.read(dataset.handle, dataset.dtype, cuts, name)) is not None:
                 return decoded
         return np.asarray(h5py.Dataset(dataset.handle)[_strided.as_slices(cuts)])
 
