@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +28,15 @@ def need(module: str) -> ModuleType:
         if os.environ.get("CI"):
             raise
         pytest.skip(f"{module} is not installed")
+
+
+@contextlib.contextmanager
+def says(kind: type[Exception], message: str) -> Iterator[None]:
+    """What is done within raises an error of exactly that class and message."""
+    with pytest.raises(kind) as caught:
+        yield
+    assert type(caught.value) is kind
+    assert str(caught.value) == message
 
 
 class Fixture:
