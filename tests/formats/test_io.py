@@ -1,4 +1,4 @@
-"""Bytes by position, and files that appear whole: what a file that shrinks, a pipe, a full disk and a crowd do to it."""
+"""Bytes by position, and files that appear whole: whatever shrinks, fails, is full, or is written by two at once."""
 
 from __future__ import annotations
 
