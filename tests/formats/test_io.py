@@ -57,10 +57,9 @@ def test_outside_of_the_file(file: ByteFile, offset: int, count: int, at: int) -
         next(file.chunks(offset, count, tensor="t"))
     with says(FormatError, f"{file.path}: tensor 't' at byte {at}: {what}"):
         file.copy_to(-1, 0, offset, count, tensor="t")
-    with says(
-        FormatError, f"{file.path} at byte 190: truncated or corrupt: bytes 190..201 asked for, the file has 200"
-    ):
-        file.read_into(190, memoryview(bytearray(11)))
+    what = "truncated or corrupt: bytes 190..201 asked for, the file has 200"
+    with says(FormatError, f"{file.path}: tensor 't' at byte 190: {what}"):
+        file.read_into(190, memoryview(bytearray(11)), tensor="t")
 
 
 def test_closed(file: ByteFile) -> None:

@@ -59,6 +59,12 @@ def test_where_the_fields_of_a_file_lie() -> None:
     assert list(spans(file, 2, 9)) == [(1, VARINT, 5, 0), (2, BYTES, 6, 3)]
 
 
+@pytest.mark.parametrize("last", [b"\x1d\1\2\3\4", b"\x21\1\2\3\4\5\6\7\x08", b"\x0a\2ab", b"\x08\x7f"])
+def test_the_last_field_may_end_where_the_message_ends(last: bytes) -> None:
+    assert len(list(fields(MESSAGE + last, "f"))) == 7
+    assert len(list(spans(Memory(MESSAGE + last, "f"), 0, len(MESSAGE + last)))) == 7
+
+
 class Counted(Memory):
     """Counts what is read of it."""
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from tests.formats.test_tf_bundle import random_value, same
-from tests.support import fixture, need
+from tests.support import fixture, need, says
 from weightport.errors import Error, FormatError
 from weightport.formats import _tf_bundle_files, tf_bundle, tf_bundle_write
-from weightport.formats._io import ByteFile
+from weightport.formats._io import ByteFile, try_lock
 from weightport.formats._table import mask
 from weightport.formats._tensorproto import NUMBERS
 from weightport.formats._tf_variants import variants
@@ -383,38 +383,242 @@ def test_mode_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tensors", "what"),
+    ("tiles", "what"),
     [
-        ({"v": [np.zeros((2, 2), np.float32)]}, r"v.: 2 rows of values for the shape \[3, 2\]"),
-        ({"v": [np.zeros((2, 2), np.float32)] * 2}, r"values of float32\[2, 2\] for float32\[3, 2\]"),
-        ({"v": []}, r"0 rows of values"),
-        ({"v": [np.zeros((3, 1), np.float32)]}, r"values of float32\[3, 1\] for float32\[3, 2\]"),
-        ({"v": [np.zeros((3, 2), np.float64)]}, r"values of float64\[3, 2\] for float32\[3, 2\]"),
+        ([np.zeros((2, 2), np.float32)], "2 rows of values for the shape [3, 2]"),
+        ([np.zeros((2, 2), np.float32)] * 2, "values of float32[2, 2] for float32[3, 2]"),
+        ([], "0 rows of values for the shape [3, 2]"),
+        ([np.zeros((3, 1), np.float32)], "values of float32[3, 1] for float32[3, 2]"),
+        ([np.zeros((3, 2), np.float64)], "values of float64[3, 2] for float32[3, 2]"),
+        ([np.zeros(3, np.float32)], "values of float32[3] for float32[3, 2]"),
     ],
 )
-def test_wrong_tiles_change_nothing(tmp_path: Path, tensors: dict[str, list[np.ndarray]], what: str) -> None:
+def test_wrong_tiles_change_nothing(tmp_path: Path, tiles: list[np.ndarray], what: str) -> None:
     path = str(tmp_path / "c")
     save(path, {"old": np.zeros(2)})
     before = {f: (tmp_path / f).read_bytes() for f in os.listdir(tmp_path)}
-    with pytest.raises(Error, match=what):
-        tf_bundle_write.write(path, {"v": TensorSpec.of("float32", (3, 2))}, lambda name: iter(tensors[name]))
+    with says(Error, f"{path}: tensor 'v': {what}"):
+        tf_bundle_write.write(path, {"v": TensorSpec.of("float32", (3, 2))}, lambda _: iter(tiles))
     assert {f: (tmp_path / f).read_bytes() for f in os.listdir(tmp_path)} == before
+
+
+def test_wrong_scalars(tmp_path: Path) -> None:
+    one = np.float32(1)
+    for tiles, what in (
+        ([], "0 rows of values for the shape []"),
+        ([one, one], "values of float32[] for float32[]"),
+        ([np.float32([1])], "values of float32[1] for float32[]"),
+    ):
+        with says(Error, f"{tmp_path / 'c'}: tensor 'v': {what}"):
+            tf_bundle_write.write(str(tmp_path / "c"), {"v": TensorSpec.of("float32", ())}, lambda _, t=tiles: iter(t))
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
     def none(name: str) -> Iterator[np.ndarray]:
         raise AssertionError(name)
 
-    for name in ("", "\0a", "\udc80"):
-        with pytest.raises(Error, match="name"):
-            tf_bundle_write.write(str(tmp_path / "c"), {name: TensorSpec.of("float32", ())}, none)
-    with pytest.raises(Error, match=r"tensor 'v': a checkpoint cannot hold the dtype datetime64\[s\]"):
-        tf_bundle_write.write(str(tmp_path / "c"), {"v": TensorSpec.of(np.dtype("M8[s]"), ())}, none)
-    with pytest.raises(Error, match="cannot be written: no folder"):
-        tf_bundle_write.write(str(tmp_path / "no" / "c"), {}, none)
-    with pytest.raises(Error, match="int where a string was expected"):
+    def write(spec: TensorSpec, name: str = "v", to: str = "c") -> None:
+        tf_bundle_write.write(str(tmp_path / to), {name: spec}, none)
+
+    scalar = TensorSpec.of("float32", ())
+    for name in ("", "\0a"):
+        with says(Error, f"{tmp_path / 'c'}: tensor {name!r}: a checkpoint cannot hold a tensor of this name"):
+            write(scalar, name)
+    with says(Error, f"{tmp_path / 'c'}: tensor '\\udc80': the name is no valid text"):
+        write(scalar, "\udc80")
+    with says(Error, f"{tmp_path / 'c'}: tensor 'v': a checkpoint cannot hold the dtype datetime64[s]"):
+        write(TensorSpec.of(np.dtype("M8[s]"), ()))
+    with says(Error, f"{tmp_path / 'no' / 'c'}: cannot be written: no folder '{tmp_path / 'no'}'"):
+        write(scalar, to="no/c.index")
+    with says(Error, f"{tmp_path / 'c'}: tensor 'v': int where a string was expected"):
         save(str(tmp_path / "c"), {"v": np.array([1], object)})
     assert os.listdir(tmp_path) == []
+
+
+def test_into_the_folder_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for n in range(2):
+        save("c", {"v": np.float32([n])})
+        same(tf_bundle.open_source("c").read("v"), np.float32([n]))
+    assert sorted(os.listdir()) == ["c.data-00001-of-00002", "c.index"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in os.listdir(folder)}
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_rename_that_fails(tmp_path: Path, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two shards and the index, at each: the old checkpoint stays, and nothing is left over."""
+    path, count, plain = str(tmp_path / "c"), 0, os.replace
+    save(path, {"v": np.zeros(2), "w": np.zeros(2)}, shard_size=16)
+    before = contents(tmp_path)
+
+    def failing(source: str, target: str) -> None:
+        nonlocal count
+        count += 1
+        if count == step:
+            raise OSError(5, "Input/output error")
+        plain(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with says(Error, f"{path}: cannot be written: Input/output error"):
+        save(path, {"v": np.ones(2), "w": np.ones(2)}, shard_size=16)
+    assert contents(tmp_path) == before
+    assert count == step
+
+
+def test_an_error_without_a_system_s_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no(*_: object) -> None:
+        raise OSError("of its own making")
+
+    monkeypatch.setattr(os, "fsync", no)
+    with says(Error, f"{tmp_path / 'c'}: cannot be written: of its own making"):
+        save(str(tmp_path / "c"), {"v": np.ones(2)})
+    assert os.listdir(tmp_path) == []
+
+
+def test_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data and index are durable before they get their names, the index gets its name last, old data goes after."""
+    path = str(tmp_path / "c")
+    save(path, {"v": np.zeros(2), "w": np.zeros(2)}, shard_size=16)
+    done: list[str] = []
+
+    def kind(name: str) -> str:
+        return "index" if name.endswith(".index") else "data" if ".data-" in name else "temporary"
+
+    def fsync(fd: int) -> None:
+        done.append("sync folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "sync file")
+
+    replace, unlink = os.replace, os.unlink
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"rename {kind(b)}"), replace(a, b)))
+    monkeypatch.setattr(os, "unlink", lambda a, **k: (done.append(f"remove {kind(a)}"), unlink(a, **k)))
+    save(path, {"v": np.ones(2), "w": np.ones(2)}, shard_size=16)
+    assert [d for d in done if d != "remove temporary"] == [
+        "sync file", "sync file", "sync file",
+        "rename data", "rename data", "sync folder",
+        "rename index", "sync folder",
+        "remove data", "remove data",
+    ]  # fmt: skip
+
+
+def test_new_files_have_the_mode_that_the_umask_says(tmp_path: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        save(str(tmp_path / "c"), {"v": np.zeros(2)})
+    finally:
+        assert os.umask(umask) == 0o027
+    assert {name: stat.S_IMODE((tmp_path / name).stat().st_mode) for name in os.listdir(tmp_path)} == {
+        "c.index": 0o640,
+        "c.data-00000-of-00001": 0o640,
+    }
+
+
+def test_what_killed_writers_left(tmp_path: Path) -> None:
+    """It is removed by the next, unless somebody holds a lock of its index; the files of others stay."""
+    mine = [".c.bundle-abc.weightport-tmp", ".c.bundle-abc.00000.weightport-tmp", ".c.bundle-xyz.00012.weightport-tmp"]
+    held = [".c.bundle-held.weightport-tmp", ".c.bundle-held.00000.weightport-tmp"]
+    other = [
+        ".d.bundle-abc.weightport-tmp",
+        ".c.bundle-a-c.weightport-tmp",
+        ".c.bundle-abc.0.weightport-tmp",
+        "c.data-1-of-2",
+    ]
+    for name in (*mine, *held, *other):
+        (tmp_path / name).write_bytes(b"")
+    with open(tmp_path / held[0], "rb") as handle:
+        assert try_lock(handle.fileno())
+        save(str(tmp_path / "c"), {"v": np.zeros(2)})
+        assert sorted(os.listdir(tmp_path)) == sorted([*held, *other, "c.index", "c.data-00000-of-00001"])
+    save(str(tmp_path / "c"), {"v": np.zeros(2)})
+    assert sorted(os.listdir(tmp_path)) == sorted([*other, "c.index", "c.data-00001-of-00002"])
+
+
+def test_a_writer_at_work_is_seen(tmp_path: Path) -> None:
+    seen = []
+
+    def tiles(_: str) -> Iterator[np.ndarray]:
+        temporary = [n for n in os.listdir(tmp_path) if n.startswith(".c.bundle-") and n.count(".") == 3]
+        with open(tmp_path / temporary[0], "rb") as handle:
+            seen.append(try_lock(handle.fileno()))
+        yield np.zeros(2)
+
+    tf_bundle_write.write(str(tmp_path / "c"), {"v": TensorSpec.of("float64", (2,))}, tiles)
+    assert seen == [False]
+
+
+def test_names_that_are_taken_are_passed_over(tmp_path: Path) -> None:
+    path = str(tmp_path / "c")
+    save(path, {"v": np.zeros(2)})
+    (tmp_path / "c.data-00001-of-00002").write_bytes(b"")
+    (tmp_path / "c.data-00002-of-00003").symlink_to("nowhere")
+    save(path, {"v": np.ones(2)})
+    assert sorted(os.listdir(tmp_path)) == ["c.data-00003-of-00004", "c.index"]
+    same(tf_bundle.open_source(path).read("v"), np.ones(2))
+
+
+def test_what_is_carried_over_passes_in_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = np.arange(60, dtype=np.float32).reshape(10, 6)
+    save(str(tmp_path / "c"), {"v": value, "s": np.float32(1)})
+    with tf_bundle.open_source(str(tmp_path / "c")) as source:
+        for spooled, rows in ((240, [10]), (239, [9, 1]), (72, [3, 3, 3, 1]), (1, [1] * 10)):
+            monkeypatch.setattr(tf_bundle_write, "_SPOOLED", spooled)
+            tiles = list(tf_bundle_write.tiles_of(source, "v", source.specs()["v"]))
+            assert [len(tile) for tile in tiles] == rows
+            same(np.concatenate(tiles), value)
+            (scalar,) = tf_bundle_write.tiles_of(source, "s", source.specs()["s"])
+            assert scalar.shape == ()
+
+
+# Adopted ------------------------------------------------------------------------------------------------------------
+
+
+def adopt(source: str, path: str, names: list[str], *, link: bool = True) -> None:
+    with tf_bundle.open_source(source) as opened:
+        extents = {name: opened.extent(name) for name in names}
+        specs = {name: opened.specs()[name] for name in names}
+    assert all(extents.values())
+    tf_bundle_write.adopt(path, specs, {n: e for n, e in extents.items() if e is not None}, link=link)
+
+
+def test_several_shards_are_adopted(tmp_path: Path) -> None:
+    values = {"v": np.float32([1, 2]), "w": np.float32([3, 4]), "x": np.float32([5, 6])}
+    save(str(tmp_path / "a"), values, shard_size=8)
+    adopt(str(tmp_path / "a"), str(tmp_path / "b.index"), ["x", "w"])
+    assert sorted(n for n in os.listdir(tmp_path) if not n.startswith("a")) == [
+        "b.data-00000-of-00002",
+        "b.data-00001-of-00002",
+        "b.index",
+    ]
+    assert os.path.samefile(tmp_path / "b.data-00000-of-00002", tmp_path / "a.data-00002-of-00003")
+    with tf_bundle.open_source(str(tmp_path / "b")) as source:
+        assert list(source.specs()) == ["w", "x"]
+        for name in ("w", "x"):
+            same(source.read(name), values[name])
+
+
+def test_clones_are_asked_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    asked = []
+
+    def ioctl(target: int, request: int, source: int) -> None:
+        asked.append(request)
+        os.write(target, os.pread(source, 99, 0))
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    monkeypatch.setattr(sys, "platform", "linux")
+    save(str(tmp_path / "a"), {"v": np.float32([1, 2])})
+    adopt(str(tmp_path / "a"), str(tmp_path / "b"), ["v"], link=False)
+    assert asked == [0x40049409]
+    same(tf_bundle.open_source(str(tmp_path / "b")).read("v"), np.float32([1, 2]))
+    assert not os.path.samefile(tmp_path / "b.data-00000-of-00001", tmp_path / "a.data-00000-of-00001")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(OSError, match=r"^\[Errno 95\] no clones on this system$"):
+        adopt(str(tmp_path / "a"), str(tmp_path / "c"), ["v"], link=False)
+    assert len(os.listdir(tmp_path)) == 4
 
 
 def test_strings_of_any_kind(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class ByteFile:
         self.path = os.fspath(path)
         try:
             # O_NONBLOCK: opening a FIFO must not hang; it is refused below.
-            self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
+            self._fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise FormatError(self.path, f"cannot be opened: {error.strerror}") from None
         except ValueError:  # a lone surrogate, or a NUL: what a file says of another's name may have either
@@ -57,7 +57,6 @@ class ByteFile:
         info = os.fstat(self._fd)
         if not stat.S_ISREG(info.st_mode):
             os.close(self._fd)
-            self._fd = -1
             raise FormatError(self.path, "is not a regular file")
         self.size = info.st_size
 

@@ -65,7 +65,7 @@ class Shards:
         Raises:
             OSError: the file system cannot do that.
         """
-        if self._open is not None and not self._open.tell():  # the first one, which is not needed
+        if self._open is not None:  # the empty first one, which is not needed
             self._open.close()
             self._open = None
             os.unlink(self.paths.pop())
@@ -110,12 +110,10 @@ def cloned(source: int, target: int) -> None:
     Raises:
         OSError: the file system cannot do that, or they lie on two.
     """
-    try:
-        import fcntl
-    except ImportError:
-        raise OSError(errno.ENOTSUP, "no clones on this system") from None
     if not sys.platform.startswith("linux"):
         raise OSError(errno.ENOTSUP, "no clones on this system")
+    import fcntl  # only where something is written
+
     fcntl.ioctl(target, _FICLONE, source)
 
 
