@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.formats.test_table import build
+from tests.formats.test_table import build, raw_table
 from tests.formats.test_tf_bundle import (
     bytes_field,
     cut_points,
@@ -23,7 +24,7 @@ from tests.formats.test_tf_bundle import (
     shapes,
     slice_proto,
 )
-from tests.support import fixture, need
+from tests.support import fixture, need, says
 from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
 from weightport.formats import _slices, tf_v1
 from weightport.formats._io import ByteFile
@@ -202,11 +203,12 @@ def test_slices_over_shards(tmp_path: Path) -> None:
         same(source.read("v"), value)
         same(source.read("v", (slice(1, 3), slice(0, 2))), value[1:3, 0:2].copy())
     (tmp_path / "m.ckpt-00001-of-00002").unlink()
-    with pytest.raises(FormatError, match=r"1 of 2 shards missing: .*m\.ckpt-00001-of-00002'"):
+    with says(FormatError, f"{tmp_path}/m.ckpt: 1 of 2 shards missing: '{tmp_path}/m.ckpt-00001-of-00002'"):
         tf_v1.open_source(str(tmp_path / "m.ckpt"))
     (tmp_path / "m.ckpt-00001-of-00002").write_bytes(table({"v": (3, (4, 3), {halves[1]: b""})}))
     source = tf_v1.open_source(str(tmp_path / "m.ckpt"))
-    with pytest.raises(FormatError, match=r"dtype 1 of shape \[4, 3\] in one shard, dtype 3 of shape \[4, 3\] in"):
+    what = "dtype 1 of shape [4, 3] in one shard, dtype 3 of shape [4, 3] in another"
+    with says(FormatError, f"{tmp_path / 'm.ckpt'}: tensor 'v': {what}"):
         source.read("v")
 
 
@@ -221,22 +223,29 @@ def test_missing_shard_of_a_fixture(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensors", "what"),
     [
-        (one(1, (1 << 31, 1 << 31), b""), "tensor bytes"),
-        (one(1, (1 << 20, 1 << 20), bytes_field(5, b"\0\0\x80?")), "a repeated value of"),
-        (one(1, (-1,), b""), "negative dimension"),
-        (one(99, (2,), b""), "unknown dtype number 99"),
-        (one(20, (), b""), "a resource handle has no values"),
-        (one(1, (2,), b"\x08\3"), "dtype number 3, expected 1"),
-        (one(1, (2,), bytes_field(5, b"123")), "no whole number"),
-        (one(1, (2,), bytes_field(5, bytes(12))), "3 values for 2 elements"),
-        (one(3, (2,), bytes_field(7, b"\xff" * 12)), "malformed varint"),
-        ({"v": (1, (4,), {((0, 2),): b""})}, "they leave gaps"),
-        ({"v": (1, (4,), {((0, 2),): b"", ((1, 2),): b""})}, "its slices overlap"),
-        ({"v": (1, (4,), {((0, 2), (0, 1)): b""})}, "a slice of 2 axes"),
-        ({"v": (1, (4,), {})}, "they leave gaps"),
+        (
+            one(1, (1 << 31, 1 << 31), b""),
+            ": tensor bytes: 18,446,744,073,709,551,616 asked for, at most 70,368,744,177,664 allowed",
+        ),
+        (
+            one(1, (1 << 20, 1 << 18), bytes_field(5, b"\0\0\x80?")),
+            ": a repeated value of 1,099,511,627,776 bytes, at most 2,147,483,648 allowed",
+        ),
+        (one(1, (-1,), b""), ": negative dimension in shape [-1]"),
+        (one(99, (2,), b""), ": unknown dtype number 99"),
+        (one(20, (), b""), ": a resource handle has no values to read"),
+        (one(121, (), b""), ": a variant has no values to read"),
+        (one(1, (2,), b"\x08\3"), " at byte 101: dtype number 3, expected 1"),
+        (one(1, (2,), bytes_field(5, b"123")), " at byte 101: 3 bytes of typed values are no whole number of float32"),
+        (one(1, (2,), bytes_field(5, bytes(12))), " at byte 101: 3 values for 2 elements"),
+        (one(3, (2,), bytes_field(7, b"\xff" * 12)), " at byte 103: malformed varint"),
+        ({"v": (1, (4,), {((0, 2),): b""})}, ": its 1 slices do not tile the shape [4]: they leave gaps"),
+        ({"v": (1, (4,), {((0, 2),): b"", ((1, 2),): b""})}, ": its slices overlap in the shape [4]"),
+        ({"v": (1, (4,), {((0, 2), (0, 1)): b""})}, ": a slice of 2 axes of the shape [4]"),
+        ({"v": (1, (4,), {})}, ": its 0 slices do not tile the shape [4]: they leave gaps"),
         (
             {"v": (1, (1 << 30,), {((0, 1 << 29),): b"", ((1 << 29, 1 << 29),): b""})},
-            "repeated values of 4,294,967,296 bytes",
+            ": repeated values of 4,294,967,296 bytes, at most 2,147,483,648 allowed",
         ),
     ],
     ids=itertools.count(),
@@ -246,7 +255,7 @@ def test_hostile(tmp_path: Path, tensors: dict[str, Tensor], what: str) -> None:
     (tmp_path / "c").write_bytes(table({**tensors, "good": good}))
     with tf_v1.open_source(str(tmp_path / "c")) as source:
         same(source.read("good"), np.zeros(2, np.float32))
-        with pytest.raises(FormatError, match=what):
+        with says(BudgetExceeded if " allowed" in what else FormatError, f"{tmp_path / 'c'}: tensor 'v'{what}"):
             source.read("v")
 
 
@@ -256,11 +265,11 @@ def test_slice_without_data(tmp_path: Path) -> None:
     )
     items = {b"": bytes_field(1, bytes_field(1, head))}
     (tmp_path / "c").write_bytes(build(items))
-    with pytest.raises(FormatError, match=r"the data of slice \[\(0, -1\)\] is not there"):
+    with says(FormatError, f"{tmp_path / 'c'}: tensor 'v': the data of slice [(0, -1)] is not there"):
         tf_v1.open_source(str(tmp_path / "c")).read("v")
     items[_slices.slice_key(b"v", ((0, -1),))] = bytes_field(2, bytes_field(1, b"v"))
     (tmp_path / "c").write_bytes(build(items))
-    with pytest.raises(FormatError, match=r"slice \[\(0, -1\)\] holds no data"):
+    with says(FormatError, f"{tmp_path / 'c'}: tensor 'v' at byte 0: slice [(0, -1)] holds no data"):
         tf_v1.open_source(str(tmp_path / "c")).read("v")
 
 
@@ -301,7 +310,137 @@ def test_names_and_closing(tmp_path: Path) -> None:
 
 
 def test_a_table_that_is_no_checkpoint(tmp_path: Path) -> None:
-    for items in ({}, {b"a": b"b"}, {b"": b""}, {b"": b"\x0a\x7f"}):
-        (tmp_path / "c").write_bytes(build(items))
-        with pytest.raises(FormatError):
+    none = ": no list of tensors: this is a table, but no V1 checkpoint"
+    for data, what in (
+        (raw_table([]), ": an empty table, no V1 checkpoint"),
+        (build({}), none),
+        (build({b"a": b"b"}), none),
+        (build({b"": b""}), none),
+        (build({b"": number_field(1, 5) + bytes_field(2, b"x")}), none),
+        (build({b"": b"\x0a\x7f"}), " at byte 0: a field of 127 bytes in 0 that are left"),
+    ):
+        (tmp_path / "c").write_bytes(data)
+        before = len(os.listdir("/dev/fd"))
+        with says(FormatError, f"{tmp_path / 'c'}{what}"):
             tf_v1.V1Source(str(tmp_path / "c"), [str(tmp_path / "c")])
+        assert len(os.listdir("/dev/fd")) == before, "the file is closed again"
+
+
+def test_a_path_that_leads_elsewhere(tmp_path: Path) -> None:
+    path = fixture("d_checkpoints/sharded").path("checkpoint_v2")
+    with says(FormatError, f"{path}: is no V1 checkpoint but a V2 checkpoint"):
+        tf_v1.open_source(path)
+    assert not tf_v1.sniff(path)
+    assert not tf_v1.sniff(str(tmp_path / "none"))
+    (tmp_path / "c").write_bytes(table(one(1, (2,), b"")))
+    assert tf_v1.sniff(str(tmp_path / "c"))
+
+
+def test_what_the_specs_say(tmp_path: Path) -> None:
+    """A reference type is the type that it refers to; what has no values has no bytes; texts have those in the file."""
+    tensors = {
+        "a": one(101, (2,), b"")["v"],
+        "h": one(20, (3,), b"")["v"],
+        "t": one(7, (2,), bytes_field(8, b"text"))["v"],
+        "a/Momentum": one(1, (2,), b"")["v"],
+        "b/Momentum": one(1, (2,), b"")["v"],
+    }
+    (tmp_path / "c").write_bytes(table(tensors))
+    with tf_v1.open_source(str(tmp_path / "c")) as source:
+        specs = source.specs()
+        assert {n: (s.dtype.name, s.shape, s.nbytes, s.role) for n, s in specs.items()} == {
+            "a": ("float32", (2,), 8, "weight"),
+            "h": ("object", (3,), 0, "weight"),
+            # The whole item: the name, its slice, and the text with the headers of their fields.
+            "t": ("object", (2,), 17, "weight"),
+            "a/Momentum": ("float32", (2,), 8, "slot"),
+            "b/Momentum": ("float32", (2,), 8, "weight"),
+        }
+        assert source.checksum("a") == "crc32c"
+        assert source.path == str(tmp_path / "c")
+
+
+def test_heads_that_hold_more_than_is_known(tmp_path: Path) -> None:
+    """Unknown fields are passed over, and known ones of another type; a shape in pieces is one."""
+    head = bytes_field(1, b"v") + number_field(2, 1) + bytes_field(3, b"x") + number_field(4, 1) + bytes_field(9, b"x")
+    head += bytes_field(2, shape_proto((2,))) + bytes_field(2, shape_proto((1,))) + number_field(3, 1)
+    meta = number_field(1, 7) + bytes_field(2, b"x") + bytes_field(1, head + bytes_field(4, slice_proto(whole((2, 1)))))
+    data = number_field(2, 1) + bytes_field(2, number_field(3, 1) + bytes_field(1, b"v") + bytes_field(3, b""))
+    items = {
+        b"": number_field(1, 1) + bytes_field(2, b"x") + bytes_field(1, meta),
+        _slices.slice_key(b"v", whole((2, 1))): data,
+    }
+    (tmp_path / "c").write_bytes(build(items))
+    with tf_v1.V1Source(str(tmp_path / "c"), [str(tmp_path / "c")]) as source:
+        same(source.read("v"), np.zeros((2, 1), np.float32))
+
+
+def test_the_slices_of_a_tensor_may_have_heads_of_their_own(tmp_path: Path) -> None:
+    one_head = bytes_field(1, b"v") + bytes_field(2, shape_proto((2,))) + number_field(3, 1)
+    cuts: list[_slices.Slice] = [((0, 1),), ((1, 1),)]
+    meta = b"".join(bytes_field(1, one_head + bytes_field(4, slice_proto(cut))) for cut in cuts)
+    items = {b"": bytes_field(1, meta)}
+    for n, cut in enumerate(cuts):
+        proto = bytes_field(5, struct.pack("<f", n))
+        items[_slices.slice_key(b"v", cut)] = bytes_field(2, bytes_field(3, proto))
+    (tmp_path / "c").write_bytes(build(items))
+    same(tf_v1.open_source(str(tmp_path / "c")).read("v"), np.float32([0, 1]))
+
+
+def test_a_block_that_is_read_later_is_verified_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {f"v{n}": one(1, (3,), bytes_field(5, struct.pack("<3f", n, n, n)))["v"] for n in range(3)}
+    data = bytearray(table(tensors, block_size=1))
+    data[data.index(struct.pack("<3f", 1, 1, 1))] ^= 1
+    (tmp_path / "c").write_bytes(data)
+    with tf_v1.open_source(str(tmp_path / "c")) as source:
+        same(source.read("v0"), np.float32([0, 0, 0]))
+        same(source.read("v2"), np.float32([2, 2, 2]))
+        with pytest.raises(FormatError, match=r"c at byte \d+: corrupt: the checksum of a block does not match$"):
+            source.read("v1")
+    # The list of tensors is verified when the file is opened, if its block is small; else when the first is read.
+    data = bytearray(table(tensors))
+    data[data.index(struct.pack("<3f", 1, 1, 1))] ^= 1
+    (tmp_path / "c").write_bytes(data)
+    what = f"{tmp_path / 'c'} at byte 0: corrupt: the checksum of a block does not match"
+    size = int(tf_v1.Table(ByteFile(tmp_path / "c"), Budget()).block(0).handle.size)
+    monkeypatch.setattr(tf_v1, "_VERIFY_AT_OPEN", size)
+    with says(FormatError, what):
+        tf_v1.open_source(str(tmp_path / "c"))
+    monkeypatch.setattr(tf_v1, "_VERIFY_AT_OPEN", size - 1)
+    with tf_v1.open_source(str(tmp_path / "c")) as source, says(FormatError, what):
+        source.read("v0")
+
+
+def test_few_blocks_are_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that were compressed; what lies in the file as it is costs nothing."""
+    loaded = []
+    plain = tf_v1.Table.block
+
+    def counted(self: tf_v1.Table, number: int) -> tf_v1.Block:
+        loaded.append(number)
+        return plain(self, number)
+
+    monkeypatch.setattr(tf_v1.Table, "block", counted)
+    value = bytes_field(5, bytes(4000))
+    tensors = {f"v{n}": one(1, (1000,), value)["v"] for n in range(7)}
+    for compress in (True, False):
+        (tmp_path / "c").write_bytes(table(tensors, block_size=1, compress=compress))
+        with tf_v1.open_source(str(tmp_path / "c")) as source:
+            loaded.clear()
+            for name in ("v0", "v1", "v2", "v3", "v3", "v0", "v1", "v4", "v1", "v0"):
+                source.read(name)
+            # The first goes for the fifth, and the second for the first.
+            assert loaded == ([1, 2, 3, 4, 5, 1] if compress else [1, 2, 3, 4, 5])
+
+
+def test_the_head_counts_against_the_budget(tmp_path: Path) -> None:
+    (tmp_path / "c").write_bytes(table(one(1, (2,), b"")))
+    with ByteFile(tmp_path / "c") as file:
+        first = tf_v1.Table(file, Budget()).block(0)
+        (_, _, head), *_ = first.places()
+        index = file.size - 48 - 5 - (first.handle.size + 5 + 8 + 5)
+    budget = index + head
+    tf_v1.open_source(str(tmp_path / "c"), budget=Budget(header_bytes=budget)).close()
+    what = f"header bytes: {budget:,} asked for, at most {budget - 1:,} allowed"
+    with says(BudgetExceeded, f"{tmp_path / 'c'}: {what}"):
+        tf_v1.open_source(str(tmp_path / "c"), budget=Budget(header_bytes=budget - 1))
