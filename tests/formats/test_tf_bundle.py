@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -15,13 +16,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support import fixture, need
+from tests.support import fixture, need, says
 from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
 from weightport.formats import _slices, tf_bundle, tf_bundle_write
 from weightport.formats._io import ByteFile
 from weightport.formats._table import TableWriter, mask, put_varint
 from weightport.formats._tensorproto import NUMBERS
-from weightport.tensors import Budget, TensorSpec, dtype_named
+from weightport.tensors import Budget, Checksum, Extent, TensorSpec, dtype_named
 
 FLOAT = 1
 
@@ -266,47 +267,56 @@ def part_entries(shape: tuple[int, ...], cuts: tuple[_slices.Slice, ...]) -> tup
 @pytest.mark.parametrize(
     ("shape", "cuts", "what"),
     [
-        ((4,), (((0, 2),),), r"its 1 slices do not tile the shape \[4\]: they leave gaps"),
-        ((4,), (((0, 3),), ((2, 2),)), r"its 2 slices do not tile the shape \[4\]: they overlap"),
-        ((4,), (((0, 2),), ((1, 2),)), r"its slices overlap in the shape \[4\]"),
-        ((4,), (((0, 2),), ((0, 2),)), r"its slices overlap in the shape \[4\]"),
-        ((4,), (((0, 2),), ((2, 3),)), r"a slice reaches outside the shape \[4\]"),
-        ((4,), (((-1, 2),), ((2, 3),)), r"a slice reaches outside the shape \[4\]"),
-        ((4,), (((2, -1),),), r"a slice reaches outside the shape \[4\]"),
-        ((4,), (((0, 2), (0, 1)),), r"a slice of 2 axes of the shape \[4\]"),
-        ((1 << 40, 1 << 40), (((0, 2), (0, 2)),), "tensor bytes"),
-        ((1 << 30,), (((0, 2),),), "leave gaps"),
+        ((4,), (((0, 2),),), "its 1 slices do not tile the shape [4]: they leave gaps"),
+        ((4,), (((0, 3),), ((2, 2),)), "its 2 slices do not tile the shape [4]: they overlap"),
+        ((4,), (((0, 2),), ((1, 2),)), "its slices overlap in the shape [4]"),
+        ((4,), (((-1, 2),), ((2, 3),)), "a slice reaches outside the shape [4]"),
+        ((4,), (((0, 2), (0, 1)),), "a slice of 2 axes of the shape [4]"),
+        ((1 << 30,), (((0, 2),),), "its 1 slices do not tile the shape [1073741824]: they leave gaps"),
     ],
     ids=itertools.count(),
 )
 def test_slices_that_do_not_tile(
     tmp_path: Path, shape: tuple[int, ...], cuts: tuple[_slices.Slice, ...], what: str
 ) -> None:
-    source = tf_bundle.open_source(bundle(tmp_path, *part_entries(shape, cuts)))
-    with pytest.raises(FormatError, match=what):
+    with (
+        tf_bundle.open_source(bundle(tmp_path, *part_entries(shape, cuts))) as source,
+        says(FormatError, f"{tmp_path / 'c.index'}: tensor 'v': {what}"),
+    ):
         source.read("v")
 
 
 def test_slices_that_lie(tmp_path: Path) -> None:
     cuts = (((0, 2),), ((2, 2),))
+    index = f"{tmp_path / 'c.index'}: tensor 'v'"
     entries, data = part_entries((4,), cuts)
     del entries[_slices.slice_key(b"v", cuts[1])]
-    with pytest.raises(FormatError, match=r"the data of slice \[\(2, 2\)\] is not there"):
+    with says(FormatError, f"{index}: the data of slice [(2, 2)] is not there"):
         tf_bundle.open_source(bundle(tmp_path, entries, data)).read("v")
     entries, data = part_entries((4,), cuts)
     entries[_slices.slice_key(b"v", cuts[1])] = entry((3,), size=12)
-    with pytest.raises(FormatError, match=r"a slice is float32\[3\], expected float32\[2\]"):
+    with says(FormatError, f"{index}: a slice is float32[3], expected float32[2]"):
+        tf_bundle.open_source(bundle(tmp_path, entries, data)).read("v")
+    entries[_slices.slice_key(b"v", cuts[1])] = entry((2,), size=8, dtype=3)
+    with says(FormatError, f"{index}: a slice is int32[2], expected float32[2]"):
         tf_bundle.open_source(bundle(tmp_path, entries, data)).read("v")
     entries[_slices.slice_key(b"v", cuts[1])] = entry((4,), slices=cuts)
-    with pytest.raises(FormatError, match="is sliced itself"):
+    with says(FormatError, f"{index}: slice [(2, 2)] is sliced itself"):
         tf_bundle.open_source(bundle(tmp_path, entries, data)).read("v")
+    entries[_slices.slice_key(b"v", cuts[1])] = entry((2,), size=8, offset=9)
+    with says(
+        FormatError,
+        f"{tmp_path / 'c.data-00000-of-00001'}: tensor 'v' at byte 9: truncated or corrupt: bytes 9..17 asked for, "
+        "the file has 16",
+    ):
+        tf_bundle.open_source(bundle(tmp_path, entries, data)).read("v", (slice(0, 1),))
     # Many slices of the same bytes would make much of little.
     cuts = tuple(((n * 1000, 1000),) for n in range(1000))
     entries = {b"v": entry((1_000_000,), slices=cuts)}
     for cut in cuts:
         entries[_slices.slice_key(b"v", cut)] = entry((1000,), size=4000)
     source = tf_bundle.open_source(bundle(tmp_path, entries, bytes(4000)))
-    with pytest.raises(FormatError, match="its slices claim more bytes than their shards have"):
+    with says(FormatError, f"{index}: its slices claim more bytes than their shards have"):
         source.read("v")
     cuts = tuple(((n, 1),) for n in range(20_001))
     source = tf_bundle.open_source(bundle(tmp_path, {**entries, b"v": entry((20_001,), slices=cuts)}))
@@ -412,57 +422,283 @@ def test_big_endian(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "what"),
     [
-        (None, "no header"),
-        (b"", "corrupt header: 0 data shards, endianness 0"),
-        (number_field(1, -1), "corrupt header: -1 data shards"),
-        (number_field(1, 1) + number_field(2, 5), "endianness 5"),
-        (number_field(1, 1) + bytes_field(3, number_field(2, 2)), "written for readers of version 2, this one knows 1"),
-        (bytes_field(1, b"x"), "this is a V1 checkpoint"),
-        (b"\x0b", "unknown wire type"),
+        (None, ": no header: this is a table, but no V2 checkpoint's index"),
+        (b"", ": corrupt header: 0 data shards, endianness 0"),
+        (number_field(1, -1), ": corrupt header: -1 data shards, endianness 0"),
+        (number_field(1, 1) + number_field(2, 2), ": corrupt header: 1 data shards, endianness 2"),
+        (
+            number_field(1, 1) + bytes_field(3, number_field(2, 2)),
+            ": written for readers of version 2, this one knows 1",
+        ),
+        (bytes_field(1, b"x"), ": this is a V1 checkpoint, not the index of a V2 checkpoint"),
+        (b"\x0b", " at byte 0: unknown wire type 3"),
+        (number_field(1, 1) + bytes_field(3, b"\x0b"), " at byte 0: unknown wire type 3"),
     ],
     ids=itertools.count(),
 )
 def test_bad_headers(tmp_path: Path, header: bytes | None, what: str) -> None:
     bundle(tmp_path, {b"v": entry(())}, header=header)
-    with pytest.raises(FormatError, match=what):
+    with says(FormatError, f"{tmp_path / 'c.index'}{what}"):
         tf_bundle.BundleSource(str(tmp_path / "c"))
 
 
 @pytest.mark.parametrize(
-    ("data", "what"),
+    "header",
     [
-        (entry((1 << 31, 1 << 31), size=8), "tensor bytes"),
-        (entry((-1,), size=4), "negative dimension"),
-        (entry((1,) * 65, size=4), "rank"),
-        (entry((2,), size=4), r"4 bytes stored for float32\[2\], which needs 8"),
-        (entry((0, 1 << 62)), "no array can have the shape"),
-        (entry((1 << 20,), size=1 << 22), "truncated or corrupt: bytes 0..4194304 asked for, the file has 8"),
-        (entry((2,), size=8, offset=-8), "truncated or corrupt"),
-        (entry((2,), size=8, offset=1 << 62), "truncated or corrupt"),
-        (entry((2,), size=8, shard=1), "data shard 1 of 1"),
-        (entry((2,), size=8, shard=-1), "data shard -1 of 1"),
-        (entry((2,), size=8, dtype=99), "unknown dtype number 99"),
-        (entry((2,), size=8, dtype=0), "unknown dtype number 0"),
-        (entry((), size=8, dtype=20), "a resource handle has no values to read"),
-        (entry((), size=8, dtype=21), "a variant has no values to read"),
-        (entry((1 << 40,), size=8, dtype=7), "8 bytes for 1099511627776 strings"),
-        (entry((2,), size=8, dtype=7), "do not add up"),
-        (entry((2,), size=-8, dtype=7), r"bytes 0\.\.-8 asked for"),
-        (entry((2,), size=8, crc=1), "corrupt: the checksum"),
-        (b"\x12\x7f", "a field of 127 bytes in 0 that are left"),
-        (b"\x08" + b"\xff" * 11, "malformed varint"),
-        (b"\x3a\x05\x0a\x03\x08\xff\xff", "malformed varint|a field of"),
+        number_field(1, 1),
+        HEADER,
+        number_field(1, 1) + bytes_field(3, number_field(1, 9) + number_field(2, 1) + number_field(3, 9)),
+        number_field(1, 1) + bytes_field(3, bytes_field(2, b"x")) + bytes_field(2, b"x") + number_field(3, 5),
+        number_field(7, 5) + number_field(1, 1) + bytes_field(7, number_field(2, 9)) + b"\x0d\5\0\0\0",
     ],
     ids=itertools.count(),
 )
-def test_hostile_entries(tmp_path: Path, data: bytes, what: str) -> None:
+def test_headers_of_other_versions(tmp_path: Path, header: bytes) -> None:
+    data = bytearray()
+    path = bundle(tmp_path, {b"v": stored(np.float32([1, 2]), data)}, bytes(data), header=header)
+    same(tf_bundle.open_source(path).read("v"), np.float32([1, 2]))
+
+
+OUTSIDE = "truncated or corrupt: bytes"
+
+
+@pytest.mark.parametrize(
+    ("data", "where", "what"),
+    [
+        (
+            entry((1 << 31, 1 << 31), size=8),
+            ".index: tensor 'bad'",
+            "tensor bytes: 18,446,744,073,709,551,616 asked for, at most 70,368,744,177,664 allowed",
+        ),
+        (entry((-1,), size=4), ".index: tensor 'bad'", "negative dimension in shape [-1]"),
+        (entry((1,) * 65, size=4), ".index: tensor 'bad'", "rank: 65 asked for, at most 64 allowed"),
+        (entry((2,), size=4), ".index: tensor 'bad'", "4 bytes stored for float32[2], which needs 8"),
+        (
+            entry((0, 1 << 62)),
+            ".index: tensor 'bad'",
+            "no array can have the shape [0, 4611686018427387904]",
+        ),
+        (entry((1 << 20,), size=1 << 22), "0: tensor 'bad' at byte 0", f"{OUTSIDE} 0..4194304 asked for"),
+        (entry((2,), size=8, offset=-8), "0: tensor 'bad' at byte 0", f"{OUTSIDE} -8..0 asked for"),
+        (entry((2,), size=8, offset=1), "0: tensor 'bad' at byte 1", f"{OUTSIDE} 1..9 asked for"),
+        (
+            entry((2,), size=8, offset=1 << 62),
+            "0: tensor 'bad' at byte 8",
+            f"{OUTSIDE} 4611686018427387904..4611686018427387912 asked for",
+        ),
+        (entry((2,), size=-8, dtype=7), "0: tensor 'bad' at byte 0", f"{OUTSIDE} 0..-8 asked for"),
+        (entry((2,), size=8, shard=1), ".index: tensor 'bad'", "data shard 1 of 1"),
+        (entry((2,), size=8, shard=-1), ".index: tensor 'bad'", "data shard -1 of 1"),
+        (entry((2,), size=8, dtype=99), ".index: tensor 'bad'", "unknown dtype number 99"),
+        (entry((2,), size=8, dtype=0), ".index: tensor 'bad'", "unknown dtype number 0"),
+        (entry((), size=8, dtype=20), ": tensor 'bad'", "a resource handle has no values to read"),
+        (entry((), size=8, dtype=121), ": tensor 'bad'", "a variant has no values to read"),
+        (entry((1 << 40,), size=8, dtype=7), "0: tensor 'bad' at byte 0", "8 bytes for 1099511627776 strings"),
+        (entry((5,), size=8, dtype=7), "0: tensor 'bad' at byte 0", "8 bytes for 5 strings"),
+        (
+            entry((2,), size=8, dtype=7),
+            "0: tensor 'bad' at byte 0",
+            "corrupt: the lengths of the strings do not add up",
+        ),
+        (
+            entry((2,), size=8, crc=1),
+            "0: tensor 'bad' at byte 0",
+            f"corrupt: the checksum of its 8 bytes is {mask(crc32c.crc32c(b'12345678')):08x}, the index has 00000001",
+        ),
+        (b"\x12\x7f", ".index at byte 0", "a field of 127 bytes in 0 that are left"),
+        (b"\x08" + b"\xff" * 11, ".index at byte 1", "malformed varint"),
+        (b"\x3a\x05\x0a\x03\x08\xff\xff", ".index at byte 1", "malformed varint"),
+    ],
+    ids=itertools.count(),
+)
+def test_hostile_entries(tmp_path: Path, data: bytes, where: str, what: str) -> None:
     good = bytearray(b"12345678")
     entries = {b"bad": data, b"good": entry((2,), size=8, crc=mask(crc32c.crc32c(good)))}
+    place = f"{tmp_path / 'c'}{where.replace('0:', '.data-00000-of-00001:', 1)}"
+    if what.startswith(OUTSIDE):
+        what += ", the file has 8"
     with tf_bundle.open_source(bundle(tmp_path, entries, bytes(good))) as source:
         assert list(source.specs()) == ["bad", "good"]
         assert source.read("good").tobytes() == good
-        with pytest.raises(FormatError, match=what):
+        with says(BudgetExceeded if " allowed" in what else FormatError, f"{place}: {what}"):
             source.read("bad")
+
+
+def texts(*values: bytes) -> tuple[bytes, int]:
+    """How a tensor of texts is stored, and its checksum (masked)."""
+    crc = crc32c.crc32c(b"".join(len(v).to_bytes(4, "little") for v in values))
+    check = mask(crc).to_bytes(4, "little")
+    crc = crc32c.crc32c(b"".join(values), crc32c.crc32c(check, crc))
+    return b"".join(put_varint(len(v)) for v in values) + check + b"".join(values), mask(crc)
+
+
+@pytest.mark.parametrize(
+    ("at", "byte", "what"),
+    [
+        (None, 0, ""),
+        (0, 2, " at byte 3: corrupt: the lengths of the strings do not add up"),
+        (0, 0x81, " at byte 3: corrupt: the lengths of the strings do not add up"),
+        (2, 0, " at byte 5: corrupt: the checksum of the strings' lengths"),
+        (7, 0, " at byte 3: corrupt: the checksum of its 10 bytes is {}, the index has {}"),
+    ],
+)
+def test_texts(tmp_path: Path, at: int | None, byte: int, what: str) -> None:
+    raw, crc = texts(b"a", b"bcd")
+    data = bytearray(raw)
+    if at is not None:
+        data[at] = byte
+    entries = {b"t": entry((2,), dtype=7, offset=3, size=10, crc=crc)}
+    source = tf_bundle.open_source(bundle(tmp_path, entries, b"..." + data))
+    assert source.specs()["t"].nbytes == 10
+    assert source.extent("t") is None
+    if at is None:
+        assert source.read("t").tolist() == [b"a", b"bcd"]
+        assert source.read("t", (slice(1, 2),)).tolist() == [b"bcd"]
+        return
+    found = mask(crc32c.crc32c(data[2:], crc32c.crc32c(b"\1\0\0\0\3\0\0\0")))
+    what = what.format(f"{found:08x}", f"{crc:08x}")
+    with says(FormatError, f"{tmp_path / 'c.data-00000-of-00001'}: tensor 't'{what}"):
+        source.read("t")
+
+
+def test_the_lengths_of_texts_as_the_checksum_takes_them() -> None:
+    assert tf_bundle.string_lengths([1, (1 << 32) - 1, 1 << 32]).hex() == "01000000ffffffff0000000001000000"
+
+
+def test_texts_in_slices(tmp_path: Path) -> None:
+    cuts = (((0, 1),), ((1, 1),))
+    data, entries = b"", {b"t": entry((2,), dtype=7, slices=cuts)}
+    for cut, value in zip(cuts, (b"a", b"bcd"), strict=True):
+        raw, crc = texts(value)
+        entries[_slices.slice_key(b"t", cut)] = entry((1,), dtype=7, offset=len(data), size=len(raw), crc=crc)
+        data += raw
+    source = tf_bundle.open_source(bundle(tmp_path, entries, data))
+    assert source.specs()["t"].nbytes == 14
+    assert source.read("t").tolist() == [b"a", b"bcd"]
+    assert source.read("t", (slice(1, 2),)).tolist() == [b"bcd"]
+
+
+def test_entries_that_hold_more_than_is_known(tmp_path: Path) -> None:
+    """Unknown fields are passed over, and known ones of another type; a reference type is what it refers to."""
+    data = bytearray()
+    known = stored(np.float32([1, 2]), data)
+    more = bytes_field(1, b"x") + bytes_field(9, b"y") + number_field(2, 3) + number_field(6, 5) + b"\x3d\1\2\3\4"
+    halves = entry((), size=8, dtype=101)[:2] + bytes_field(2, shape_proto((2,))) + bytes_field(2, shape_proto((1,)))
+    entries = {b"v": more + known, b"w": halves + known[known.index(b"\x28") :]}
+    with tf_bundle.open_source(bundle(tmp_path, entries, bytes(data))) as source:
+        same(source.read("v"), np.float32([1, 2]))
+        assert source.specs()["w"].shape == (2, 1)
+        same(source.read("w"), np.float32([[1], [2]]))
+
+
+def test_many_shapes_are_not_all_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tf_bundle, "_MAX_SEEN", 2)
+    source = tf_bundle.open_source(bundle(tmp_path, {b"%d" % n: entry((n,), size=4 * n) for n in range(1, 6)}))
+    assert [spec.shape for spec in source.specs().values()] == [(n,) for n in range(1, 6)]
+    assert len(source._seen) == 2
+
+
+def test_where_tensors_lie(tmp_path: Path) -> None:
+    data = bytearray(b"...")
+    value = np.float32([1, 2, 3])
+    entries = {
+        b"v": stored(value, data),
+        b"empty": entry((0,)),
+        b"handle": entry((), size=1, dtype=20),
+        b"small": stored(np.array([1, 2], dtype_named("int4")), data),
+        b"bytes": stored(np.uint8([1, 2]), data),
+        b"long": entry((9,), size=36, offset=1),
+        b"cut": entry((2,), slices=(((0, 2),),)),
+    }
+    path = bundle(tmp_path, entries, bytes(data))
+    with tf_bundle.open_source(path) as source:
+        crc = crc32c.crc32c(value.tobytes())
+        assert source.extent("v") == Extent(f"{path}.data-00000-of-00001", 3, 12, Checksum("crc32c", crc, 3, 12))
+        assert [source.extent(n) for n in ("empty", "handle", "small", "cut")] == [None] * 4
+        assert source.checksum("v") == "crc32c"
+        what = f"{OUTSIDE} 1..37 asked for, the file has {len(data)}"
+        with says(FormatError, f"{path}.data-00000-of-00001: tensor 'long' at byte 1: {what}"):
+            source.extent("long")
+    with tf_bundle.open_source(bundle(tmp_path, entries, bytes(data), header=number_field(1, 1) + b"\x10\1")) as source:
+        assert source.extent("v") is None, "its bytes are in another order"
+        assert source.extent("bytes") is not None
+
+
+def test_what_is_stored_without_values(tmp_path: Path) -> None:
+    data = bytearray()
+    element = b"\2ab"
+    crc = crc32c.crc32c(b"\2" + bytes(7) + b"ab")
+    check = mask(crc).to_bytes(4, "little")
+    crc = mask(crc32c.crc32c(check, crc))
+    entries = {
+        b"state": entry((1,), dtype=21, size=7, crc=crc),
+        b"handle": entry((1,), dtype=20, size=7),
+        b"cut": entry((1,), dtype=21, slices=(((0, 1),),)),
+        b"v": entry((0,)),
+    }
+    data += element + check
+    path = bundle(tmp_path, entries, bytes(data))
+    with tf_bundle.open_source(path) as source:
+        specs = source.specs()
+        assert {n: (specs[n].nbytes, specs[n].role, specs[n].unread) for n in ("state", "handle", "v")} == {
+            "state": (7, "constant", "a variant, which has no values"),
+            "handle": (7, "constant", "a resource handle, which has no values"),
+            "v": (0, "weight", ""),
+        }
+        number, masked, chunks = source.stored("state")
+        assert (number, masked, b"".join(chunks)) == (21, crc, element + check)
+        for name in ("handle", "cut", "v"):
+            with says(FormatError, f"{path}.index: tensor {name!r}: is no variant, which could be carried over"):
+                source.stored(name)
+
+
+def test_two_names_that_read_alike(tmp_path: Path) -> None:
+    path = bundle(tmp_path, {b"\xff": entry((0,)), rb"\xff": entry((0,))})
+    with says(FormatError, f"{path}.index: two tensors have the same name"):
+        tf_bundle.open_source(path).specs()
+
+
+@pytest.mark.parametrize("wrong", [entry((0,), dtype=7), entry((), size=4)])
+def test_an_object_graph_that_is_none(tmp_path: Path, wrong: bytes) -> None:
+    path = bundle(tmp_path, {b"_CHECKPOINTABLE_OBJECT_GRAPH": wrong}, bytes(8))
+    with says(FormatError, f"{path}.index: tensor '_CHECKPOINTABLE_OBJECT_GRAPH': is no scalar string"):
+        tf_bundle.open_source(path).specs()
+
+
+def test_an_object_graph_counts_against_the_budget(tmp_path: Path) -> None:
+    raw, crc = texts(b"")
+    path = bundle(tmp_path, {b"_CHECKPOINTABLE_OBJECT_GRAPH": entry((), dtype=7, size=len(raw), crc=crc)}, raw)
+    with ByteFile(f"{path}.index") as file:
+        table = tf_bundle.Table(file, Budget())
+        first = table.block(0).handle.size
+        spent = first + file.size - 48 - 5 - (first + 5 + 8 + 5)
+    assert len(tf_bundle.open_source(path, budget=Budget(header_bytes=spent + len(raw))).specs()) == 0
+    source = tf_bundle.open_source(path, budget=Budget(header_bytes=spent + len(raw) - 1))
+    with says(BudgetExceeded, f"{path}: header bytes: {spent + 5:,} asked for, at most {spent + 4:,} allowed"):
+        source.specs()
+
+
+def test_a_path_that_leads_elsewhere(tmp_path: Path) -> None:
+    path = fixture("d_checkpoints/sharded").folder / "model_v1.ckpt-?????-of-00002"
+    with says(FormatError, f"{path}: is no V2 checkpoint but a sharded V1 checkpoint"):
+        tf_bundle.open_source(str(path))
+    assert not tf_bundle.sniff(str(path))
+    assert not tf_bundle.sniff(str(tmp_path / "none"))
+    write(str(tmp_path / "c"), {})
+    assert tf_bundle.sniff(str(tmp_path / "c"))
+
+
+def test_closed(tmp_path: Path) -> None:
+    write(str(tmp_path / "c"), {"a": np.float32([1]), "b": np.float32([2])})
+    source = tf_bundle.open_source(str(tmp_path / "c"))
+    source.read("a")
+    before = len(os.listdir("/dev/fd"))
+    source.close()
+    assert len(os.listdir("/dev/fd")) == before - 1
+    for call in (lambda: source.read("b"), lambda: source.extent("b"), lambda: source._shard(0, "b")):
+        with says(Error, f"{tmp_path / 'c'}: is closed"):
+            call()
+    source.close()
 
 
 def test_every_truncation_and_flip(tmp_path: Path) -> None:
@@ -527,8 +763,9 @@ def test_names_that_are_not_text(tmp_path: Path) -> None:
 
 def test_number_of_tensors_is_bounded(tmp_path: Path) -> None:
     path = bundle(tmp_path, {b"%d" % n: entry(()) for n in range(20)})
-    with pytest.raises(BudgetExceeded, match="tensors: 20 asked for, at most 19 allowed"):
+    with says(BudgetExceeded, f"{path}.index: tensors: 20 asked for, at most 19 allowed"):
         tf_bundle.open_source(path, budget=Budget(tensors=19))
+    tf_bundle.open_source(path, budget=Budget(tensors=20)).close()
 
 
 def test_threads(tmp_path: Path) -> None:
