@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.formats._arrays import same, specs_of, tiles_of
-from tests.support import Fixture, fixture, fixtures
+from tests.support import Fixture, fixture, fixtures, says
 from weightport.errors import Error, FormatError
 from weightport.formats import detect
 from weightport.tensors import Source
@@ -134,6 +134,16 @@ def archive(*names: str) -> bytes:
         ),
         (archive("a.txt"), "this is a zip archive that begins with 'a.txt'"),
         (b"PK\3\4 and then nothing", "this is a zip archive, truncated or corrupt"),
+        (b"PK\3\4" + bytes(30) + b"PK\5\6" + bytes(18), "this is a zip archive"),
+        (b"BZh91AY&SY", "this is compressed with bzip2; unpack it first"),
+        (b"\xfd7zXZ\0\0", "this is compressed with xz; unpack it first"),
+        (b"\x28\xb5\x2f\xfd\4", "this is compressed with zstd; unpack it first"),
+        (bytes(257) + b"ustar\0", "this is a tar archive; unpack it first"),
+        (b"\x80\6", "it begins with the bytes 80 06"),
+        (b"\x80", "it begins with the bytes 80"),
+        (b'\xef\xbb\xbf<?xml version="1.0"?>', "this is a web page, maybe an error instead of the download; @AGAIN"),
+        (b"GGML\1\0\0\0", "this is a model of llama.cpp's, of before GGUF: not supported; convert it to GGUF"),
+        (b"[1, 2]", "this is JSON"),
         (b'{"a": 1}', "this is JSON"),
         (b"hello there", "this is text that begins with 'hello there'"),
         (b"\x08\x07\x12\x07pytorch\x1a\x05", "this may be an ONNX model, cut off or damaged; get the file again"),
@@ -144,7 +154,43 @@ def archive(*names: str) -> bytes:
 )
 def test_what_it_looks_like(tmp_path: Path, content: bytes, message: str) -> None:
     told = said(tmp_path / "model.ckpt", content)
-    assert told == f"is no model file that weightport reads: {message.replace('@', RESAVE)}"
+    message = message.replace("@AGAIN", "download it again").replace("@", RESAVE)
+    assert told == f"is no model file that weightport reads: {message}"
+
+
+def test_files_of_checkpoints_that_are_damaged(tmp_path: Path) -> None:
+    """What a file is called, and what stands beside it, say what it was meant to be."""
+    (tmp_path / "m.index").write_bytes(b"cut off")
+    (tmp_path / "m.data-00000-of-00001").write_bytes(b"")
+    (tmp_path / "checkpoint").write_bytes(b"cut off")
+    for name, what in (
+        ("m.index", "is no model file that weightport reads: this is text that begins with 'cut off'"),
+        ("checkpoint", "line 1 is no entry of a checkpoint state file"),
+    ):
+        path = tmp_path / name
+        with pytest.raises(FormatError) as caught:
+            detect.open_source(path)
+        assert caught.value.problems[0].what == what
+    assert detect.detect(str(tmp_path / "m.data-00000-of-00001")) == "tf-checkpoint"
+    (tmp_path / "n.data-00000-of-00001").write_bytes(b"alone")
+    with says(
+        FormatError,
+        f"{tmp_path / 'n.data-00000-of-00001'}: is no model file that weightport reads: "
+        "this is text that begins with 'alone'",
+    ):
+        detect.open_source(tmp_path / "n.data-00000-of-00001")
+
+
+def test_colons_in_output_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ab:c").mkdir()
+    assert detect.writer_for("ab:c/m.npz") == ("ab:c/m.npz", detect.Writer("npz"))
+    with pytest.raises(Error, match=r"^npx:m: the format 'npx' cannot be written; known: .*; closest: 'npz'$"):
+        detect.writer_for("npx:m")
+    with pytest.raises(Error, match=r"^zzzzzz:m: the format 'zzzzzz' cannot be written; known: [^;]*$"):
+        detect.writer_for("zzzzzz:m")
+    with says(Error, f"zzzzzz:m: unknown format 'zzzzzz'; known: {', '.join(detect.READERS)}"):
+        detect.split_format("zzzzzz:m")
 
 
 def test_empty_and_missing(tmp_path: Path) -> None:

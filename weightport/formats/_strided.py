@@ -118,10 +118,7 @@ def _fill(
         # One run of bytes, straight into place.
         if shape:
             offset += cuts[0][0] * strides[0]
-        target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-        file.read_into(offset, byte_view(target), tensor=tensor)
-        if target is not out:
-            out[...] = target
+        file.read_into(offset, byte_view(out), tensor=tensor)
         return
     start, stop, step = cuts[0]
     row = strides[0]

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from weightport.errors import Error, FormatError, closest
 from weightport.formats import _table, tf_paths
 from weightport.formats._io import ByteFile
 from weightport.formats._writer import Writer, module
 from weightport.tensors import Budget, FileWriter, Source
-
-if TYPE_CHECKING:
-    pass
 
 #: name -> module that reads it.
 READERS = {
