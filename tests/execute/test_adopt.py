@@ -11,11 +11,15 @@ import pytest
 
 import weightport as wp
 from tests.execute.test_files import save
-from tests.plan.stub import document, numbers
-from tests.support import need
+from tests.plan.stub import Stub, document, numbers
+from tests.support import need, says
 from weightport.errors import FormatError
+from weightport.execute.adopt import adopted
 from weightport.formats import _tf_bundle_files, tf_bundle
 from weightport.formats._io import ByteFile
+from weightport.plan.model import Item
+from weightport.tensors import Checksum, Extent, TensorSpec
+from weightport.values import Leaf
 
 ARRAYS = {"a/w": numbers(30, 20), "a/b": numbers(20), "s": np.array(3, np.int64)}
 RENAMED = [{"from": "a/{x}", "to": "new/{x}"}, {"from": "s", "to": "step"}]
@@ -153,3 +157,101 @@ def test_a_broken_value_is_still_found_by_who_reads_it(tmp_path: Path) -> None:
     wp.transfer(source, None, document(RENAMED), out=str(out), link=True)
     with tf_bundle.open_source(str(out)) as made, pytest.raises(FormatError, match="corrupt: the checksum"):
         made.read("new/w")
+
+
+class Placed(Stub):
+    """A source that says where its tensors lie."""
+
+    def __init__(self, tensors: dict[str, Any], extents: dict[str, Extent]) -> None:
+        super().__init__(tensors)
+        self.extents = extents
+
+    def extent(self, name: str) -> Extent | None:
+        return self.extents.get(name)
+
+
+class Taking:
+    """A writer that takes everything."""
+
+    adopts = True
+
+    def __init__(self) -> None:
+        self.took: list[tuple[str, dict[str, Any], dict[str, Extent], bool]] = []
+
+    def adopt(self, path: str, specs: Any, extents: Any, *, link: bool) -> str:
+        self.took.append((path, dict(specs), dict(extents), link))
+        return ""
+
+
+def item(name: str, spec: TensorSpec) -> tuple[int, Item]:
+    return 0, Item(f"new/{name}", spec, Leaf(name, spec), False, "")
+
+
+def place(file: Path, offset: int, size: int, kind: str = "crc32c", more: int = 0) -> Extent:
+    return Extent(str(file), offset, size, Checksum(kind, 0, offset, size + more))
+
+
+@pytest.mark.parametrize(
+    ("extents", "reason"),
+    [
+        ([(0, 8), (8, 4)], ""),
+        ([(4, 8), (0, 4)], ""),
+        ([(0, 8), None], "'new/b' is not stored as it is to be"),
+        ([(0, 8), (8, 4, "crc32")], "'new/b' is not stored as it is to be"),
+        ([(0, 8), (8, 4, "crc32c", 4)], "the checksum of 'new/b' is over more than its values"),
+        ([(0, 8), (0, 4)], "f has values that are left behind"),
+        ([(0, 8), (9, 4)], ""),
+        ([(0, 8), (8, 3)], "f has values that are left behind"),
+    ],
+)
+@pytest.mark.parametrize("link", [True, False])
+def test_only_files_of_which_every_byte_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, extents: list[Any], reason: str, link: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f").write_bytes(bytes(12))
+    found = {n: place(Path("f"), *at) for n, at in zip("ab", extents, strict=True) if at is not None}
+    source = Placed({"a": (2,), "b": (1,)}, found)
+    items = {f"new/{n}": item(n, source.specs()[n]) for n in "ab"}
+    write = Taking()
+    if reason and link:
+        told = f"o: cannot be linked: {reason}; leave out --link: it is copied then"
+        with says(wp.RefusedError, told):
+            adopted("o", write, [source], items, link=link)
+    else:
+        assert adopted("o", write, [source], items, link=link) == (not reason)
+    assert write.took == (
+        []
+        if reason
+        else [("o", {n: i.spec for n, (_, i) in items.items()}, {f"new/{n}": found[n] for n in "ab"}, link)]
+    )
+
+
+def test_a_tensor_of_which_nothing_is_known(tmp_path: Path) -> None:
+    source = Placed({"a": (2,)}, {"a": Extent(str(tmp_path / "f"), 0, 8, None)})
+    with says(
+        wp.RefusedError,
+        "o: cannot be linked: 'a' is not stored as it is to be; leave out --link: it is copied then",
+    ):
+        adopted("o", Taking(), [source], {"a": item("a", source.specs()["a"])}, link=True)
+
+
+def test_writers_that_take_nothing() -> None:
+    source = Placed({}, {})
+    write = Taking()
+    write.adopts = False  # type: ignore[misc]
+    assert not adopted("o", write, [source], {})
+    assert not adopted("o", print, [source], {})
+    assert write.took == []
+    with says(wp.RefusedError, "o: cannot be linked: this writer copies; leave out --link: it is copied then"):
+        adopted("o", print, [source], {}, link=True)
+
+
+def test_a_model_in_shards_of_a_size_is_not_linked(tmp_path: Path) -> None:
+    source, out = save(tmp_path / "m", ARRAYS), tmp_path / "o.ckpt"
+    with says(
+        wp.RefusedError,
+        f"{out}: cannot be linked: the new file is to be as another one, or in shards of a size; leave out --link: it "
+        "is copied then",
+    ):
+        wp.transfer(source, None, document(RENAMED), out=str(out), link=True, shard_size=1 << 20)

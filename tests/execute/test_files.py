@@ -19,13 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import weightport as wp
-from tests.plan.stub import document, numbers
-from tests.support import need
+from tests.plan.stub import Stub, document, numbers, planned
+from tests.support import need, says
 from weightport.errors import FormatError
 from weightport.execute import files
 from weightport.execute.boxes import Sizes
 from weightport.formats import npz, safetensors_file, tf_bundle, tf_bundle_write
 from weightport.formats._io import ByteFile
+from weightport.plan import plan
 from weightport.tensors import Array, TensorSpec
 
 WRITE = {".ckpt": tf_bundle_write.write, ".safetensors": safetensors_file.write, ".npz": npz.write}
@@ -260,6 +261,102 @@ def test_the_frameworks_read_what_was_written_out_of_order(
     for name, array in expected.items():
         np.testing.assert_array_equal(reader.get_tensor(name), array)
         np.testing.assert_array_equal(tensors[name], array)
+
+
+def test_two_readings_with_two_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read does not have its checksum, but the file has: it was not the file."""
+    path = save(tmp_path / "m", {"a": numbers(100, 100)})
+    plain = files.run
+
+    def flipping(task: Any) -> Any:
+        done = plain(task)
+        done.read = [(side, name, (at, size, crc ^ 1)) for side, name, (at, size, crc) in done.read]
+        return done
+
+    monkeypatch.setattr(files, "run", flipping)
+    what = "was read twice with two results: is the disk or the memory damaged?"
+    for threads in (1, 2):
+        with says(FormatError, f"{path}.data-00000-of-00001: tensor 'a': {what}"):
+            wp.transfer(path, None, document([{"from": "a", "to": "b"}]), out=str(tmp_path / "o.ckpt"), threads=threads)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_job_of_which_nobody_is_told(threads: int, tmp_path: Path) -> None:
+    with wp.open(save(tmp_path / "m", {"a": ARRAYS["a"], "v": ARRAYS["v"]})) as source:
+        made = plan(source, None, wp.load_mapping(document([{"from": "{n}", "to": "new/{n}"}])))
+        out = str(tmp_path / "o.safetensors")
+        assert files.write_file(made, source, None, out, safetensors_file.write, threads=threads)
+    with wp.open(out) as found:
+        assert found.read("new/a").tobytes() == ARRAYS["a"].tobytes()
+        assert found.read("new/v").tobytes() == ARRAYS["v"].tobytes()
+
+
+def test_values_that_are_not_what_the_source_says(tmp_path: Path) -> None:
+    class Lying(Stub):
+        def read(self, name: str, index: Any = None) -> Array:
+            return super().read(name, index).astype(np.float64)
+
+    source = Lying({"a": ARRAYS["a"]})
+    made = planned(source, None, [{"from": "a", "to": "b"}])
+    with says(wp.Error, "'b': float64[60, 48] was made for float32[60, 48]"):
+        files.write_file(made, source, None, str(tmp_path / "o.ckpt"), tf_bundle_write.write)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_that_has_a_place(tmp_path: Path) -> None:
+    """Texts are written at once: no task is left."""
+    path = save(tmp_path / "m", {"t": np.array([b"ab", b"c"], object)})
+    wp.transfer(path, None, document([{"from": "t", "to": "u"}]), out=str(tmp_path / "o.ckpt"))
+    with wp.open(str(tmp_path / "o.ckpt")) as made:
+        assert made.read("u").tolist() == [b"ab", b"c"]
+
+
+def test_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert files.processors() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert files.processors() == 7
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert files.processors() == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "most", "steps"),
+    [
+        ((6, 5), 1000, (6, 5)),
+        ((6, 5), 120, (6, 5)),
+        ((6, 5), 119, (5, 5)),
+        ((6, 5), 40, (2, 5)),
+        ((6, 5), 20, (1, 5)),
+        ((6, 5), 19, (1, 4)),
+        ((6, 5), 4, (1, 1)),
+        ((6, 5), 3, (1, 1)),
+        ((3, 4, 5), 45, (1, 2, 5)),
+        ((7,), 8, (2,)),
+    ],
+)
+def test_rows_at_a_time(shape: tuple[int, ...], most: int, steps: tuple[int, ...]) -> None:
+    """Of a large tensor that is copied as it is: consecutive bytes, as many as may be."""
+    assert files._rows(TensorSpec.of("float32", shape), most) == steps
+
+
+def test_what_a_writer_checks_before() -> None:
+    class Checking:
+        asked: Any = None
+
+        def check(self, path: str, specs: Any, *, constants: set[str], kept: set[str]) -> None:
+            self.asked = path, specs, constants, kept
+
+    source, target = Stub({"a": (2,), "b": (3,)}), Stub({"x": (2,), "y": (3,), "z": (4,)})
+    made = planned(source, target, [{"from": "a", "to": "x"}, {"from": "b", "to": "y", "as": "constant"}], keep=["z"])
+    writer: Any = Checking()
+    files.check_file(made, target, "o", writer)
+    assert writer.asked == ("o", dict(target.specs()), {"y"}, {"z"})
+    files.check_file(made, None, "o", writer)
+    assert writer.asked[1:] == ({n: target.specs()[n] for n in "xy"}, {"y"}, set())
+    files.check_file(made, target, "o", print)
 
 
 # Counters ------------------------------------------------------------------------------------------------------------

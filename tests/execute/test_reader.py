@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from hypothesis import strategies as st
 import weightport as wp
 from tests.plan.stub import Stub, document, numbers, planned
 from tests.plan.test_cells import keras, rule
+from tests.support import says
 from weightport import execute
 from weightport.errors import FormatError
 from weightport.execute import Reader, Unchanged, reader, write_file
+from weightport.execute.tasks import Side
 from weightport.plan import plan
 from weightport.tensors import Array, Index, TensorSpec, Tiles
 
@@ -382,3 +385,30 @@ def test_what_is_read_whole_is_read_once() -> None:
     for item in made.items.values():
         iterated(Reader(source).tiles(item))
     assert sorted(source.asked) == sorted(keras("l"))
+
+
+class Lying(Stub):
+    """A source whose values are not what its headers say."""
+
+    def read(self, name: str, index: Index = None) -> Array:
+        return super().read(name, index).astype(np.float64)
+
+
+def test_a_reader_that_gives_something_else() -> None:
+    source = Lying({"a": A})
+    made = planned(source, None, [{"from": "a", "to": "b"}])
+    with says(wp.Error, f"'b': float64{list(A.shape)} was made for float32{list(A.shape)}"):
+        Reader(source).value(made.items["b"])
+
+
+def test_a_source_that_cannot_go_to_another_process() -> None:
+    class Local(Stub):
+        """Of a class that nobody else can import."""
+
+    with says(wp.Error, "model: cannot be opened in another process; give its path instead"):
+        pickle.dumps(Side(Local({"a": A}), "key"))
+    there = pickle.dumps(Side(Stub({"a": A}), "key"))
+    one, two = pickle.loads(there), pickle.loads(there)
+    assert one is two, "it is opened once for all tasks of a transfer"
+    assert one.read("a", (range(1), range(2))).tolist() == A[:1, :2].tolist()
+    assert pickle.loads(pickle.dumps(Side(Stub({"a": A}), "other"))) is not one

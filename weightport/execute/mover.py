@@ -195,7 +195,8 @@ class Mover:
             size = extent(ranges)
             made = np.asarray(piece.expr.read(fetch, ranges))
             if made.dtype != dtype or made.shape != size:
-                raise Error(f"{piece.name!r}: {made.dtype.name} {list(made.shape)} was made for {piece.spec}")
+                wanted = f"{dtype.name}{list(size)}"
+                raise Error(f"{piece.name!r}: {made.dtype.name}{list(made.shape)} was made for {wanted}")
             if not made.flags.c_contiguous:
                 tile = self._tile(size, dtype)
                 copy(tile, made)

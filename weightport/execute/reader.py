@@ -103,7 +103,8 @@ class Reader:
         if self.watch is not None:
             self.watch.check()
         if made.dtype != item.spec.dtype or made.shape != tuple(len(r) for r in ranges):
-            raise Error(f"{item.name!r}: {made.dtype.name} {list(made.shape)} was made for {item.spec}")
+            wanted = f"{item.spec.dtype_name}{list(item.spec.shape)}"
+            raise Error(f"{item.name!r}: {made.dtype.name}{list(made.shape)} was made for {wanted}")
         made = contiguous(made)
         own = made.base is None or fetch.gives_up(made)
         return made if own and made.flags.writeable else made.copy(order="C")
