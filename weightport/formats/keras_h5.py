@@ -291,9 +291,9 @@ class KerasH5Source:
     def _slice(self, dataset: Dataset, cuts: _strided.Bounds, name: str) -> Array:
         import h5py
 
-        if dataset.strings != "variable":
-            if (decoded := self._chunks.read(dataset.handle, dataset.dtype, cuts, name)) is not None:
-                return decoded
+        how = dataset.handle, dataset.dtype, cuts, name
+        if dataset.strings != "variable" and (decoded := self._chunks.read(*how)) is not None:
+            return decoded
         return np.asarray(h5py.Dataset(dataset.handle)[_strided.as_slices(cuts)])
 
     def _read_strings(self, dataset: Dataset, cuts: _strided.Bounds, name: str) -> Array:
