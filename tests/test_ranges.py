@@ -1,12 +1,11 @@
-"""Ranges: intersections and positions against sets, copies against assignment."""
+"""Ranges: intersections and positions against sets."""
 
 from __future__ import annotations
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightport.ranges import copy, extent, intersect, picked, position, ranges_of, slices_of, whole
+from weightport.ranges import extent, intersect, picked, position, ranges_of, slices_of, whole
 
 RANGES = st.builds(
     lambda start, count, step: range(start, start + count * step, step),
@@ -39,11 +38,3 @@ def test_ranges_of_an_index_keep_every_axis() -> None:
     assert ranges_of((), ()) == ()
     assert slices_of((range(1, 4), range(0, 3, 2))) == (slice(1, 4, 1), slice(0, 3, 2))
     assert extent((range(1, 4), range(0, 3, 2))) == (3, 2)
-
-
-@given(st.permutations(range(3)), st.sampled_from(["float32", "int8", "float64"]))
-def test_copy_in_strips_is_assignment(axes: list[int], dtype: str) -> None:
-    array = np.arange(150 * 130 * 3).reshape(150, 130, 3).astype(dtype).transpose(axes)
-    out = np.empty(array.shape, dtype)
-    copy(out, array)
-    np.testing.assert_array_equal(out, array)

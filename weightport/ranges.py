@@ -1,4 +1,4 @@
-"""Parts of tensors as one ``range`` per axis, and copying between them.
+"""Parts of tensors as one ``range`` per axis.
 
 Promise: exact for any positive steps. Limit: no tensor is read here.
 """
@@ -8,15 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
-
 from weightport.tensors import Array, Index
 from weightport.tensors import Ranges as Ranges
-
-# Transposes are copied in strips of this many columns: numpy's own order thrashes the cache. Fewer, where the distance
-# of rows is such that they push one another out of the cache.
-_STRIP, _NARROW_STRIP = 128, 64
-_STRIP_FROM = 1 << 16
 
 
 def whole(shape: Sequence[int]) -> Ranges:
@@ -77,22 +70,3 @@ def position(part: range, of: range) -> range:
     step = part.step // of.step if len(part) > 1 else 1
     first = (part.start - of.start) // of.step
     return range(first, first + (len(part) - 1) * max(step, 1) + 1, max(step, 1))
-
-
-def copy(out: Array, part: Array) -> None:
-    """``out[...] = part``, in strips where the axes run in another order."""
-    if part.nbytes < _STRIP_FROM or part.ndim < 2 or abs(part.strides[-1]) <= min(map(abs, part.strides)):
-        out[...] = part
-        return
-    strip = _STRIP if part.strides[-1] % 2048 else _NARROW_STRIP
-    for start in range(0, part.shape[-1], strip):
-        out[..., start : start + strip] = part[..., start : start + strip]
-
-
-def contiguous(array: Array) -> Array:
-    """The array in C order: itself, or a copy."""
-    if array.flags.c_contiguous:
-        return array
-    out: Array = np.empty(array.shape, array.dtype)
-    copy(out, array)
-    return out

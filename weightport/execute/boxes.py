@@ -32,7 +32,7 @@ class Sizes:
         small: source tensors up to this are held whole where what is needed of them is not told.
     """
 
-    hold: int = 48 << 20
+    hold: int = 64 << 20
     task: int = 16 << 20
     tile: int = 2 << 20
     chunk: int = 256 << 10

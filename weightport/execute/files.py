@@ -19,10 +19,11 @@ from weightport.checksums import function
 from weightport.errors import FormatError
 from weightport.execute import boxes
 from weightport.execute.adopt import adopted
-from weightport.execute.holding import SCRATCH
+from weightport.execute.holding import SCRATCH, TILE
 from weightport.execute.ledger import Sheet
 from weightport.execute.mover import run
 from weightport.execute.reader import Reader
+from weightport.execute.rowwise import rowwise
 from weightport.execute.tasks import Done, Piece, Side, Task
 from weightport.execute.watch import Unchanged
 from weightport.formats._io import ByteFile
@@ -161,6 +162,7 @@ class Job:
                     self._take(run(task), out)
             finally:
                 SCRATCH.release()
+                TILE.release()
         else:
             with ThreadPoolExecutor(threads, "weightport") as pool:
                 self._spread(tasks, out, pool, threads + _AHEAD)
@@ -208,6 +210,8 @@ class Job:
             if spec.nbytes <= sizes.task:
                 yield Piece(name, expr, spec, None, True, *place, side), spec.nbytes
                 return
+            cut = boxes.Cut(_rows(spec, sizes.task))
+        elif rowwise(expr, {n for n in expr.leaves() if self._extent(side, n) is not None}, sizes.tile) is not None:
             cut = boxes.Cut(_rows(spec, sizes.task))
         else:
             specs = self.sources[side].specs()

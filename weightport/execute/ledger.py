@@ -36,13 +36,14 @@ class Sheet:
         size: of the range.
     """
 
-    __slots__ = ("_kept", "_kind", "_limit", "_new", "_offset", "_size", "_total")
+    __slots__ = ("_kept", "_kind", "_limit", "_new", "_offset", "_pieces", "_size", "_total")
 
     def __init__(self, kind: str, offset: int, size: int) -> None:
         self._kind, self._offset, self._size = kind, offset, size
         self._kept = pieces([])  # in order, apart from one another
         self._new: list[Pieces] = []
-        self._total, self._limit = 0, _MANY
+        self._total = self._pieces = 0
+        self._limit = _MANY
 
     def add(self, found: Pieces) -> int | None:
         """More pieces, in any order. Returns the checksum once they are all there is."""
@@ -52,7 +53,8 @@ class Sheet:
             return int(found[2][0])  # in one piece, as most tensors are
         self._new.append(found)
         self._total += int(found[1].sum())
-        if self._total >= self._size or sum(len(p[0]) for p in self._new) > self._limit:
+        self._pieces += len(found[0])
+        if self._total >= self._size or self._pieces > self._limit:
             self._settle()
         starts, sizes, crcs = self._kept
         done = len(starts) == 1 and not self._new and (starts[0], sizes[0]) == (self._offset, self._size)
@@ -88,7 +90,7 @@ class Sheet:
         crcs = checksums.joined(self._kind, crcs, sizes, first)
         sizes = np.add.reduceat(sizes, first) if len(first) else sizes
         self._kept, self._new = (starts[first], sizes, crcs), []
-        self._total = int(sizes.sum())
+        self._total, self._pieces = int(sizes.sum()), 0
         self._limit = max(_MANY, 2 * len(first))
 
 

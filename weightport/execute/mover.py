@@ -7,8 +7,10 @@ that are made pass through one tile. Checksums are computed while a tile is in t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -17,13 +19,18 @@ import numpy as np
 from weightport.checksums import CRC32C, function
 from weightport.errors import Error
 from weightport.execute.boxes import hulls, runs
-from weightport.execute.holding import Held, Loader
+from weightport.execute.holding import TILE, Held, Loader
 from weightport.execute.ledger import pieces
+from weightport.execute.rowwise import Rowwise, rowwise
 from weightport.execute.tasks import Done, Piece, Task
 from weightport.formats._io import ByteFile
-from weightport.ranges import Ranges, copy, extent, whole
+from weightport.ranges import Ranges, extent, whole
+from weightport.strips import copy
 from weightport.tensors import Array, Extent
-from weightport.values import Expr, Leaf, crossed
+from weightport.values import Assemble, Expr, Leaf, Permute, read_into
+
+# Written in one call: parts, as many as systems take; bytes, above which they look for larger pages than there are.
+_PARTS, _CALL = 1024, 1 << 20
 
 
 def run(task: Task) -> Done:
@@ -62,7 +69,6 @@ class Mover:
     loader: Loader = field(init=False)
     buffer: memoryview = field(init=False)
     spans: dict[str, tuple[int, int, int]] = field(default_factory=dict)
-    spare: Array = field(default_factory=lambda: np.empty(0, np.uint8))
 
     def __post_init__(self) -> None:
         self.loader = Loader(self.task, self.done)
@@ -73,7 +79,14 @@ class Mover:
         place = self.task.extents.get((piece.side, piece.expr.name)) if isinstance(piece.expr, Leaf) else None
         if place is None:
             self._flush()
-            self._make(piece)
+            placed = {name for side, name in self.task.extents if side == piece.side}
+            how = rowwise(piece.expr, placed, self.task.sizes.tile)
+            starts, length = runs(_box(piece), piece.spec.shape)
+            start, size = int(starts[0]) * piece.spec.dtype.itemsize, length * piece.spec.dtype.itemsize
+            if how is None or len(starts) > 1 or start % how.row or size % how.row:
+                self._make(piece)
+            else:
+                self._put_together(piece, how, start, size)
         elif piece.box is None and place.nbytes <= self.task.sizes.chunk:
             if self.small and not self._follows(piece, place):
                 self._flush()
@@ -122,7 +135,7 @@ class Mover:
                 self._wrote(piece, [(0, len(view), self._checksum(view, place, found))])
             at += place.nbytes
         if at:
-            self._put(waiting[0][0].out, waiting[0][0].offset, self.buffer[:at])
+            self._put(waiting[0][0].out, waiting[0][0].offset, [self.buffer[:at]], at)
 
     def _copy(self, piece: Piece, place: Extent) -> None:
         box, item = _box(piece), piece.spec.dtype.itemsize
@@ -146,7 +159,7 @@ class Mover:
                 crc = mine(view, crc) if mine is not None else 0
                 out = its(view, out) if its is not None and not same else 0
                 if memory is None:
-                    self._put(piece.out, piece.offset + at, view)
+                    self._put(piece.out, piece.offset + at, [view], count)
             read.append((place.offset + start, size, crc))
             written.append((start, size, crc if same else out))
         if mine is not None:
@@ -159,7 +172,8 @@ class Mover:
         """Whether bytes that nobody has to see could be copied without them passing through this process."""
         handle = self._handle(piece.out)
         tensor = piece.expr.name if isinstance(piece.expr, Leaf) else None
-        done = file.copy_to(handle, piece.offset + start, offset, size, tensor=tensor)
+        with turn(piece.out):
+            done = file.copy_to(handle, piece.offset + start, offset, size, tensor=tensor)
         if done:
             self._count(piece.out, piece.offset + start, size)
         return done
@@ -182,6 +196,20 @@ class Mover:
 
     # Values that are made --------------------------------------------------------------------------------------------
 
+    def _put_together(self, piece: Piece, how: Rowwise, start: int, size: int) -> None:
+        """Rows out of parts of rows: so many bytes of the tensor."""
+        checksum = None if self.task.checksum is None else function(self.task.checksum)
+        crc, at = 0, start
+        rows, most = range(start // how.row, (start + size) // how.row), self.task.sizes.tile // 2
+        for parts, nbytes in how.bands(rows, most, partial(self.loader.fill, piece.side)):
+            if checksum is not None:
+                for part in parts:
+                    crc = checksum(part, crc)
+            self._put(piece.out, piece.offset + at, parts, nbytes)
+            at += nbytes
+        if checksum is not None:
+            self._wrote(piece, [(start, size, crc)])
+
     def _make(self, piece: Piece) -> None:
         box, dtype = _box(piece), piece.spec.dtype
         if piece.expr is not self.last:
@@ -189,28 +217,31 @@ class Mover:
         fetch = Held(self.loader, piece.side, self.memo)
         if piece.held and 0 not in extent(box):
             specs = {name: self.task.specs[piece.side, name] for name in piece.expr.leaves()}
-            fetch.hold(hulls(piece.expr, box, specs, self.task.sizes.small), apart=crossed(piece.expr))
+            fetch.hold(hulls(piece.expr, box, specs, self.task.sizes.small))
         written: list[tuple[int, int, int]] = []
         for ranges in _tiles(box, max(1, self.task.sizes.tile_of(piece.expr) // max(1, dtype.itemsize))):
-            size = extent(ranges)
-            made = np.asarray(piece.expr.read(fetch, ranges))
-            if made.dtype != dtype or made.shape != size:
-                wanted = f"{dtype.name}{list(size)}"
-                raise Error(f"{piece.name!r}: {made.dtype.name}{list(made.shape)} was made for {wanted}")
-            if not made.flags.c_contiguous:
-                tile = self._tile(size, dtype)
-                copy(tile, made)
-                made = tile
-            self._place(piece, ranges, made, written)
+            self._place(piece, ranges, self._made(piece, fetch, ranges), written)
         if self.task.checksum is not None:
             self._wrote(piece, written)
 
-    def _tile(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        size = prod(shape) * dtype.itemsize
-        if self.spare.nbytes < size:
-            self.spare = np.empty(size, np.uint8)
-        found: Array = self.spare[:size].view(dtype).reshape(shape)
-        return found
+    def _made(self, piece: Piece, fetch: Held, ranges: Ranges) -> Array:
+        """A tile, in C order."""
+        size, dtype = extent(ranges), piece.spec.dtype
+        TILE.reset(prod(size) * dtype.itemsize)
+        # What is only moved is written to where it belongs; other values are computed first.
+        moved = isinstance(piece.expr, Assemble | Permute)
+        made = None if moved else np.asarray(piece.expr.read(fetch, ranges))
+        found, shape = (piece.expr.dtype, size) if made is None else (made.dtype, made.shape)
+        if (found, shape) != (dtype, size):
+            raise Error(f"{piece.name!r}: {found.name}{list(shape)} was made for {dtype.name}{list(size)}")
+        if made is not None and made.flags.c_contiguous:
+            return made
+        tile = TILE.empty(size, dtype)
+        if made is None:
+            read_into(piece.expr, fetch, ranges, tile)
+        else:
+            copy(tile, made)
+        return tile
 
     def _place(self, piece: Piece, ranges: Ranges, tile: Array, written: list[tuple[int, int, int]]) -> None:
         view = tile.reshape(-1).view(np.uint8).data
@@ -222,7 +253,7 @@ class Mover:
             part = view[at : at + size]
             if checksum is not None:
                 written.append((start, size, checksum(part, 0)))
-            self._put(piece.out, piece.offset + start, part)
+            self._put(piece.out, piece.offset + start, [part], size)
             at += size
 
     # Files -----------------------------------------------------------------------------------------------------------
@@ -238,18 +269,54 @@ class Mover:
         self.spans[path] = min(first, offset), max(last, offset + size), nbytes + size
         self.done.nbytes += size
 
-    def _put(self, path: str, offset: int, view: memoryview) -> None:
+    def _put(self, path: str, offset: int, parts: Sequence[Any], size: int) -> None:
+        """Write byte arrays or views one behind the other."""
         if self.task.memory is not None:
-            self.task.memory[offset : offset + len(view)] = view
+            for part in parts:
+                self.task.memory[offset : offset + len(part)] = part
+                offset += len(part)
             return
         handle = self._handle(path)
-        self._count(path, offset, len(view))
-        while len(view):
-            count = os.pwrite(handle, view, offset)
-            view, offset = view[count:], offset + count
+        self._count(path, offset, size)
+        with turn(path):
+            for some in _calls(parts):
+                offset += _written(handle, some, offset)
 
     def _wrote(self, piece: Piece, found: list[tuple[int, int, int]]) -> None:
         self.done.written.append((piece.name, pieces(found)))
+
+
+@lru_cache(maxsize=256)
+def turn(path: str) -> threading.Lock:  # noqa: ARG001
+    """Held while a file is written to: the system lets one thread at a time, and others burn processor time for it."""
+    return threading.Lock()
+
+
+def _calls(parts: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Byte arrays or views, as many at a time as are written in one call."""
+    some: list[Any] = []
+    size = 0
+    for part in parts:
+        for at in range(0, len(part), _CALL):
+            piece = part[at : at + _CALL] if len(part) > _CALL else part
+            if some and (size + len(piece) > _CALL or len(some) == _PARTS):
+                yield some
+                some, size = [], 0
+            some.append(piece)
+            size += len(piece)
+    if some:
+        yield some
+
+
+def _written(handle: int, parts: Sequence[Any], offset: int) -> int:
+    """Write byte arrays or views one behind the other, in one call; how many bytes that was."""
+    size = sum(map(len, parts))
+    done = os.pwrite(handle, parts[0], offset) if len(parts) == 1 else os.pwritev(handle, parts, offset)
+    if done < size:
+        rest = memoryview(b"".join(parts) if len(parts) > 1 else parts[0])
+        while done < size:
+            done += os.pwrite(handle, rest[done:], offset + done)
+    return size
 
 
 def _tiles(box: Ranges, most: int) -> Iterator[Ranges]:

@@ -18,7 +18,8 @@ from weightport import values
 from weightport.errors import Error
 from weightport.execute.watch import Unchanged
 from weightport.plan.model import Item
-from weightport.ranges import Ranges, contiguous, cut_out, ranges_of, slices_of, whole
+from weightport.ranges import Ranges, cut_out, ranges_of, slices_of, whole
+from weightport.strips import contiguous
 from weightport.tensors import Array, Index, Source
 
 #: What a target tensor and the source tensors behind it may hold to be made in one piece.

@@ -91,17 +91,27 @@ class ByteFile:
         offsets: Sequence[int],
         rows: Array,
         checksum: Callable[[Any, int], int] | None,
+        chunk: int = CHUNK,
         *,
         tensor: str | None = None,
     ) -> list[int]:
-        """Fill each row of a byte array ``[n, size]`` from its own offset. Returns the rows' checksums, or zeros."""
+        """Fill each row of a byte array ``[n, size]`` from its own offset, so many bytes at a time.
+
+        Returns:
+            the rows' checksums, or zeros.
+        """
         size = rows.shape[1]
         self.check(min(offsets), max(offsets) - min(offsets) + size, tensor=tensor)
         found, fd, read = [], self._fd, os.preadv
         for offset, row in zip(offsets, rows, strict=True):
-            if read(fd, (row,), offset) != size:
-                self.read_into(offset, row.data, tensor=tensor)
-            found.append(checksum(row, 0) if checksum is not None else 0)
+            crc = 0
+            for at in range(0, size, chunk):
+                part = row[at : at + chunk] if size > chunk else row
+                if read(fd, (part,), offset + at) != len(part):
+                    self.read_into(offset + at, part.data, tensor=tensor)
+                if checksum is not None:
+                    crc = checksum(part, crc)
+            found.append(crc)
         return found
 
     def copy_to(self, handle: int, at: int, offset: int, count: int, *, tensor: str | None = None) -> bool:

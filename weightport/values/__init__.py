@@ -13,7 +13,19 @@ from __future__ import annotations
 
 from weightport.values.building import add, assemble, concat, cut, negate, permute, replaced, reshape
 from weightport.values.diagonals import Diagonal, OnDiagonal
-from weightport.values.moves import Assemble, Cut, Expr, Fetch, Leaf, Permute, Reshape, crossed, operands, turned
+from weightport.values.moves import (
+    Assemble,
+    Cut,
+    Expr,
+    Fetch,
+    Leaf,
+    Permute,
+    Reshape,
+    crossed,
+    operands,
+    read_into,
+    turned,
+)
 from weightport.values.numbers import Cast, Dequantized, Fill, Made, Mean, Scale, Sum, Take
 
 __all__ = [
@@ -42,6 +54,7 @@ __all__ = [
     "negate",
     "operands",
     "permute",
+    "read_into",
     "replaced",
     "reshape",
     "turned",

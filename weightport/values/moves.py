@@ -12,7 +12,8 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from weightport.ranges import Ranges, contiguous, copy, cut_out, extent, intersect, picked, position, slices_of, whole
+from weightport.ranges import Ranges, cut_out, extent, intersect, picked, position, whole
+from weightport.strips import contiguous, copy
 from weightport.tensors import Array, TensorSpec
 
 #: Delivers a part of a source tensor. A dict in its attribute ``memo``, if it has one, keeps between two parts of one
@@ -113,12 +114,13 @@ class Cut(Of):
         return extent(self.ranges)
 
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
-        return self.of.read(fetch, self._inner(ranges))
+        return self.of.read(fetch, self.inner(ranges))
 
     def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:
-        return self.of.needs(self._inner(ranges))
+        return self.of.needs(self.inner(ranges))
 
-    def _inner(self, ranges: Ranges) -> Ranges:
+    def inner(self, ranges: Ranges) -> Ranges:
+        """What of the operand a part is."""
         return tuple(picked(o, i) for o, i in zip(self.ranges, ranges, strict=True))
 
 
@@ -134,12 +136,13 @@ class Permute(Of):
         return tuple(self.of.shape[a] for a in self.axes)
 
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
-        return self.of.read(fetch, self._inner(ranges)).transpose(self.axes)
+        return self.of.read(fetch, self.inner(ranges)).transpose(self.axes)
 
     def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:
-        return self.of.needs(self._inner(ranges))
+        return self.of.needs(self.inner(ranges))
 
-    def _inner(self, ranges: Ranges) -> Ranges:
+    def inner(self, ranges: Ranges) -> Ranges:
+        """What of the operand a part is made of."""
         inner: list[range] = [range(0)] * len(self.axes)
         for axis, r in zip(self.axes, ranges, strict=True):
             inner[axis] = r
@@ -232,15 +235,14 @@ class Assemble:
 
     def read(self, fetch: Fetch, ranges: Ranges) -> Array:
         out: Array = np.empty(extent(ranges), self.dtype)
-        for part, inner, where in self._placed(ranges):
-            copy(out[slices_of(where)], part.read(fetch, inner))
+        read_into(self, fetch, ranges, out)
         return out
 
     def needs(self, ranges: Ranges) -> Iterator[tuple[str, Ranges]]:
-        for part, inner, _ in self._placed(ranges):
+        for part, inner, _ in self.placed(ranges):
             yield from part.needs(inner)
 
-    def _placed(self, ranges: Ranges) -> Iterator[tuple[Expr, Ranges, Ranges]]:
+    def placed(self, ranges: Ranges) -> Iterator[tuple[Expr, Ranges, Ranges]]:
         """Each operand that has a share in a part: what of it, and where in the part that stands."""
         for place, part in self.parts:
             common = [intersect(p, r) for p, r in zip(place, ranges, strict=True)]
@@ -250,6 +252,26 @@ class Assemble:
 
     def leaves(self) -> frozenset[str]:
         return frozenset().union(*(part.leaves() for _, part in self.parts))
+
+
+def read_into(expr: Expr, fetch: Fetch, ranges: Ranges, out: Array) -> None:
+    """Write what ``expr.read(fetch, ranges)`` is to where it belongs; what is only moved is copied once.
+
+    Args:
+        expr: an expression.
+        fetch: delivers parts of source tensors.
+        ranges: the part.
+        out: of the part's shape, with any strides.
+    """
+    if isinstance(expr, Assemble):
+        for part, inner, where in expr.placed(ranges):
+            read_into(part, fetch, inner, cut_out(out, where))
+    elif isinstance(expr, Permute):
+        read_into(expr.of, fetch, expr.inner(ranges), out.transpose([expr.axes.index(k) for k in range(out.ndim)]))
+    elif isinstance(expr, Cut):
+        read_into(expr.of, fetch, expr.inner(ranges), out)
+    else:
+        copy(out, expr.read(fetch, ranges))
 
 
 def operands(expr: Expr) -> Iterator[Expr]:
