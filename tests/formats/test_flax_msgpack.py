@@ -244,7 +244,22 @@ def chunked(shape: bytes, chunks: bytes, flag: bytes = b"\xc3") -> bytes:
         (tree_of(a=array([2], ">f4", b"\0" * 8)), ": tensor 'a' at byte 3: the dtype '>f4' is unknown"),
         (tree_of(a=array([-2], "float32", b"\0" * 8)), ": tensor 'a' at byte 3: its shape is no list of sizes"),
         (tree_of(a=b"\xd4\x01\xc0"), ": tensor 'a' at byte 3: its array is no shape, dtype and bytes"),
+        (
+            tree_of(a=mp.head(mp.EXT, 5, fm.NDARRAY) + b"\x93\x90\x05\xc4\x00"),
+            ": tensor 'a' at byte 3: its array is no shape, dtype and bytes",
+        ),
+        (
+            tree_of(a=mp.head(mp.EXT, 5, fm.NDARRAY) + b"\x93\x90\xa1b\x05"),
+            ": tensor 'a' at byte 3: its array is no shape, dtype and bytes",
+        ),
+        (
+            tree_of(a=mp.head(mp.EXT, 7, fm.NDARRAY) + b"\x93\x90\xa1b\xc4\x00\xc0"),
+            ": tensor 'a' at byte 3: its bytes end at 12, its array at 13",
+        ),
+        (tree_of(a=array([True], "int8", b"")), ": tensor 'a' at byte 3: its shape is no list of sizes"),
         (tree_of(a=b"\xd5\x02\x91\x01"), " at byte 3: a complex number that is no pair of numbers"),
+        (tree_of(a=b"\xd6\x02\x92\xa1x\x01"), " at byte 3: a complex number that is no pair of numbers"),
+        (tree_of(a=b"\xd6\x02\x92\x01\x01\x01"), " at byte 3: a complex number that is no pair of numbers"),
         (chunked(tree_of(**{"0": b"\x02"}), tree_of(**{"0": CHUNK})), "takes 8 bytes, its chunks have 4"),
         (chunked(tree_of(**{"1": b"\x01"}), tree_of(**{"0": CHUNK})), "its shape are not numbered"),
         (chunked(tree_of(**{"0": b"\xff"}), tree_of(**{"0": CHUNK})), "its shape is no list of sizes, or its chunks"),
@@ -275,6 +290,23 @@ def test_budget(tmp_path: Path) -> None:
     for budget in (Budget(tensors=2), Budget(rank=0), Budget(tensor_bytes=4), Budget(depth=0)):
         with pytest.raises(BudgetExceeded):
             fm.open_source(str(tmp_path / "x"), budget=budget)
+
+
+def test_what_is_walked_over_is_bounded(tmp_path: Path) -> None:
+    """Of the file's heads, not of its values: a budget of what is read of them."""
+    path = stored(tmp_path / "x", {f"k{n:06}": n for n in range(8_000)})
+    with fm.open_source(path) as source:
+        assert len(source.specs()) == 8_000
+    with pytest.raises(BudgetExceeded, match=r"header bytes: .* asked for, at most 50,000 allowed"):
+        fm.open_source(path, budget=Budget(header_bytes=50_000))
+
+
+def test_a_folder_of_two_kinds_is_none(tmp_path: Path) -> None:
+    assert not fm.sniff(str(tmp_path))
+    stored(tmp_path / "checkpoint_3", {"a": 1})
+    assert fm.sniff(str(tmp_path))
+    stored(tmp_path / "other_7", {"a": 1})
+    assert not fm.sniff(str(tmp_path))
 
 
 def test_what_flax_does_not_know_is_listed_and_cannot_be_read(tmp_path: Path) -> None:

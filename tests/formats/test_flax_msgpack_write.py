@@ -89,6 +89,51 @@ def test_like_keeps_what_is_no_array(tmp_path: Path) -> None:
     assert restored["k/y"] is True
 
 
+def test_like_another_tree(tmp_path: Path) -> None:
+    """What is not among the new tensors stays; a tensor that the tree does not have makes the file a new tree."""
+    old = {"a": np.zeros(2, np.float32), "b": 5, "c": [np.ones(1, np.int8)]}
+    like = stored(tmp_path / "like", dict(old))
+    new = {"c/0": np.array([7, 8], np.int8), "b": np.array(6)}
+    writer.check(str(tmp_path / "x"), specs_of(new), like=like)
+    writer.write(str(tmp_path / "x"), specs_of(new), tiles_of(new), like=like)
+    restored = need("flax.serialization").msgpack_restore((tmp_path / "x").read_bytes())
+    assert (restored["a"].tolist(), restored["b"], restored["c"][0].tolist()) == ([0, 0], 6, [7, 8])
+    new["d/e"] = np.array([1.5])
+    writer.check(str(tmp_path / "x"), specs_of(new), like=like)
+    writer.write(str(tmp_path / "x"), specs_of(new), tiles_of(new), like=like)
+    restored = need("flax.serialization").msgpack_restore((tmp_path / "x").read_bytes())
+    assert (list(restored), restored["c"]["0"].tolist(), restored["d"]["e"].tolist()) == (
+        ["c", "b", "d"],
+        [7, 8],
+        [1.5],
+    )
+
+
+def test_numbers_that_stay_numbers(tmp_path: Path) -> None:
+    tree = {"c": 1 - 2j, "f": 0.5, "i": -7, "u": 1 << 63, "b": True}
+    like = stored(tmp_path / "like", dict(tree))
+    with open_source(like) as source:
+        new = {name: source.read(name) for name in source.specs()}
+    new |= {"c": np.array(3.5 + 4j), "f": np.array(-1.5), "i": np.array(70_000), "u": np.array((1 << 64) - 1, "u8")}
+    new["b"] = np.array(False)
+    writer.write(str(tmp_path / "x"), specs_of(new), tiles_of(new), like=like)
+    restored = need("flax.serialization").msgpack_restore((tmp_path / "x").read_bytes())
+    assert restored == {"c": 3.5 + 4j, "f": -1.5, "i": 70_000, "u": (1 << 64) - 1, "b": False}
+    assert {type(value) for value in restored.values()} == {complex, float, int, bool}
+
+
+def test_the_size_at_which_arrays_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flax = need("flax.serialization")
+    assert writer.MAX_CHUNK == flax.MAX_CHUNK_SIZE
+    for limit in (7, 8, 9, 23, 24, 25):
+        monkeypatch.setattr(flax, "MAX_CHUNK_SIZE", limit)
+        monkeypatch.setattr(writer, "MAX_CHUNK", limit)
+        arrays = {"x": np.arange(6, dtype=np.int32), "s": np.arange(3, dtype=np.float64).reshape(1, 3)}
+        stored(tmp_path / "theirs", dict(arrays))
+        writer.write(str(tmp_path / "ours"), specs_of(arrays), tiles_of(arrays, 1))
+        assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
 def test_a_folder_as_the_target(tmp_path: Path) -> None:
     stored(tmp_path / "checkpoint_5", {"params": {"w": np.zeros(2, np.float32)}})
     np.savez(tmp_path / "a.npz", w=np.ones(2, np.float32))

@@ -63,6 +63,98 @@ def test_protocols_of_python_2() -> None:
     assert parsed(b"(i__main__\nX\np0\n.").named("__main__.X")
 
 
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"I00\n.", False),
+        (b"I 7 \n.", 7),
+        (b"L-70L\n.", -70),
+        (b"L 70 \n.", 70),
+        (b"F2.5\n.", 2.5),
+        (b"J\xfe\xff\xff\xff.", -2),
+        (b"M\1\2.", 513),
+        (b"\x8a\2\xfe\xff.", -2),
+        (b"\x8b\2\0\0\0\0\1.", 256),
+        (b"\x8a\0.", 0),
+        (b"P12\n.", ("persistent", "12")),
+        (b"S 'ab' \n.".replace(b" ", b""), "ab"),
+        (b'S"a\xe9"\n.', "a\xe9"),
+        (b"V\\u00e9\n.", "é"),
+        (b"X\3\0\0\0\xed\xa0\x80.", "\ud800"),
+        (b"\x8c\1a.", "a"),
+        (b"\x8d\1\0\0\0\0\0\0\0a.", "a"),
+        (b"C\2ab.", b"ab"),
+        (b"B\2\0\0\0ab.", b"ab"),
+        (b"\x8e\2\0\0\0\0\0\0\0ab.", b"ab"),
+        (b"\x96\2\0\0\0\0\0\0\0ab.", b"ab"),
+        (b"K\1K\2\x86.", (1, 2)),
+        (b"NK\1K\2K\3\x87.", (1, 2, 3)),
+        (b"K\1K\2\x85.", (2,)),
+        (b"K\x012\x86.", (1, 1)),
+        (b"K\1(K\0020K\3t.", (3,)),
+        (b"K\1(0.", 1),
+        (b"K\1(K\2K\0031.", 1),
+        (b"(K\1K\2l.", [1, 2]),
+        (b"](K\1K\2e(K\3e.", [1, 2, 3]),
+        (b"]K\1a(e.", [1]),
+        (b"N(e.", None),
+        (b"N(u.", None),
+        (b"(K\1K\2d.", [(1, 2)]),
+        (b"}K\1K\2s(K\3K\4K\5K\6u.", [(1, 2), (3, 4), (5, 6)]),
+        (b"K\1Nb.", 1),
+        (b"K\7p5\n0Ng5\n.", 7),
+        (b"K\7q\5K\x08\x940h\5.", 7),
+        (b"K\7\x94K\x08\x940h\1\x86.", (7, 8)),
+        (b"K\7r\0\1\0\0j\0\1\0\0\x86.", (7, 7)),
+        (b"\x80\4\x95\2\0\0\0\0\0\0\0K\1.", 1),
+    ],
+)
+def test_what_each_instruction_does(data: bytes, expected: Any) -> None:
+    found = parsed(data)
+    assert found == expected
+    assert type(found) is type(expected) or type(found) is Pairs
+
+
+def record(thing: Any) -> tuple[Any, ...]:
+    assert type(thing) is Thing
+    of = str(thing.of) if type(thing.of) is Global else thing.of
+    return of, thing.args, thing.state, list(thing.items), list(thing.pairs)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"cm\nn\n(K\1tR.", ("m.n", (1,), None, [], [])),
+        (b"K\1(K\2tR.", (1, (2,), None, [], [])),
+        (b"cm\nn\n(K\1t\x81.", ("m.n", (1,), None, [], [])),
+        (b"cm\nn\n(K\1t}K\2K\3s\x92.", ("m.n", (1,), None, [], [(2, 3)])),
+        (b"cm\nn\n(K\1tN\x92.", ("m.n", (1,), None, [], [])),
+        (b"(K\1K\2im\nn\n.", ("m.n", (1, 2), None, [], [])),
+        (b"(cm\nn\nK\1K\2o.", ("m.n", (1, 2), None, [], [])),
+        (b"(o.", (None, (), None, [], [])),
+        (b"X\1\0\0\0mX\1\0\0\0n\x93(tR.", ("m.n", (), None, [], [])),
+        (b"\x8f(K\1K\2\x90(K\3\x90.", ("builtins.set", (), None, [1, 2, 3], [])),
+        (b"(K\1K\2\x91.", ("builtins.set", (), None, [1, 2], [])),
+        (b"cm\nn\n)RK\1aK\2aK\3K\4sK\5K\6sK\7b.", ("m.n", (), 7, [1, 2], [(3, 4), (5, 6)])),
+    ],
+)
+def test_what_would_be_made_by_each_instruction(data: bytes, expected: tuple[Any, ...]) -> None:
+    assert record(parsed(data)) == expected
+
+
+def test_a_call_that_is_known_gives_its_value() -> None:
+    for made in (None, False, (), []):
+        assert parsed(b"cm\nn\n)R.", call=lambda *_, made=made: made) is made
+
+
+def test_a_pickle_among_other_bytes() -> None:
+    found = _pickle.parse(b"xxK\7.yy", 2, "file", call=lambda *_: None, persistent=lambda key: key)
+    assert found == (7, 5)
+    with pytest.raises(FormatError) as caught:
+        _pickle.parse(b"xxK\7\xff", 2, "file", base=10, call=lambda *_: None, persistent=lambda key: key)
+    assert str(caught.value) == "file at byte 14: no valid pickle: the instruction 0xff does not exist"
+
+
 def test_what_would_be_called_is_a_record() -> None:
     found = parsed(pickle.dumps(collections.OrderedDict(a=1)))
     assert found.named("collections.OrderedDict")
@@ -92,8 +184,25 @@ def test_known_calls_and_persistent_ids_are_asked_for() -> None:
         (b"\xff.", 0, "the instruction 0xff does not exist"),
         (b"N\x82\1.", 1, "the extension registry is not supported"),
         (b"\x97.", 0, "an out-of-band buffer is not supported"),
+        (b"N\x84\1.", 1, "the extension registry is not supported"),
+        (b"K\1K\2\x87.", 4, "it takes what is not there"),
+        (b"t.", 0, "it takes what is not there"),
+        (b"X\1\0\0\0mK\1\x93.", 8, "a global whose name is no text"),
+        (b"K\1X\1\0\0\0m\x93.", 8, "a global whose name is no text"),
+        (b"\x8a\xff" + bytes(255) + b"\x8b\1\4\0\0", 257, "a number of 1,025 bytes"),
+        (b"I" + b"1" * 100 + b"\n.", 0, "a line of more than 100 bytes"),
+        (b"F" + b"1" * 100 + b"\n.", 0, "a line of more than 100 bytes"),
+        (b"g" + b"1" * 100 + b"\n.", 0, "a line of more than 100 bytes"),
+        (b"p" + b"1" * 100 + b"\n.", 0, "a line of more than 100 bytes"),
+        (b"S" + b"1" * (1 << 20) + b"\n.", 0, "a line of more than 1,048,576 bytes"),
+        (b"c\xff\nn\n.", 0, "no text, or no number"),
+        (b"cm\n\xff\n.", 0, "no text, or no number"),
+        (b"(i\xff\nn\n.", 1, "no text, or no number"),
+        (b"(im\n\xff\n.", 1, "no text, or no number"),
         (b"N0R.", 2, "it takes what is not there"),
         (b"(N.", 3, None),
+        (b"\x8b\0\4\0\0" + bytes(1024) + b"0N.", 0, None),
+        (b"I" + b"1" * 99 + b"\n0N.", 0, None),
         (b"h\7.", 0, "it refers to what is not there"),
         (b"Ixyz\n.", 0, "no text, or no number"),
         (b"X\1\0\0\0\xff.", 0, "no text, or no number"),
@@ -122,8 +231,12 @@ def test_every_end_that_comes_too_soon_is_told_from_damage() -> None:
 
 
 def test_the_number_of_instructions_is_bounded() -> None:
-    with pytest.raises(BudgetExceeded, match="a pickle of more than 10 instructions"):
-        parsed(b"(" * 20 + b".", steps=10)
+    assert parsed(b"N" * 9 + b".", steps=10) is None
+    with pytest.raises(BudgetExceeded) as caught:
+        parsed(b"(" * 10 + b".", steps=10, base=100)
+    assert str(caught.value) == "file at byte 109: a pickle of more than 10 instructions"
+    with pytest.raises(BudgetExceeded, match="a pickle of more than 2,000 instructions"):
+        parsed(b"N" * 2000 + b".", steps=2000)
 
 
 @pytest.mark.parametrize(

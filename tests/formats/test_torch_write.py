@@ -90,6 +90,24 @@ def test_golden_bytes(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("count", [255, 256, 65_535, 65_536, (1 << 31) - 1, 1 << 31, 5 << 30])
+def test_sizes_as_pytorch_reads_them(tmp_path: Path, count: int) -> None:
+    """In the form of each size; the file is a hole that takes no room."""
+    torch = need("torch")
+    path = str(tmp_path / "m.pt")
+    with torch_write.write.destination(path, {"w": TensorSpec.of("int8", (count, 1))}, lambda _: iter(())):
+        pass
+    tensor = torch.load(path, weights_only=True, mmap=True)["w"]
+    assert (tensor.shape, tensor.stride(), int(tensor[-1, 0])) == ((count, 1), (1, 1), 0)
+
+
+def test_a_scalar_and_axes_without_elements(tmp_path: Path) -> None:
+    torch = need("torch")
+    arrays = {"s": np.array(2.5), "e": np.zeros((2, 0, 3)), "f": np.zeros((0,)), "t": np.zeros((2, 3, 4))}
+    found = torch.load(written(tmp_path / "m.pt", arrays))
+    assert {n: t.stride() for n, t in found.items()} == {"s": (), "e": (3, 3, 1), "f": (1,), "t": (12, 4, 1)}
+
+
 def test_every_storage_begins_at_a_multiple_of_64(tmp_path: Path) -> None:
     path = written(tmp_path / "m.pt", {f"w{n}": np.zeros(n, np.uint8) for n in range(1, 80, 7)})
     data = Path(path).read_bytes()
@@ -127,8 +145,13 @@ def test_what_cannot_be_written(tmp_path: Path, name: str, dtype: Any, message: 
 
 
 def test_too_much_metadata(tmp_path: Path) -> None:
-    with pytest.raises(Error, match="bytes of metadata, a zip archive holds 65535"):
-        torch_write.write(str(tmp_path / "m.pt"), {}, lambda _: iter(()), metadata={"k": "x" * 70_000})
+    path = str(tmp_path / "m.pt")
+    torch_write.write(path, {}, lambda _: iter(()), metadata={"k": "x" * (65_535 - 9)})
+    with zipfile.ZipFile(path) as archive:
+        assert len(archive.comment) == 65_535
+    with pytest.raises(Error) as caught:
+        torch_write.write(path, {}, lambda _: iter(()), metadata={"k": "x" * (65_536 - 9)})
+    assert str(caught.value) == f"{path}: 65536 bytes of metadata, a zip archive holds 65535"
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])

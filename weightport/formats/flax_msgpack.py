@@ -288,19 +288,17 @@ class _Runs:
             offset -= size
 
     def read(self, offset: int, count: int, *, tensor: str | None = None) -> bytes:
-        self.check(offset, count, tensor=tensor)
         return b"".join(self._file.read(at, size, tensor=tensor) for at, size in self._spans(offset, count))
 
     def read_into(self, offset: int, buffer: memoryview, *, tensor: str | None = None) -> None:
-        self.check(offset, len(buffer), tensor=tensor)
         done = 0
         for at, size in self._spans(offset, len(buffer)):
             self._file.read_into(at, buffer[done : done + size], tensor=tensor)
             done += size
 
     def check(self, offset: int, count: int, *, tensor: str | None = None) -> None:
-        if offset < 0 or count < 0 or offset + count > self.size:
-            raise FormatError(self.path, f"{count} bytes asked for at {offset} of {self.size}", tensor=tensor)
+        for at, size in self._spans(offset, count):
+            self._file.check(at, size, tensor=tensor)
 
 
 def _number(token: Token) -> Entry:
