@@ -253,6 +253,12 @@ def test_budget_not_there_and_closed(tmp_path: Path) -> None:
         source.read("v")
 
 
+def test_told_by_its_first_bytes(tmp_path: Path) -> None:
+    for data, expected in ((b"GGUF", True), (b"GGU", False), (b"GGUX", False), (b"", False)):
+        assert gguf_file.sniff(written(tmp_path, data)) is expected
+    assert not gguf_file.sniff(str(tmp_path))
+
+
 def test_where_tensors_lie(tmp_path: Path) -> None:
     heads = (head("w", (3, 2), 0, 0), head("q", (32,), 2, 32), head("new", (1,), 99, 64))
     path = written(tmp_path, model(*heads, data=X.tobytes() + bytes(8) + bytes(range(18)) + bytes(32)))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,11 @@ import h5py
 import numpy as np
 import pytest
 
-from weightport.errors import FormatError
+from weightport.errors import BudgetExceeded, FormatError
 from weightport.formats import keras_h5
+from weightport.formats._h5_preflight import MAGIC, Preflight, superblock
+from weightport.formats._io import ByteFile
+from weightport.tensors import Budget
 
 
 def refused(path: Path) -> str:
@@ -112,6 +116,137 @@ def test_what_is_no_tensor(tmp_path: Path, make: Any, message: str) -> None:
     got = refused(tmp_path / "a.h5")
     assert got.startswith(": tensor 'x': ")
     assert message.split(" [", maxsplit=1)[0] in got
+
+
+def looked_over(path: Path) -> Preflight:
+    return Preflight(ByteFile(path), 0, Budget())
+
+
+def test_what_is_no_dataset_is_passed_over(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["type"] = np.dtype("f8")
+        file["g/x"] = np.arange(3.0)
+        file["soft"] = h5py.SoftLink("/type")
+        file["again"] = h5py.SoftLink("/g/x")
+    found = looked_over(tmp_path / "a.h5")
+    with contextlib.closing(found):
+        assert (list(found.paths), found.groups) == (["g/x", "again"], ["g"])
+        assert (found.paths["again"], found.paths["g/x"].nbytes) == (found.paths["g/x"], 24)
+        for name in ("", "/", ".", "g\0", "nowhere", "g/x/y"):
+            assert found.dataset(found.root, name) is None
+            assert found.group(found.root, name) is None
+        assert found.group(found.root, "g/x") is None
+        assert found.dataset(found.root, "g") is None
+        group = found.group(found.root, "./g/")
+        assert group is not None
+        assert found.dataset(group, "x") is found.paths["g/x"]
+
+
+def test_a_data_type_that_numpy_does_not_have(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        h5py.h5d.create(file.id, b"x", h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((4,)))
+    assert refused(tmp_path / "a.h5") == ": tensor 'x': a data type that numpy does not have"
+
+
+@pytest.mark.parametrize(
+    ("size", "said", "found"),
+    [
+        (2, None, "bfloat16"),
+        (2, "bfloat16", "bfloat16"),
+        (1, "float8_e4m3fn", "float8_e4m3fn"),
+        (2, "float8_e4m3fn", None),
+        (4, "float32", "float32"),
+        (1, None, None),
+        (2, "not a dtype", None),
+        (2, "nonsense", None),
+        (8, "object", None),
+        (8, "datetime64", None),
+        (1, "S1", None),
+    ],
+)
+def test_opaque_values(tmp_path: Path, size: int, said: str | None, found: str | None) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = np.zeros(3, f"V{size}")
+        if said is not None:
+            file["x"].attrs["dtype"] = said
+    if found is None:
+        assert refused(tmp_path / "a.h5") == f": tensor 'x': the data type |V{size} is not supported"
+        return
+    with keras_h5.open_source(str(tmp_path / "a.h5")) as source:
+        assert source.specs()["x"].dtype.name == found
+
+
+def test_what_newer_versions_of_hdf5_find_themselves(tmp_path: Path) -> None:
+    """Values and attributes beyond the end of the file: HDF5 1.14 and before would believe them."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(4.0)
+        file["x"].attrs["a"] = np.arange(3)
+        file.create_dataset("y", data=np.arange(4.0), chunks=(4,))
+        at = file["x"].id.get_offset()
+    found = looked_over(path)
+    with contextlib.closing(found):
+        for size, name, what in (
+            (at + 31, "x", f"truncated or corrupt: 32 bytes of values at byte {at}, the file has {at + 31}"),
+            (31, "y", "32 bytes are said to be stored, the file has 31"),
+        ):
+            found._size = size
+            found._checked.clear()
+            with pytest.raises(FormatError) as caught:
+                found.dataset(found.root, name)
+            assert str(caught.value) == f"{path}: tensor {name!r}: {what}"
+            found._size = size + 1
+            assert found.dataset(found.root, name) is not None
+        owner = found.paths["x"].handle
+        found._size = 23
+        with pytest.raises(FormatError) as caught:
+            found.attribute(owner, "a")
+        assert str(caught.value) == f"{path}: the attribute 'a' of '/x' is corrupt: 24 bytes are claimed"
+        found._size = 24
+        assert found.attribute(owner, "a").tolist() == [0, 1, 2]
+
+
+def test_text_of_every_kind(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs["text"] = "é"
+        file.attrs["bytes"] = np.bytes_(b"\xc3\xa9\xff")
+        file.attrs["one"] = np.array([b"x"])
+        file.attrs["two"] = np.array([b"x", b"y"])
+        file.attrs["number"] = 3
+        file.attrs["names"] = [b"a", "é".encode(), b"\xff"]
+        file.attrs["part0"], file.attrs["part1"] = [b"a"], ["b", "c"]
+        file.attrs["none"] = np.zeros(0, "S1")
+    found = looked_over(tmp_path / "a.h5")
+    with contextlib.closing(found):
+        told = {name: found.text(found.root, name) for name in ("text", "bytes", "one", "two", "number", "nowhere")}
+        assert told == {"text": "é", "bytes": "é\ufffd", "one": "x", "two": None, "number": None, "nowhere": None}
+        assert found.strings(found.root, "names") == ["a", "é", "\udcff"]
+        assert found.strings(found.root, "part") == ["a", "b", "c"]
+        assert found.strings(found.root, "none") == []
+        assert found.strings(found.root, "nowhere") is None
+        for name in ("number", "text"):
+            with pytest.raises(FormatError) as caught:
+                found.strings(found.root, name)
+            assert str(caught.value) == f"{tmp_path / 'a.h5'}: the attribute {name!r} of '/' is no list of names"
+
+
+@pytest.mark.parametrize(("at", "found"), [(0, 0), (512, 512), (1024, 1024), (4096, 4096), (256, None), (1, None)])
+def test_where_the_signature_stands(tmp_path: Path, at: int, found: int | None) -> None:
+    (tmp_path / "x").write_bytes(bytes(at) + MAGIC)
+    with ByteFile(tmp_path / "x") as file:
+        assert superblock(file) == found
+
+
+def test_the_budget_of_the_walk(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a/b/x"] = np.arange(3)
+    for budget, message in (
+        (Budget(tensors=2), "tensors: 3 asked for, at most 2 allowed"),
+        (Budget(depth=1), "depth: 2 asked for, at most 1 allowed"),
+        (Budget(header_bytes=8), "header bytes: 9 asked for, at most 8 allowed"),
+    ):
+        with pytest.raises(BudgetExceeded, match=message), ByteFile(tmp_path / "a.h5") as file:
+            Preflight(file, 0, budget)
 
 
 def test_flipped_bytes_never_leak(tmp_path: Path) -> None:

@@ -196,6 +196,27 @@ def test_what_is_no_model(tmp_path: Path) -> None:
     assert not tflite_file.sniff(str(tmp_path))
 
 
+def test_a_model_without_any_buffer(tmp_path: Path) -> None:
+    """A tensor of buffer 0 has no values, even where there is none of that number."""
+    b = need("flatbuffers").Builder(64)
+    b.StartObject(11)
+    tensor = b.EndObject()
+    b.StartVector(4, 1, 4)
+    b.PrependUOffsetTRelative(tensor)
+    tensors = b.EndVector()
+    b.StartObject(5)
+    b.PrependUOffsetTRelativeSlot(0, tensors, 0)
+    table = b.EndObject()
+    b.StartVector(4, 1, 4)
+    b.PrependUOffsetTRelative(table)
+    graphs = b.EndVector()
+    b.StartObject(5)
+    b.PrependUOffsetTRelativeSlot(2, graphs, 0)
+    b.Finish(b.EndObject(), file_identifier=b"TFL3")
+    with tflite_file.open_source(written(tmp_path, bytes(b.Output()))) as source:
+        assert dict(source.specs()) == {}
+
+
 def test_budget_not_there_and_closed(tmp_path: Path) -> None:
     path = written(tmp_path, model([Tensor("v", 0, (2, 3), 1), Tensor("w", 0, (2, 3), 1)], buffers=[X.tobytes()]))
     for budget in (Budget(header_bytes=7), Budget(tensors=1)):

@@ -365,6 +365,19 @@ TF1 = "from: {layout: lstm.tf1, scope: a}, to: {layout: lstm.tf1, scope: a"
         ("to: a, initialize: {}", [".initialize: expected at least 1 entry, found none"]),
         ("to: a, initialize: 0", [f".initialize: {INITIALIZER}, found 0"]),
         ("to: a, initialize: zeros, scale: 2", [f".scale: a rule with initialize has no scale; {MOVED}"]),
+        (
+            "to: a, initialize: zeros, slots: true",
+            [".slots: a rule with initialize has no slots; what is new has none"],
+        ),
+        (
+            "from: {layout: lstm.keras, scope: a}, to: {layout: lstm.keras, scope: b}, "
+            "vocab: {from: a.txt, to: b.txt, axis: 0}",
+            [
+                ".vocab.from: no file 'a.txt'; looked for in .",
+                ".vocab.to: no file 'b.txt'; looked for in .",
+                ".vocab.axis: a cell's words are its inputs; leave the axis out",
+            ],
+        ),
     ],
 )
 def test_what_is_wrong_with_a_rule(rule: str, messages: list[str]) -> None:

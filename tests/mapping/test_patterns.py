@@ -60,6 +60,13 @@ def test_matching(pattern: str, name: str, bound: dict[str, str] | None) -> None
     assert Pattern(pattern).match(name) == bound
 
 
+def test_what_failed_once_is_not_tried_again() -> None:
+    """Two ways for the first captures to end in the same place: the rest is the same for both."""
+    assert Pattern("{a}-{b}-{x}/{x}").match("1-1-1-1/2") is None
+    assert Pattern("{a}-{b}-{x}/{x}").match("1-1-1-1/1") == {"a": "1", "b": "1-1", "x": "1"}
+    assert str(Glob("**/a_*")) == "**/a_*"
+
+
 def test_what_a_pattern_says_of_itself() -> None:
     pattern = Pattern("a_{{/{n}/{x**}/{m-1}", "rules[0].from")
     assert pattern.names == {"n", "x", "m"}

@@ -14,7 +14,9 @@ from tests.mapping.test_load import WHOLE
 from weightport.errors import MappingError
 from weightport.layouts import table
 from weightport.mapping import json_schema, load_mapping, parse_mapping
+from weightport.mapping.document import Document
 from weightport.mapping.schema import LayoutShape, LayoutVariantShape
+from weightport.mapping.shape import _words
 
 ROOT = Path(__file__).resolve().parents[2]
 VALIDATOR = jsonschema.Draft202012Validator(json_schema())
@@ -201,3 +203,8 @@ def test_the_shapes_of_layouts_cover_the_keys_of_their_tables() -> None:
     # parse_layout trusts the shapes of values: a key that the schema does not know would reach it unchecked.
     assert set(LayoutShape.model_fields) == table._KEYS
     assert set(LayoutVariantShape.model_fields) == table._VARIANT_KEYS
+
+
+def test_a_mistake_of_a_kind_that_has_no_words_yet() -> None:
+    document = Document("m.yaml", ".")
+    assert _words(document, ("a",), {"type": "of_tomorrow", "input": 5}) == ("not valid here: 5", "")

@@ -111,6 +111,7 @@ def test_lines_are_those_of_keys_and_items() -> None:
             "\ta: 1",
             ["m.yaml:4: not valid YAML: found character that cannot start any token while scanning for the next token"],
         ),
+        ("*a : 1", ["m.yaml:4: an alias *a; a mapping has no anchors and aliases: write the value out"]),
         ("source: {scope: .nan}", ["m.yaml:4 source.scope: expected a finite number, found '.nan'"]),
         ("source: {scope: 1e999}", ["m.yaml:4 source.scope: expected a finite number, found '1e999'"]),
         (

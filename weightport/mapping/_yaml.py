@@ -88,16 +88,16 @@ def parse_document(text: str, path: str) -> Document:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         _Composer(document).compose(yaml.parse(text, Loader=loader))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        context = f" {error.context}" if error.context else ""
+    except yaml.YAMLError as error:
+        mark, context = getattr(error, "problem_mark", None), getattr(error, "context", None)
+        line = mark.line + 1 if mark else 1
+        context = f" {context}" if context else ""
         hint = ""
         if "flow" in context and "{" in "".join(text.split("\n")[line - 1 : line]):
             hint = "inside [ ] and { } a name with braces stands in quotes: ['a/{n}', 'b/{n}']"
-        document.problems.append(Problem(f"{path}:{line}", f"not valid YAML: {error.problem}{context}", hint))
-        raise document.stop() from None
-    except yaml.YAMLError as error:
-        document.problems.append(Problem(path, f"not valid YAML: {error}"))
+        document.problems.append(
+            Problem(f"{path}:{line}", f"not valid YAML: {getattr(error, 'problem', error)}{context}", hint)
+        )
         raise document.stop() from None
     return document
 

@@ -31,9 +31,6 @@ _PLAIN_KEY = re.compile(r"[\w.+-]+")
 class _Absent:
     """Stands for a value that was refused, so that no second message is written about it."""
 
-    def __repr__(self) -> str:
-        return "?"
-
 
 ABSENT = _Absent()
 

@@ -24,8 +24,6 @@ TEXT, NUMBER, LIST, TABLE = "\0text", "\0number", "\0list", "\0table"
 
 
 def _kind(value: Any) -> str | None:
-    if isinstance(value, BaseModel):
-        return TABLE
     return {str: TEXT, int: NUMBER, list: LIST, dict: TABLE}.get(type(value))
 
 
