@@ -351,6 +351,22 @@ def broken(tmp_path: Path, change: Any) -> str:
             lambda f: f.create_group("optimizer_weights"),
             "the group 'optimizer_weights' has no attribute 'weight_names'",
         ),
+        (
+            lambda f: f.create_group("optimizer_weights").attrs.create("weight_names", [b"x"]),
+            "the weight 'x' that 'optimizer_weights' lists has no dataset",
+        ),
+        (
+            lambda f: (f.attrs.pop("layer_names"), f.attrs.create("nb_layers", 1.5)),
+            "the attribute 'nb_layers' is no number of groups",
+        ),
+        (
+            lambda f: (f.attrs.pop("layer_names"), f.attrs.create("nb_layers", -1)),
+            "the attribute 'nb_layers' is no number of groups",
+        ),
+        (
+            lambda f: (f["d"].attrs.pop("weight_names"), f["d"].attrs.create("nb_params", 1 << 40)),
+            "the attribute 'nb_params' is no number of groups",
+        ),
     ],
 )
 def test_missing_and_corrupt_attributes(tmp_path: Path, change: Any, message: str) -> None:
@@ -403,3 +419,62 @@ def test_budget(tmp_path: Path) -> None:
     for budget in (Budget(tensors=2), Budget(depth=0), Budget(rank=1), Budget(tensor_bytes=8), Budget(header_bytes=9)):
         with pytest.raises(FormatError, match="asked for, at most"):
             keras_h5.open_source(str(tmp_path / "a.h5"), budget=budget)
+
+
+def test_two_names_that_become_one(tmp_path: Path) -> None:
+    """Where ``:0`` falls away, and the path in the file is another weight's."""
+    keras_1(tmp_path / "a.h5", {"d": ["k", "k:0"], "d/d": ["k"]})
+    with keras_h5.open_source(str(tmp_path / "a.h5")) as source:
+        names = list(source.specs())
+    assert names == ["d/k", "d/k:0", "d/d/k"]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.attrs["layer_names"] = [b"a", b"b"]
+        for layer, weight in (("a", "/b/x"), ("b", "b/x")):
+            file.create_group(layer).attrs["weight_names"] = [weight.encode()]
+            file[f"{layer}/{weight.strip('/')}"] = np.zeros(2)
+    with keras_h5.open_source(str(tmp_path / "a.h5")) as source:
+        assert list(source.specs()) == ["a/b/x", "b/b/x"]
+
+
+def test_after_it_was_closed(tmp_path: Path) -> None:
+    keras_1(tmp_path / "a.h5", {"d": ["d/kernel:0"]})
+    source = keras_h5.open_source(str(tmp_path / "a.h5"))
+    assert source.file.filename == str(tmp_path / "a.h5")
+    assert source.checksum("d/kernel") == source.checksum("nowhere") == ""
+    with pytest.raises(TensorNotFound) as missing:
+        source.extent("d/kernal")
+    assert str(missing.value) == f"{tmp_path / 'a.h5'}: no tensor 'd/kernal'; closest: 'd/kernel'"
+    source.close()
+    for act in (lambda: source.file, source.objects, lambda: source.read("d/kernel")):
+        with pytest.raises(Error) as caught:
+            act()
+        assert str(caught.value) == f"{tmp_path / 'a.h5'}: is closed"
+
+
+def test_objects_and_their_variables(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["layers/dense/vars/0"] = np.zeros(2)
+        file["layers/dense/vars"].attrs["name"] = "mine"
+        file["layers/lstm/vars/10"] = file["layers/lstm/vars/2"] = np.zeros(3)
+        file["elsewhere"] = np.zeros(1)
+    with keras_h5.open_source(str(tmp_path / "a.h5")) as source:
+        groups, titles, stored = source.objects()
+    assert set(groups) == {"layers", "layers/dense", "layers/dense/vars", "layers/lstm", "layers/lstm/vars"}
+    assert titles == {"layers/dense": "mine"}
+    assert stored == {"layers/dense": ["0"], "layers/lstm": ["2", "10"]}
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_text_of_every_shape(tmp_path: Path, fixed: bool) -> None:
+    kind = "S9" if fixed else h5py.string_dtype()
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("many", data=[[b"a", b""], ["é".encode(), b"b"], [b"c", b"d"]], dtype=kind)
+        file.create_dataset("none", (0, 2), kind)
+        file.create_dataset("one", data="text" if not fixed else np.bytes_(b"text"), dtype=kind)
+    with keras_h5.open_source(str(tmp_path / "a.h5")) as source:
+        assert source.read("many").tolist() == [[b"a", b""], ["é".encode(), b"b"], [b"c", b"d"]]
+        assert source.read("many", (slice(0, 3, 2), slice(1, 2))).tolist() == [[b""], [b"d"]]
+        assert source.read("many", (slice(1, 1),)).shape == (0, 2)
+        assert source.read("none").shape == (0, 2)
+        assert source.read("one").tolist() == b"text"
+        assert source.extent("many") is None

@@ -17,6 +17,8 @@ keras/src/layers/rnn and keras/src/activations/activations.py of Keras 3.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -187,12 +189,11 @@ def _into_cell(cell: Config, weights: list[str], position: int, major: int, dept
     if isinstance(cells, list) and all(isinstance(item, dict) for item in cells):
         sizes = [_count(item) for item in cells]
         known = [size for size in sizes if size is not None]
-        if len(known) == len(sizes) and sum(known) == len(weights):
-            at = 0
-            for item, size in zip(cells, known, strict=True):
-                if position < at + size:
-                    return _into_cell(item, weights[at : at + size], position - at, major, depth + 1)
-                at += size
+        ends = list(itertools.accumulate(known, initial=0))
+        if len(known) == len(sizes) and ends[-1] == len(weights):
+            number = bisect.bisect_right(ends, position) - 1
+            start, end = ends[number : number + 2]
+            return _into_cell(cells[number], weights[start:end], position - start, major, depth + 1)
         owner = _owner(cells, weights[position])
         return _into_cell(cells[owner], weights, position, major, depth + 1) if owner is not None else {}
     wrapped = inner.get("cell")
