@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "mapping": _may("tensors", "layouts", "initializers"),
     "plan": _may("tensors", "sizes", "collecting", "ranges", "values", "scopes", "layouts", "mapping", "initializers"),
     "integrity": _may(),
-    "inputs": _may("tensors", "integrity", "mapping", "formats.files"),
+    "inputs": _may("tensors", "integrity", "mapping", "formats.files", "formats._fs"),
     "opening": _may(
         "budget",
         "tensors",
@@ -56,10 +56,11 @@ MAY_IMPORT = {
         "mapping",
         "inputs",
         "formats.detect",
+        "formats._fs",
         "targets",
     ),
     "lockfile": _may("tensors", "mapping", "inputs", "formats.files", "formats._io"),
-    "execute": _may("tensors", "checksums", "ranges", "strips", "values", "plan", "formats._io"),
+    "execute": _may("tensors", "checksums", "ranges", "strips", "values", "plan", "formats._io", "formats._fs"),
     "settle": _may("tensors", "ranges", "layouts", "plan"),
     "targets": _may("tensors", "formats"),
     "causes": _may("tensors", "layouts"),
@@ -105,6 +106,8 @@ NOT_AT_IMPORT = (
     "crc32c",
     "cramjam",
     "tensorstore",
+    "fsspec",
+    "distributed",
 )
 LONGEST = 400
 #: Longer modules that are one thing all the same, and why.

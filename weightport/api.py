@@ -1,7 +1,7 @@
 """The Python interface: open, plan, transfer.
 
 Promise: opening and planning read headers only; a transfer is checked whole before the first byte is written or the
-first variable assigned. Limit: a source is a local file.
+first variable assigned. A file is a local path or a URL.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def transfer(
     """Move weights into a live model, or into a file.
 
     Args:
-        source: a path, an open source, or a live model that shows its values (of JAX). One that is given open has to
-            stay open as long as a TensorFlow graph may run its initializers.
+        source: a path or URL, an open source, or a live model that shows its values (of JAX). One that is given open
+            has to stay open as long as a TensorFlow graph may run its initializers.
         target: a live model - a ``tf.Graph`` (``tf.compat.v1``), a Keras 3 or legacy Keras model or layer, a
             ``tf.Module``, a list of ``tf.Variable``, a ``torch.nn.Module``, an nnx module, a
             JAX tree of arrays (the new one is the result's ``target``) - or, with ``out``, a file that describes the
@@ -154,7 +154,8 @@ def transfer(
         out: the file to write: ``.npz``, ``.safetensors``, ``.pt``, ``.h5``, ``.msgpack``, a checkpoint prefix
             ``tf-checkpoint:PREFIX`` or one that ends in ``.ckpt``; with a ``target`` of that kind also ``.pb``,
             ``.meta`` and the folder of a SavedModel, where constants become constants of the graph. It holds the
-            target's tensors, kept values included; without a target, what the mapping produces.
+            target's tensors, kept values included; without a target, what the mapping produces. By a URL, it is
+            written here first and put there when it is complete.
         format: the format of ``out``, where its suffix does not say.
         sources: name -> path or open source, of the further sources that the mapping names.
         shard_size: for formats of several files: bytes of values in one of them, a number or ``"2GB"``. A larger tensor
@@ -202,6 +203,7 @@ def transfer(
     if not file:
         raise Error(f"with out=, the target is a file, not {type(target).__name__}")
     from weightport.execute import Unchanged, check_file, write_file
+    from weightport.formats._upload import destination
     from weightport.formats.detect import writer_for
     from weightport.inputs import expected, files, given_files, provenance, refuse_inputs
     from weightport.integrity import integrity
@@ -221,8 +223,9 @@ def transfer(
             return Result(planned, integrity=will)
         like = os.fspath(target) if isinstance(target, str | os.PathLike) else kept.path if kept is not None else None
         shards = None if shard_size is None else bytes_of(shard_size)
-        path, write = writer_for(os.fspath(out), format=format, like=like, shard_size=shards)
-        refuse_inputs(path, opened, kept, rules)
+        place, url = stack.enter_context(destination(os.fspath(out), dry_run=dry_run))
+        path, write = writer_for(place, format=format, like=like, shard_size=shards)
+        refuse_inputs(url or path, opened, kept, rules)
         if dry_run:
             check_file(planned, kept, path, write)
             return Result(planned, integrity=will)
@@ -230,7 +233,8 @@ def transfer(
             planned, opened, kept, path, write, metadata=provenance(opened, rules, __version__, digests),
             progress=progress, watch=watch, threads=threads, executor=executor, link=link,
         )  # fmt: skip
-        return Result(planned, path=path, integrity=integrity(planned.moved, opened, digests, read=read))
+        result = Result(planned, path=url or path, integrity=integrity(planned.moved, opened, digests, read=read))
+    return result  # what is written by URL is there only now
 
 
 def lock(

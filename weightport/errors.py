@@ -150,8 +150,9 @@ class ConditionError(PlanError, RefusedError):
 class MissingPackage(Error):
     """An optional package is needed for this job and is not installed."""
 
-    def __init__(self, job: str, package: str, extra: str) -> None:
-        super().__init__(Problem("", f"{job} needs {package}", f"pip install 'weightport[{extra}]'"))
+    def __init__(self, job: str, package: str, extra: str = "", *, install: str = "") -> None:
+        found = f"'weightport[{extra}]'" if extra else install
+        super().__init__(Problem("", f"{job} needs {package}", f"pip install {found}" if found else ""))
 
 
 class BudgetExceeded(FormatError):

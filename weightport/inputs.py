@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightport.errors import Error, FormatError, PlanError, Problem, RefusedError, closest
+from weightport.formats import _fs
 from weightport.integrity import checksum_of
 from weightport.mapping.rules import Mapping as Rules
 from weightport.mapping.rules import NamedSource, TensorRule
@@ -169,7 +170,7 @@ def refuse_inputs(path: str, source: Source, kept: Source | None, rules: Rules) 
     written = replaced(path)
     for given in filter(None, read):
         for file in files(given):
-            if any(os.path.exists(w) and os.path.samefile(w, file) for w in written):
+            if any(_fs.exists(w) and _fs.samefile(w, file) for w in written):
                 raise RefusedError(Problem(path, f"is {given} itself, which is only read", "write to another path"))
 
 

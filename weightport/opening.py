@@ -1,6 +1,7 @@
 """Opening what a transfer reads: one model file, or everything that a mapping names.
 
-Promise: headers only; what was opened here is closed here, what was given open stays open. Limit: local files.
+Promise: headers only; what was opened here is closed here, what was given open stays open. A file is a local path or a
+URL of fsspec's. Limit: what is opened again in another process needs the same path, or URL, there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from weightport.budget import ISOLATED
 from weightport.errors import Error
+from weightport.formats import _fs
 from weightport.integrity import checksum_of
 from weightport.tensors import Array, Budget, Extent, Index, Source, TensorSpec, extent_of
 
@@ -75,7 +77,7 @@ class OpenSource:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # In another process it is the same file, opened again.
-        return _again, (f"{self.format}:{self.path}", self._untrusted)
+        return _again, (f"{self.format}:{self.path}", self._untrusted, self.path, _fs.typed(self.path))
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What the file records about the RNN cell of these tensors (:meth:`weightport.tensors.Source.facts`)."""
@@ -115,7 +117,8 @@ def open(  # noqa: A001
         path: a checkpoint prefix, its ``.index``, a folder that holds a checkpoint or a SavedModel, ``.pb``,
             ``.pbtxt``, ``.meta``, ``.h5``, ``.keras``, ``.npz``, ``.npy``, ``.safetensors``, ``.pt``, ``.bin``,
             ``.onnx``, ``.tflite``, ``.gguf``, ``.msgpack`` or the folder of a checkpoint of Orbax. The format is
-            told by the content; ``FORMAT:PATH`` forces one.
+            told by the content; ``FORMAT:PATH`` forces one. Each may be a URL of fsspec's (``s3://``, ``https://``,
+            ``zip://inside::https://...``); what is fetched are the byte ranges that are read.
         budget: bounds on what the reader takes in, whatever the file claims.
         untrusted: what only a library can read that is not weightport's (HDF5 files; Orbax' arrays) is read by it in a
             process of its own, which may crash, hang or run out of memory: that is a FormatError, and nothing else is
@@ -123,6 +126,7 @@ def open(  # noqa: A001
 
     Raises:
         FormatError: missing, truncated, corrupt, or no model file that weightport reads.
+        MissingPackage: a URL whose file system is not installed.
     """
     from weightport.formats.detect import open_source
 
@@ -132,7 +136,9 @@ def open(  # noqa: A001
     return OpenSource(open_source(path, budget=budget), untrusted=budget.isolated)
 
 
-def _again(path: str, untrusted: bool) -> OpenSource:
+def _again(path: str, untrusted: bool, place: str, typed: str) -> OpenSource:
+    """In another process: a URL that was typed in the first one is known by the same path."""
+    _fs.place_as(place, typed)
     return open(path, untrusted=untrusted)
 
 

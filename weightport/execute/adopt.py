@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from weightport.errors import Problem, RefusedError
 from weightport.execute.watch import Unchanged
+from weightport.formats import _fs
 from weightport.plan.model import Item
 from weightport.tensors import Extent, Source, TensorSpec, extent_of
 from weightport.values import Leaf
@@ -91,6 +92,8 @@ def _all_used(extents: Mapping[str, Extent]) -> str:
     for place in extents.values():
         used.setdefault(place.path, {})[place.offset] = place.nbytes
     for path, places in used.items():
+        if _fs.is_remote(path):
+            return f"{path} lies elsewhere"
         if sum(places.values()) != os.stat(path).st_size:
             return f"{path} has values that are left behind"
     return ""

@@ -168,7 +168,7 @@ class Job:
                 self._spread(tasks, out, pool, threads + _AHEAD)
         self._prove()
         if self.watch is not None:
-            self.watch.check()
+            self.watch.check(sure=executor is not None)
 
     def _extent(self, side: int, name: str) -> Extent | None:
         key = side, name

@@ -152,6 +152,7 @@ class Mover:
             if plain and self._inside(piece, file, place.offset + start, start, size):
                 continue
             crc = out = 0
+            file.expect(place.offset + start, size)
             for at in range(start, start + size, self.task.sizes.chunk):
                 count = min(self.task.sizes.chunk, start + size - at)
                 view = self.buffer[:count] if memory is None else memory[piece.offset + at :][:count]

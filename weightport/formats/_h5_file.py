@@ -9,12 +9,11 @@ Source: h5py/h5fd.pyx (the ``fileobj`` driver), docs/high/file.rst ("Python file
 from __future__ import annotations
 
 import atexit
-import io
 import weakref
 from math import prod
 from typing import Any
 
-from weightport.formats._io import ByteFile, Bytes
+from weightport.formats._io import ByteFile, Bytes, Stream
 
 # HDF5 closes what is open when the process ends, which is after Python is gone: calling back would crash it.
 _calling_back: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -24,9 +23,9 @@ def opened(file: Bytes) -> Any:
     """The ``h5py.File`` of these bytes, read-only."""
     import h5py
 
-    if isinstance(file, ByteFile):
+    if isinstance(file, ByteFile) and file.local:
         return h5py.File(file.path, "r", locking="best-effort", rdcc_nbytes=8 << 20)
-    found = h5py.File(_Seekable(file), "r", rdcc_nbytes=8 << 20)
+    found = h5py.File(_Strict(file), "r", rdcc_nbytes=8 << 20)
     _calling_back[id(found)] = found
     return found
 
@@ -65,25 +64,8 @@ def _close_all() -> None:
         file.close()
 
 
-class _Seekable(io.RawIOBase):
-    """A range of bytes as the file object that h5py wants."""
-
-    def __init__(self, file: Bytes) -> None:
-        super().__init__()
-        self._bytes, self._at = file, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._bytes.size}[whence]
-        return self._at
+class _Strict(Stream):
+    """A range of bytes as the file object that h5py wants; a read beyond its end is an error, as h5py is not told."""
 
     def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer).cast("B")

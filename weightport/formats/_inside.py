@@ -11,17 +11,18 @@ from __future__ import annotations
 import os
 
 from weightport.errors import FormatError
+from weightport.formats import _fs
 
 
 def folders_of(anchor: str) -> set[str]:
     """The folders, without links, that the files of a model may lie beneath, which a file says what they are."""
-    return {os.path.realpath(os.path.dirname(os.path.abspath(anchor))), os.path.dirname(os.path.realpath(anchor))}
+    return {_fs.realpath(os.path.dirname(_fs.abspath(anchor))), os.path.dirname(_fs.realpath(anchor))}
 
 
 def is_inside(path: str, folders: set[str]) -> bool:
     """Whether a path, its links followed, lies beneath one of these folders."""
-    real = os.path.realpath(path)
-    return any(os.path.commonpath([real, folder]) == folder for folder in folders)
+    real = _fs.realpath(path)
+    return any(_fs.is_beneath(real, folder) for folder in folders)
 
 
 def refuse_outside(path: str, folders: set[str], *, tensor: str | None = None) -> str:

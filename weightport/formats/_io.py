@@ -1,14 +1,15 @@
 """Bytes of files: bounded positional reads, and destinations that are the old file or the complete new one.
 
 Promise: a read past the end is a :class:`FormatError` with the offset, never a short result; a destination appears by
-one rename after fsync, and what a killed writer left beside it is removed by the next. Limit: local files only; the
-folder's file system must support rename. Where it has no locks, what a killed writer left stays.
+one rename after fsync, and what a killed writer left beside it is removed by the next. Limit: what is written is local;
+the folder's file system must support rename. Where it has no locks, what a killed writer left stays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
 import stat
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
 from weightport.errors import Error, FormatError
+from weightport.formats import _fs
 from weightport.tensors import Array
 
 # What copy_file_range says where it cannot: two file systems, or one that does not have it.
@@ -43,7 +45,23 @@ class Bytes(Protocol):
 
 
 class ByteFile:
-    """A regular file opened for positional reads. Not mapped: a truncated file is an error, never a SIGBUS."""
+    """A regular file opened for positional reads. Not mapped: a truncated file is an error, never a SIGBUS.
+
+    Beneath a URL it is a :class:`~weightport.formats._remote_file.RemoteFile`.
+
+    Attributes:
+        local: whether ``path`` is one of this system's.
+    """
+
+    local = True
+
+    def __new__(cls, path: str | os.PathLike[str]) -> ByteFile:
+        """The file, by what reads it there."""
+        if cls is ByteFile and _fs.is_remote(os.fspath(path)):
+            from weightport.formats._remote_file import RemoteFile
+
+            return super().__new__(RemoteFile)
+        return super().__new__(cls)
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
@@ -155,6 +173,9 @@ class ByteFile:
         """The open file's descriptor."""
         return self._fd
 
+    def expect(self, offset: int, count: int) -> None:
+        """The range will be read from its beginning to its end: known early, it can be fetched in few requests."""
+
     def close(self) -> None:
         """Release the file handle. Reading afterwards is an error."""
         if self._fd >= 0:
@@ -166,6 +187,34 @@ class ByteFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Stream(io.RawIOBase):
+    """Bytes as a file object that is read, for libraries that want one; at their end there is nothing more."""
+
+    def __init__(self, file: Bytes) -> None:
+        super().__init__()
+        self._bytes, self._at = file, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._bytes.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer).cast("B")
+        view = view[: max(0, self._bytes.size - self._at)]
+        self._bytes.read_into(self._at, view)
+        self._at += len(view)
+        return len(view)
 
 
 def fsync_folder(folder: str | os.PathLike[str]) -> None:

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 
 from weightport.errors import FormatError
+from weightport.formats import _fs
 from weightport.formats._msgpack import is_map
 
 METADATA = "_METADATA"
@@ -42,12 +43,10 @@ class Found:
 
 def is_checkpoint(folder: str) -> bool:
     """Whether a folder is one tree of Orbax, itself."""
-    if os.path.isfile(os.path.join(folder, METADATA)) or os.path.isfile(os.path.join(folder, MANIFEST)):
+    if _fs.isfile(os.path.join(folder, METADATA)) or _fs.isfile(os.path.join(folder, MANIFEST)):
         return True
     # Before _METADATA: arrays of zarr, and maybe a tree in msgpack beside them.
-    return any(
-        os.path.isfile(os.path.join(folder, n, head)) for n in _names(folder) for head in (".zarray", "zarr.json")
-    )
+    return any(_fs.isfile(os.path.join(folder, n, head)) for n in _names(folder) for head in (".zarray", "zarr.json"))
 
 
 def find(folder: str) -> Found | None:
@@ -56,11 +55,11 @@ def find(folder: str) -> Found | None:
     Raises:
         FormatError: several, and nothing says which; or only unfinished ones.
     """
-    if not os.path.isdir(folder):
+    if not _fs.isdir(folder):
         return None
     if is_checkpoint(folder):
-        return Found("orbax", os.path.normpath(folder))
-    if os.path.isfile(os.path.join(folder, CHECKPOINT_METADATA)) or _items(folder):
+        return Found("orbax", _fs.normpath(folder))
+    if _fs.isfile(os.path.join(folder, CHECKPOINT_METADATA)) or _items(folder):
         return _item(folder)
     steps = _steps(folder)
     if not steps:
@@ -70,7 +69,7 @@ def find(folder: str) -> Found | None:
         listed = ", ".join(repr(os.path.basename(path)) for _, _, path in sorted(steps)[:_LISTED])
         raise FormatError(folder, f"several checkpoints, of {len(stems)} kinds: {listed}", hint="name one of them")
     _, _, path = max(steps, key=lambda found: found[1])
-    return find(path) if os.path.isdir(path) else Found("flax-msgpack", path)
+    return find(path) if _fs.isdir(path) else Found("flax-msgpack", path)
 
 
 def resolve(path: str) -> Found:
@@ -79,7 +78,7 @@ def resolve(path: str) -> Found:
     Raises:
         FormatError: nothing is there, or nothing of JAX.
     """
-    if not os.path.isdir(path):
+    if not _fs.isdir(path):
         return Found("flax-msgpack", path)
     found = find(path)
     if found is None:
@@ -101,7 +100,7 @@ def _item(folder: str) -> Found:
 
 
 def _items(folder: str) -> list[str]:
-    if _STEP.fullmatch(os.path.basename(os.path.normpath(folder))) is None and not os.path.isfile(
+    if _STEP.fullmatch(os.path.basename(_fs.normpath(folder))) is None and not _fs.isfile(
         os.path.join(folder, CHECKPOINT_METADATA)
     ):
         return []
@@ -116,8 +115,8 @@ def _steps(folder: str) -> list[tuple[str, int, str]]:
         path = os.path.join(folder, name)
         if match is None or _TEMPORARY.fullmatch(name):
             continue
-        if os.path.isdir(path):
-            marked = os.path.isfile(os.path.join(path, CHECKPOINT_METADATA))
+        if _fs.isdir(path):
+            marked = _fs.isfile(os.path.join(path, CHECKPOINT_METADATA))
             inside = marked or is_checkpoint(path) or bool(_items(path))
         else:
             inside = is_map(path)
@@ -128,6 +127,6 @@ def _steps(folder: str) -> list[tuple[str, int, str]]:
 
 def _names(folder: str) -> list[str]:
     try:
-        return sorted(os.listdir(folder))
+        return sorted(_fs.listdir(folder))
     except OSError:
         return []

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from weightport.errors import FormatError
+from weightport.formats import _fs
 from weightport.formats._io import ByteFile
 
 _NUMBER = re.compile(r"[0-9]{1,19}", re.ASCII)
@@ -91,10 +92,10 @@ class ExternalFiles:
         if location.startswith(("/", "\\")) or ".." in parts or "\0" in location or ":" in parts[0][1:2]:
             raise FormatError(self._path, f"its external data {location[:200]!r} leads out of the folder", tensor=title)
         # A model that is a link itself, as in the caches of model hubs, has two folders: the link's, and its own.
-        folders = [os.path.dirname(os.path.abspath(self._path)), os.path.dirname(os.path.realpath(self._path))]
-        roots = [os.path.realpath(folder) for folder in folders]
-        found = [real for f in folders if os.path.exists(real := os.path.realpath(os.path.join(f, location)))]
-        inside = [real for real in found if any(os.path.commonpath([real, root]) == root for root in roots)]
+        folders = [os.path.dirname(_fs.abspath(self._path)), os.path.dirname(_fs.realpath(self._path))]
+        roots = [_fs.realpath(folder) for folder in folders]
+        found = [real for f in folders if _fs.exists(real := _fs.realpath(os.path.join(f, location)))]
+        inside = [real for real in found if any(_fs.is_beneath(real, root) for root in roots)]
         if inside:
             return inside[0]
         if found:
@@ -107,7 +108,7 @@ class ExternalFiles:
         """The path of a location as a user knows it: beside the model, if it is found from there."""
         real = self.resolve(location, title)
         path = os.path.join(os.path.dirname(self._path), location)
-        return path if os.path.exists(path) else real
+        return path if _fs.exists(path) else real
 
     def _verify(self, file: ByteFile, external: External, title: str) -> None:
         """Compare a checksum once. Of the file, as the format says; of the tensor alone, as it may have been read."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from weightport.errors import FormatError, MissingPackage
-from weightport.formats import _strided
+from weightport.formats import _fs, _strided
 from weightport.formats._io import ByteFile
 from weightport.formats._jax_paths import MANIFEST, METADATA
 from weightport.tensors import Array, Budget, TensorSpec, dtype_named
@@ -69,6 +70,8 @@ class ArrayStore:
         self._context: Any = None
         self._closed = False
         self._roots: set[str] = set()
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._copied: set[str] = set()
         if ocdbt:
             self._refuse_irregular(folder)
             self._keys = self._ask(import_tensorstore(folder).KvStore.open, self._kvstore(""))
@@ -109,7 +112,7 @@ class ArrayStore:
             return found
         for name, key in keys.items():
             path = self._beneath(key, name)
-            if os.path.isfile(path):
+            if _fs.isfile(path):
                 with ByteFile(path) as file:
                     self._budget.check("header_bytes", file.size, path)
                     found[name] = file.read(0, min(file.size, _MAX_HEADER + 1), tensor=name)
@@ -195,10 +198,25 @@ class ArrayStore:
         return opened
 
     def _kvstore(self, path: str) -> dict[str, Any]:
-        base = {"driver": "file", "path": os.path.join(os.path.abspath(self.folder), "")}
+        base = {"driver": "file", "path": os.path.join(self._local("" if self.ocdbt else path.rstrip("/")), "")}
         if self.ocdbt:
             return {"driver": "ocdbt", "base": base, "path": path}
         return {**base, "path": base["path"] + path}
+
+    def _local(self, below: str) -> str:
+        """The folder where tensorstore finds it: what is read by URL is copied first, with all that is ``below``."""
+        if not _fs.is_remote(self.folder):
+            return os.path.abspath(self.folder)
+        from weightport.formats._remote_file import copy_folder
+
+        if self._copy is None:
+            self._copy = tempfile.TemporaryDirectory(prefix="weightport-")
+        if below not in self._copied:
+            copy_folder(
+                os.path.join(self.folder, below) if below else self.folder, os.path.join(self._copy.name, below)
+            )
+            self._copied.add(below)
+        return self._copy.name
 
     def _ask(self, call: Any, *given: Any, tensor: str | None = None, **options: Any) -> Any:
         """What tensorstore answers; its errors, of whatever class, as one of ours."""
@@ -222,21 +240,23 @@ class ArrayStore:
         In the caches of model hubs, all files are links into one folder.
         """
         if not self._roots:
-            marks = (os.path.realpath(os.path.join(self.folder, n)) for n in (METADATA, MANIFEST))
-            self._roots = {os.path.realpath(self.folder), *(os.path.dirname(mark) for mark in marks)}
-        real = os.path.realpath(path)
-        return any(os.path.commonpath([real, root]) == root for root in self._roots)
+            marks = (_fs.realpath(os.path.join(self.folder, n)) for n in (METADATA, MANIFEST))
+            self._roots = {_fs.realpath(self.folder), *(os.path.dirname(mark) for mark in marks)}
+        real = _fs.realpath(path)
+        return any(_fs.is_beneath(real, root) for root in self._roots)
 
     def _refuse_irregular(self, folder: str) -> None:
         """Refuse a folder with links that lead out of it, or with what is no file: a pipe would be waited for."""
-        for above, folders, files in os.walk(folder):
+        if _fs.is_remote(folder):
+            return  # what has no links is copied, file by file
+        for above, folders, files in _fs.walk(folder):
             for name in (*folders, *files):
                 path = os.path.join(above, name)
                 if not self._is_inside(path):
                     raise FormatError(path, "is a link that leads out of the folder", hint="copy the file there")
             for name in files:
                 path = os.path.join(above, name)
-                if os.path.exists(path) and not os.path.isfile(path):
+                if _fs.exists(path) and not _fs.isfile(path):
                     raise FormatError(path, "is not a regular file")
 
     def stored_names(self) -> list[str]:
@@ -245,7 +265,7 @@ class ArrayStore:
             keys = [bytes(key).decode("utf-8", "surrogateescape") for key in self._ask(self._keys.list)]
         else:
             keys = []
-            for above, _, files in os.walk(self.folder):
+            for above, _, files in _fs.walk(self.folder):
                 below = os.path.relpath(above, self.folder).replace(os.sep, "/")
                 keys += [f"{below}/{file}" for file in files if file in (".zarray", "zarr.json")]
         found = {key.rpartition("/")[0] for key in keys if key.endswith(("/.zarray", "/zarr.json"))}
@@ -255,6 +275,8 @@ class ArrayStore:
     def close(self) -> None:
         """Forget what is open."""
         self._opened, self._large, self._context, self._keys, self._closed = {}, None, None, None, True
+        if self._copy is not None:
+            self._copy.cleanup()
 
 
 def import_tensorstore(path: str) -> Any:

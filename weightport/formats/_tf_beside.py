@@ -6,12 +6,12 @@ checkpoint: where it is missing or damaged, nothing is known.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from weightport.errors import FormatError
+from weightport.formats import _fs
 from weightport.formats._io import ByteFile
 from weightport.tensors import Budget
 
@@ -41,7 +41,7 @@ class GraphBeside:
             return {}
 
     def _open(self) -> None:
-        if not os.path.isfile(self._path):
+        if not _fs.isfile(self._path):
             self._missing = True
             return
         # The readers of graphs are half of what a start costs, and most checkpoints stand alone.

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from weightport.checksums import CRC32
 from weightport.errors import FormatError
-from weightport.formats._io import CHUNK, ByteFile
+from weightport.formats._io import CHUNK, ByteFile, Stream
 from weightport.tensors import Checksum, Extent
 
 LOCAL = b"PK\x03\x04"
@@ -182,7 +182,7 @@ def directory(file: ByteFile) -> tuple[list[zipfile.ZipInfo], bytes]:
         FormatError: no archive, or a truncated or corrupt one.
     """
     try:
-        with zipfile.ZipFile(file.path) as archive:
+        with zipfile.ZipFile(file.path if file.local else Stream(file)) as archive:
             infos, comment = archive.infolist(), archive.comment
     except FormatError:
         raise

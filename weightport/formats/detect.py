@@ -1,8 +1,8 @@
 """Which format a path is, by its content, and which writer an output path means.
 
 Promise: a suffix never decides what is read; ``FORMAT:PATH`` does, and otherwise the bytes; what is no model file is
-one error that says what the file looks like. Pickles are recognised, never loaded. Limit: local paths; an output's
-format is told by its suffix, since there is nothing there yet.
+one error that says what the file looks like. Pickles are recognised, never loaded. Limit: an output's format is told by
+its suffix, since there is nothing there yet.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import re
 from typing import Any
 
 from weightport.errors import Error, FormatError, closest
-from weightport.formats import _table, tf_paths
-from weightport.formats._io import ByteFile
+from weightport.formats import _fs, _table, tf_paths
+from weightport.formats._io import ByteFile, Stream
 from weightport.formats._writer import Writer, module
 from weightport.tensors import Budget, FileWriter, Source
 
@@ -92,26 +92,27 @@ _BY_STRUCTURE = ("onnx", "flax-msgpack", "tf-saved-model", "tf-meta", "tf-frozen
 _BY_FOLDER = ("keras", "safetensors", "torch", "flax-msgpack", "orbax")
 _CHECKPOINTS = {"v2": "tf-checkpoint", "v1": "tf-checkpoint-v1", "v1-sharded": "tf-checkpoint-v1"}
 _FORMAT = re.compile(r"([A-Za-z][A-Za-z0-9_-]+):(?!//)(.+)", re.DOTALL)
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 def split_format(path: str) -> tuple[str | None, str]:
     """``FORMAT:PATH`` as its two parts; the format is None where the path names none.
 
-    A single letter is a drive, ``x://`` a URL, and a path that exists as it stands is that path.
+    A single letter is a drive, ``x://`` a URL, and a path that exists as it stands is that path. What a user types
+    comes through here: a URL becomes the path that :mod:`~weightport.formats._fs` knows.
 
     Raises:
+        MissingPackage: what reads such a URL is not installed.
         Error: a format that is not known; the message lists those that are.
     """
-    if _URL.match(path):
-        raise Error(f"{path}: URLs are not supported yet: copy the file here first")
+    if _fs.is_url(path):
+        return None, _fs.placed(path)
     match = _FORMAT.fullmatch(path)
     if match is None:
         return None, path
     name, rest = match[1], match[2]
     if name in READERS:
-        return name, rest
-    if os.sep in path[: len(name)] or os.path.lexists(path) or os.path.lexists(path + ".index"):
+        return name, _fs.placed(rest)
+    if os.sep in path[: len(name)] or _fs.lexists(path) or _fs.lexists(path + ".index"):
         return None, path
     near = closest(name, READERS)
     raise Error(f"{path}: unknown format {name!r}; known: {', '.join(READERS)}" + (f"; {near}" if near else ""))
@@ -128,6 +129,7 @@ def open_source(path: str | os.PathLike[str], *, budget: Budget | None = None) -
     if not text or "\0" in text:
         raise Error(f"{text!r} is no path")
     name, rest = split_format(text)
+    _fs.fresh(rest)
     found = name or detect(rest)
     source: Source = module(READERS[found]).open_source(rest, budget=budget)
     if name is not None and source.format != name and {source.format, name} != {"keras-h5", "hdf5"}:
@@ -142,7 +144,7 @@ def detect(path: str) -> str:
     Raises:
         FormatError: it is not there, or of no format that is known.
     """
-    if os.path.isfile(path):
+    if _fs.isfile(path):
         for name in _likely_first(path):
             if _sniffs(name, path):
                 return "npy" if name == "npz" and _is_array(path) else name
@@ -151,7 +153,7 @@ def detect(path: str) -> str:
                 if _sniffs(name, path):
                     return name
             raise unknown(path)
-    elif os.path.isdir(path):
+    elif _fs.isdir(path):
         for name in _BY_FOLDER:
             if _sniffs(name, path):
                 return name
@@ -182,10 +184,10 @@ def _is_array(path: str) -> bool:
 def _names_checkpoint(path: str) -> bool:
     """Whether a file that is no table leads to a checkpoint: a data shard, a state file, one beside an index."""
     base = os.path.basename(path)
-    if base == "checkpoint" or os.path.isfile(path + ".index"):
+    if base == "checkpoint" or _fs.isfile(path + ".index"):
         return True
     data = re.fullmatch(r"(.*)\.data-\d{5}-of-\d{5}", path, re.DOTALL)
-    return data is not None and os.path.isfile(data[1] + ".index")
+    return data is not None and _fs.isfile(data[1] + ".index")
 
 
 # -- what it looks like --------------------------------------------------------------------------------------------
@@ -236,7 +238,7 @@ def _looks_zip(path: str) -> tuple[str, str]:
     try:
         import zipfile
 
-        with zipfile.ZipFile(path) as archive:
+        with ByteFile(path) as file, zipfile.ZipFile(Stream(file)) as archive:
             names = [info.filename for info in archive.infolist()[:200]]
     except Exception:
         return "this is a zip archive, truncated or corrupt", ""
@@ -316,13 +318,11 @@ def _is_saved_model(path: str, like: str) -> bool:
 
 
 def _split_out(out: str) -> tuple[str | None, str]:
-    if _URL.match(out):
-        raise Error(f"{out}: URLs are not supported yet: write to a local path")
     match = _FORMAT.fullmatch(out)
     if match is None:
         return None, out
     if match[1] in WRITERS or match[1] in READERS:
         return match[1], match[2]
-    if os.path.isdir(os.path.dirname(out)):
+    if _fs.isdir(os.path.dirname(out)):
         return None, out  # a colon in a folder's name, or in the file's
     return match[1], match[2]

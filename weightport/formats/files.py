@@ -7,11 +7,10 @@ one folder.
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
 
-from weightport.formats import _inside, _jax_paths, keras_archive, keras_sharded, safetensors_index, tf_paths
+from weightport.formats import _fs, _inside, _jax_paths, keras_archive, keras_sharded, safetensors_index, tf_paths
 from weightport.formats._io import ByteFile
 from weightport.formats.detect import split_format
 
@@ -23,39 +22,39 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
         FormatError: there is no such file or checkpoint.
     """
     _, text = split_format(os.fspath(path))
-    if os.path.isdir(text) and keras_archive.sniff(text):
+    if _fs.isdir(text) and keras_archive.sniff(text):
         return keras_archive.files_of(text)
     if safetensors_index.is_sharded(text):
         return safetensors_index.files_of(text)
-    if os.path.isdir(text) or text.endswith(".json"):
+    if _fs.isdir(text) or text.endswith(".json"):
         from weightport.formats import flax_index, torch_index  # which most transfers do not need
 
         if torch_index.is_sharded(text):
             return torch_index.files_of(text)
         if flax_index.is_sharded(text):
             return flax_index.files_of(text)
-    if os.path.isfile(text) and keras_sharded.sniff(text):
+    if _fs.isfile(text) and keras_sharded.sniff(text):
         return keras_sharded.files_of(text)
-    if os.path.isfile(text) and not text.endswith(".index") and os.path.basename(text) != tf_paths.STATE:
+    if _fs.isfile(text) and not text.endswith(".index") and os.path.basename(text) != tf_paths.STATE:
         return [text, *_beside(text)]
     jax = _jax_paths.find(text)
     if jax is not None:
-        return _below(jax.path, _jax_paths.METADATA, _jax_paths.MANIFEST) if os.path.isdir(jax.path) else [jax.path]
+        return _below(jax.path, _jax_paths.METADATA, _jax_paths.MANIFEST) if _fs.isdir(jax.path) else [jax.path]
     resolved = tf_paths.resolve(text)
     if resolved.kind == "saved_model":
         return _below(resolved.prefix, *tf_paths.SAVED_MODEL)
     if resolved.kind == "v2":
         folders = _inside.folders_of(resolved.paths[0])
-        shards = glob.glob(glob.escape(resolved.prefix) + ".data-*-of-*")
+        shards = tf_paths.shards_beside(resolved.prefix)
         return sorted([*resolved.paths, *(_inside.refuse_outside(shard, folders) for shard in shards)])
     return sorted(resolved.paths)
 
 
 def _below(folder: str, *marks: str) -> list[str]:
     """All files in a folder, which its links must not lead out of; ``marks`` are the files that say what it is."""
-    folders = {os.path.realpath(folder)}
-    folders.update(os.path.dirname(os.path.realpath(os.path.join(folder, mark))) for mark in marks)
-    found = sorted(os.path.join(above, name) for above, _, names in os.walk(folder) for name in names)
+    folders = {_fs.realpath(folder)}
+    folders.update(os.path.dirname(_fs.realpath(os.path.join(folder, mark))) for mark in marks)
+    found = sorted(os.path.join(above, name) for above, _, names in _fs.walk(folder) for name in names)
     return [_inside.refuse_outside(path, folders) for path in found]
 
 
@@ -72,12 +71,12 @@ def _beside(path: str) -> list[str]:
 def replaced(path: str) -> set[str]:
     """What writing to a path replaces or removes, there or not: a sharded model goes with its shards."""
     found = {path, f"{path}.index"}
-    if os.path.isfile(path) and safetensors_index.is_sharded(path):
+    if _fs.isfile(path) and safetensors_index.is_sharded(path):
         found.update(safetensors_index.files_of(path))
-    elif os.path.isfile(path):
+    elif _fs.isfile(path):
         found.update(_beside(path))
-    elif any(os.path.isfile(os.path.join(path, name)) for name in tf_paths.SAVED_MODEL):
-        found.update(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+    elif any(_fs.isfile(os.path.join(path, name)) for name in tf_paths.SAVED_MODEL):
+        found.update(os.path.join(folder, name) for folder, _, names in _fs.walk(path) for name in names)
     return found
 
 

@@ -12,7 +12,6 @@ of msgpack itself is in :mod:`weightport.formats._msgpack`.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from weightport.errors import FormatError, TensorNotFound
-from weightport.formats import _jax_paths, _strided
+from weightport.formats import _fs, _jax_paths, _strided
 from weightport.formats._io import ByteFile
 from weightport.formats._jax_names import unboxed, with_roles
 from weightport.formats._msgpack import ARRAY, BINARY, BOOL, EXT, FLOAT, INT, MAP, NIL, TEXT, Token, Walker, is_map
@@ -318,7 +317,7 @@ def dtype_of(name: str) -> np.dtype[Any] | None:
 
 def sniff(path: str) -> bool:
     """Whether the file is a map of msgpack whose first key is a text, or the folder one of such files. Never raises."""
-    if not os.path.isdir(path):
+    if not _fs.isdir(path):
         return is_map(path)
     try:
         found = _jax_paths.find(path)

@@ -22,7 +22,7 @@ from typing import Any
 
 from weightport.checksums import CRC32
 from weightport.errors import FormatError, TensorNotFound
-from weightport.formats import keras_config, keras_h5, keras_objects, keras_sharded, tf_paths
+from weightport.formats import _fs, keras_config, keras_h5, keras_objects, keras_sharded, tf_paths
 from weightport.formats._io import ByteFile, Bytes
 from weightport.formats._zipmember import LOCAL, Deflated, Stored, directory, member_of
 from weightport.formats.keras_h5 import KerasH5Source
@@ -55,7 +55,7 @@ class KerasSource:
         self._unpacked: ByteFile | None = None
         try:
             self.weights: KerasH5Source | keras_sharded.KerasShardedSource
-            if os.path.isdir(path):
+            if _fs.isdir(path):
                 config = self._folder()
             else:
                 config, weights = self._archive()
@@ -106,18 +106,18 @@ class KerasSource:
         for name in (CONFIG, METADATA):
             path = os.path.join(self.path, name)
             texts[name] = None
-            if name == CONFIG or os.path.isfile(path):
+            if name == CONFIG or _fs.isfile(path):
                 with ByteFile(path) as file:
                     self._budget.spend("header_bytes", file.size, path)
                     texts[name] = file.read(0, file.size)
         config = self._described(texts[CONFIG] or b"", texts[METADATA])
         whole, sharded = (os.path.join(self.path, name) for name in (WEIGHTS, SHARDED))
-        if os.path.isfile(whole):
+        if _fs.isfile(whole):
             self.weights = keras_h5.open_source(whole, budget=self._budget)
-        elif os.path.isfile(sharded):
+        elif _fs.isfile(sharded):
             self.weights = keras_sharded.open_source(sharded, budget=self._budget)
         else:
-            raise self._weightless(os.path.isfile(os.path.join(self.path, _PICKLED)))
+            raise self._weightless(_fs.isfile(os.path.join(self.path, _PICKLED)))
         return config
 
     def _described(self, config: bytes, metadata: bytes | None) -> Mapping[str, Any]:
@@ -204,16 +204,16 @@ _ABSENT = object()
 
 def files_of(folder: str) -> list[str]:
     """The files of a model in a folder, in the order of their names."""
-    found = [path for name in (CONFIG, METADATA, WEIGHTS) if os.path.isfile(path := os.path.join(folder, name))]
-    if not os.path.isfile(os.path.join(folder, WEIGHTS)):
+    found = [path for name in (CONFIG, METADATA, WEIGHTS) if _fs.isfile(path := os.path.join(folder, name))]
+    if not _fs.isfile(os.path.join(folder, WEIGHTS)):
         found += keras_sharded.files_of(os.path.join(folder, SHARDED))
     return sorted(found)
 
 
 def sniff(path: str) -> bool:
     """Whether this is an archive, or a folder, with a configuration and weights in it."""
-    if os.path.isdir(path):
-        there = {name for name in (CONFIG, WEIGHTS, SHARDED) if os.path.isfile(os.path.join(path, name))}
+    if _fs.isdir(path):
+        there = {name for name in (CONFIG, WEIGHTS, SHARDED) if _fs.isfile(os.path.join(path, name))}
         return CONFIG in there and len(there) > 1 and not tf_paths.is_told(path)
     try:
         with ByteFile(path) as file:

@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from weightport.errors import Error, FormatError, Problem
-from weightport.formats import keras_archive, keras_h5_write
+from weightport.formats import _fs, keras_archive, keras_h5_write
 from weightport.formats._io import CHUNK, ByteFile, atomic_file
 from weightport.formats._zipmember import Deflated, Stored, directory, member_of
 from weightport.formats.keras_archive import CONFIG, METADATA, WEIGHTS
@@ -59,7 +59,7 @@ def write(
         with atomic_file(path) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for name, size, pieces in _others(like):
                 _put(archive, name, size, pieces)
-            with tempfile.TemporaryFile(dir=os.path.dirname(os.path.realpath(path))) as weights:
+            with tempfile.TemporaryFile(dir=os.path.dirname(_fs.realpath(path))) as weights:
                 with keras_h5_write.written(path, weights) as file:
                     keras_h5_write.repeat(path, file, model, places, specs, tiles, metadata)
                 size = weights.seek(0, os.SEEK_END)
@@ -78,8 +78,8 @@ def _put(archive: zipfile.ZipFile, name: str, size: int, pieces: Iterable[bytes]
 
 def _others(like: str) -> Iterator[tuple[str, int, Iterable[bytes]]]:
     """Name, size and content of all but the weights."""
-    if os.path.isdir(like):
-        for folder, _, names in sorted(os.walk(like)):
+    if _fs.isdir(like):
+        for folder, _, names in sorted(_fs.walk(like)):
             for name in sorted(names):
                 place = os.path.relpath(os.path.join(folder, name), like).replace(os.sep, "/")
                 if place in (CONFIG, METADATA) or place.startswith("assets/"):

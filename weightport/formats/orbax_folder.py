@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from weightport.errors import FormatError, TensorNotFound
-from weightport.formats import _jax_paths, _strided
+from weightport.formats import _fs, _jax_paths, _strided
 from weightport.formats._io import ByteFile
 from weightport.formats._jax_names import scopes_of, unboxed, with_roles
 from weightport.formats._msgpack import is_map
@@ -49,7 +49,7 @@ class OrbaxSource:
         self._small: FlaxSource | None = None
         self._told: set[str] = set()
         meta = self._metadata()
-        ocdbt = os.path.isfile(os.path.join(self.path, _jax_paths.MANIFEST))
+        ocdbt = _fs.isfile(os.path.join(self.path, _jax_paths.MANIFEST))
         # Before Orbax noted that it stores all chunks, it did not store those of zeros.
         fill = not meta.get("store_array_data_equal_to_fill_value", False)
         self._store = ArrayStore(self.path, ocdbt=ocdbt, fill_missing=fill, budget=self._budget)
@@ -71,7 +71,7 @@ class OrbaxSource:
 
     def _metadata(self) -> dict[str, Any]:
         path = os.path.join(self.path, _jax_paths.METADATA)
-        if not os.path.isfile(path):
+        if not _fs.isfile(path):
             return {}
         with ByteFile(path) as file:
             self._budget.spend("header_bytes", file.size, path)

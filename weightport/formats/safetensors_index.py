@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from weightport.errors import Error, FormatError, TensorNotFound
-from weightport.formats import _inside, safetensors_file, tf_paths
+from weightport.formats import _fs, _inside, safetensors_file, tf_paths
 from weightport.formats._io import ByteFile, atomic_set
 from weightport.formats._ranged import Place, Ranged
 from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, Tiles
@@ -125,7 +125,7 @@ class ShardedSource:
 
 def sniff(path: str) -> bool:
     """Whether this is safetensors: one file, an index, or a folder that holds one."""
-    return is_sharded(path) or (os.path.isfile(path) and safetensors_file.sniff(path))
+    return is_sharded(path) or (_fs.isfile(path) and safetensors_file.sniff(path))
 
 
 def is_sharded(path: str, ending: str = ENDING, mapped: re.Pattern[bytes] = _MAPPED) -> bool:
@@ -136,9 +136,9 @@ def is_sharded(path: str, ending: str = ENDING, mapped: re.Pattern[bytes] = _MAP
         ending: of an index' name.
         mapped: what an index says of its shards.
     """
-    if os.path.isdir(path):
+    if _fs.isdir(path):
         return not tf_paths.is_told(path) and in_folder(path, ending) is not None
-    return os.path.isfile(path) and is_index(path, mapped)
+    return _fs.isfile(path) and is_index(path, mapped)
 
 
 def is_index(path: str, mapped: re.Pattern[bytes] = _MAPPED) -> bool:
@@ -154,7 +154,7 @@ def is_index(path: str, mapped: re.Pattern[bytes] = _MAPPED) -> bool:
 def in_folder(folder: str, ending: str = ENDING) -> str | None:
     """The one index in a folder; None if there is none, or several."""
     try:
-        found = sorted(name for name in os.listdir(folder) if name.endswith(ending))
+        found = sorted(name for name in _fs.listdir(folder) if name.endswith(ending))
     except OSError:
         return None
     return os.path.join(folder, found[0]) if len(found) == 1 else None
@@ -166,7 +166,7 @@ def index_of(path: str, ending: str = ENDING) -> str:
     Raises:
         FormatError: it holds none, or several.
     """
-    if not os.path.isdir(path):
+    if not _fs.isdir(path):
         return path
     found = in_folder(path, ending)
     if found is None:
@@ -270,7 +270,7 @@ def open_source(path: str, *, budget: Budget | None = None) -> ShardedSource | s
     Raises:
         FormatError: truncated, corrupt, or no safetensors; index and shards do not agree.
     """
-    if os.path.isdir(path) or is_index(path):
+    if _fs.isdir(path) or is_index(path):
         return ShardedSource(path, budget=budget)
     return safetensors_file.open_source(path, budget=budget)
 
@@ -304,7 +304,7 @@ def _destination(
         raise Error(f"{path}: the index of a sharded model is named like 'model{ENDING}'")
     if shard_size < 1:
         raise Error(f"{path}: a shard of {shard_size} bytes holds nothing")
-    folder, base = os.path.split(os.path.realpath(path))
+    folder, base = os.path.split(_fs.realpath(path))
     dealt = _dealt(specs, shard_size)
     names = _free_names(folder, base.removesuffix(ENDING), len(dealt))
     total = sum(TensorSpec.of(spec.dtype, spec.shape).nbytes for spec in specs.values() if spec.dtype.kind != "O")
@@ -380,6 +380,6 @@ def _free_names(folder: str, stem: str, count: int) -> list[str]:
     while True:
         infix = f".{number}" if number else ""
         names = [f"{stem}{infix}-{at + 1:05}-of-{count:05}.safetensors" for at in range(count)]
-        if not any(os.path.lexists(os.path.join(folder, name)) for name in names):
+        if not any(_fs.lexists(os.path.join(folder, name)) for name in names):
             return names
         number += 1

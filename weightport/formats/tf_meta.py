@@ -10,13 +10,12 @@ Source: tensorflow/python/framework/meta_graph.py.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightport.checksums import CRC32C
 from weightport.errors import Error, FormatError
-from weightport.formats import tf_bundle, tf_graph, tf_paths, tf_v1
+from weightport.formats import _fs, tf_bundle, tf_graph, tf_paths, tf_v1
 from weightport.formats._io import ByteFile
 from weightport.formats._proto import Readable
 from weightport.formats._tf_metagraph import MetaGraph
@@ -97,9 +96,9 @@ def _beside(path: str, budget: Budget | None) -> Source | None:
     prefix = path.removesuffix(SUFFIX)
     if prefix == path:
         return None
-    if os.path.isfile(prefix + ".index"):
+    if _fs.isfile(prefix + ".index"):
         return tf_bundle.open_source(prefix, budget=budget)
-    if os.path.isdir(prefix):
+    if _fs.isdir(prefix):
         return None
     try:
         kind = tf_paths.resolve(prefix).kind

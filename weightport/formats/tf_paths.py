@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 
 from weightport.errors import FormatError
-from weightport.formats import _inside
+from weightport.formats import _fs, _inside
 from weightport.formats._io import ByteFile
 from weightport.formats._table import Table, has_magic
 from weightport.tensors import Budget
@@ -68,9 +68,9 @@ def resolve(path: str | os.PathLike[str]) -> Resolved:
         FormatError: there is none, or several and nothing says which.
     """
     text = os.fspath(path)
-    if os.path.isdir(text):
+    if _fs.isdir(text):
         state = os.path.join(text, STATE)
-        if os.path.isfile(text + ".index") and not (text.endswith(os.sep) and os.path.isfile(state)):
+        if _fs.isfile(text + ".index") and not (text.endswith(os.sep) and _fs.isfile(state)):
             return _v2(text)  # the prefix that is only a trailing slash, or one that is a folder's name too
         return _folder(text)
     found = _exact(text)
@@ -82,17 +82,17 @@ def resolve(path: str | os.PathLike[str]) -> Resolved:
 def is_told(folder: str) -> bool:
     """Whether a folder has what says which checkpoint, or which SavedModel, it means."""
     names = (STATE, *SAVED_MODEL)
-    return os.path.isfile(folder + ".index") or any(os.path.isfile(os.path.join(folder, name)) for name in names)
+    return _fs.isfile(folder + ".index") or any(_fs.isfile(os.path.join(folder, name)) for name in names)
 
 
 def _exact(text: str) -> Resolved | None:
     """The checkpoint that a path names itself: a file of it, or its prefix."""
     folder, base = os.path.split(text)
-    if os.path.isfile(text):
+    if _fs.isfile(text):
         if base == STATE and not has_magic(text):
             return _from_state(folder, text)
         data = _DATA.fullmatch(text)
-        if data and os.path.isfile(data["prefix"] + ".index"):
+        if data and _fs.isfile(data["prefix"] + ".index"):
             return _v2(data["prefix"])
         if base.endswith(".meta"):
             found = _exact(text.removesuffix(".meta"))
@@ -109,15 +109,15 @@ def _exact(text: str) -> Resolved | None:
         if kind == "v1":
             shard = _SHARD.fullmatch(text)
             return _sharded(shard["stem"], int(shard["count"])) if shard else Resolved("v1", text, (text,))
-        if os.path.isfile(text + ".index"):
+        if _fs.isfile(text + ".index"):
             return _v2(text)
         raise FormatError(text, "is no TensorFlow checkpoint: the magic number of its table is missing or cut off")
-    if os.path.isfile(text + ".index"):
+    if _fs.isfile(text + ".index"):
         return _v2(text)
     shard = _SHARD.fullmatch(text)
     if shard:
         stem, count = shard["stem"], int(shard["count"])
-        if any(os.path.isfile(p) for p in _shards(stem, count)):
+        if any(_fs.isfile(p) for p in _shards(stem, count)):
             return _sharded(stem, count)
         return None
     counts = set()
@@ -132,6 +132,14 @@ def _exact(text: str) -> Resolved | None:
 
 def _v2(prefix: str) -> Resolved:
     return Resolved("v2", prefix, (prefix + ".index",))
+
+
+def shards_beside(prefix: str) -> list[str]:
+    """The data files of a V2 checkpoint that are there, whether its index knows them or not."""
+    folder, base = os.path.split(prefix)
+    return [
+        os.path.join(folder, name) for name in _names(folder) if (m := _DATA.fullmatch(name)) and m["prefix"] == base
+    ]
 
 
 def _shards(stem: str, count: int) -> tuple[str, ...]:
@@ -159,16 +167,16 @@ def _table_kind(path: str) -> str | None:
 
 def _names(folder: str) -> list[str]:
     try:
-        return sorted(os.listdir(folder or "."))
+        return sorted(_fs.listdir(folder or "."))
     except OSError:
         return []
 
 
 def _folder(folder: str) -> Resolved:
     state = os.path.join(folder, STATE)
-    if os.path.isfile(state) and not has_magic(state):
+    if _fs.isfile(state) and not has_magic(state):
         return _from_state(folder, state)
-    if any(os.path.isfile(os.path.join(folder, name)) for name in SAVED_MODEL):
+    if any(_fs.isfile(os.path.join(folder, name)) for name in SAVED_MODEL):
         return Resolved("saved_model", folder, (folder,))
     there = _checkpoints(folder)
     if not there:
@@ -194,7 +202,7 @@ def _checkpoints(folder: str) -> list[Resolved]:
     found: dict[str, Resolved] = {}
     for name in _names(folder):
         path = os.path.join(folder, name)
-        if name == STATE or not os.path.isfile(path) or not has_magic(path):
+        if name == STATE or not _fs.isfile(path) or not has_magic(path):
             continue
         if name.endswith(".index"):
             # Beside the files of a V1 checkpoint of the same name, the V2 one is what a Saver restores.
@@ -292,7 +300,7 @@ def some(names: list[str]) -> str:
 
 def _missing(text: str) -> FormatError:
     folder, base = os.path.split(text)
-    if not os.path.isdir(folder or "."):
+    if not _fs.isdir(folder or "."):
         return FormatError(text, "no such file or checkpoint, and no such folder either")
     data = [name for name in _names(folder) if (m := _DATA.fullmatch(name)) and m["prefix"] == base]
     if data:

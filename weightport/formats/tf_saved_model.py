@@ -21,7 +21,7 @@ from typing import Any
 
 from weightport.checksums import CRC32C
 from weightport.errors import Error, FormatError, TensorNotFound
-from weightport.formats import _inside, tf_bundle, tf_graph, tf_paths
+from weightport.formats import _fs, _inside, tf_bundle, tf_graph, tf_paths
 from weightport.formats._io import ByteFile
 from weightport.formats._lazy import LazySpecs
 from weightport.formats._proto import BYTES, Readable, spans
@@ -85,7 +85,7 @@ class SavedModelSource:
 
     def _checkpoint(self, budget: Budget) -> tf_bundle.BundleSource | None:
         prefix = os.path.join(self.path, "variables", "variables")
-        if os.path.isfile(prefix + ".index"):
+        if _fs.isfile(prefix + ".index"):
             _inside.refuse_outside(prefix + ".index", _inside.folders_of(self.described))
             return tf_bundle.BundleSource(prefix, budget=budget)
         for body in self.meta.graph.bodies():
@@ -157,9 +157,9 @@ class SavedModelSource:
 
 def _file(path: str) -> str | None:
     """The file that describes the SavedModel of a folder, or the path if it is such a file."""
-    if not os.path.isdir(path):
+    if not _fs.isdir(path):
         return path
-    found = [os.path.join(path, name) for name in FILES if os.path.isfile(os.path.join(path, name))]
+    found = [os.path.join(path, name) for name in FILES if _fs.isfile(os.path.join(path, name))]
     return found[0] if found else None
 
 
@@ -178,5 +178,5 @@ def open_source(path: str, *, budget: Budget | None = None) -> SavedModelSource:
     described = _file(path)
     if described is None:
         raise FormatError(path, f"is no SavedModel: it has neither {FILES[0]} nor {FILES[1]}")
-    folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    folder = path if _fs.isdir(path) else os.path.dirname(path) or "."
     return tf_graph.opened(described, "SavedModel", partial(SavedModelSource, folder), budget=budget)

@@ -19,8 +19,8 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from weightport.errors import Error, FormatError, Problem, RefusedError
+from weightport.formats import _fs, _tf_saver_edit, tf_bundle, tf_bundle_write, tf_saved_model
 from weightport.formats import _tf_collections as collections
-from weightport.formats import _tf_saver_edit, tf_bundle, tf_bundle_write, tf_saved_model
 from weightport.formats._folder import atomic_folder
 from weightport.formats._io import ByteFile
 from weightport.formats._message import MOST_BYTES, Message, fields_of
@@ -110,13 +110,13 @@ def _job(
 
 def _refuse(folder: str, like: str) -> None:
     """Refuse a destination that is not there to be replaced."""
-    model = os.path.realpath(like if os.path.isdir(like) else os.path.dirname(like) or ".")
-    final = os.path.realpath(folder)
+    model = _fs.realpath(like if _fs.isdir(like) else os.path.dirname(like) or ".")
+    final = _fs.realpath(folder)
     if final == model or final.startswith(os.path.join(model, "")) or model.startswith(os.path.join(final, "")):
         raise RefusedError(Problem(folder, f"is in the place of {like}, which is only read", "write to another path"))
-    if os.path.lexists(final) and not os.path.isdir(final):
+    if _fs.lexists(final) and not _fs.isdir(final):
         raise RefusedError(Problem(folder, "is a file, not the folder of a SavedModel", "write to another path"))
-    others = sorted(set(os.listdir(final)) - _OWN) if os.path.isdir(final) else []
+    others = sorted(set(_fs.listdir(final)) - _OWN) if _fs.isdir(final) else []
     if others:
         what = f"holds something else than a SavedModel ({others[0]!r}), which would be lost"
         raise RefusedError(Problem(folder, what, "write to another path"))
@@ -195,21 +195,21 @@ class _Job:
         """Copy what is neither graph nor variables."""
         for name in sorted(_OWN - {*FILES, _FINGERPRINT, _VARIABLES}):
             here = os.path.join(self._source.path, name)
-            if os.path.isdir(here):
-                for above, folders, names in os.walk(here):
+            if _fs.isdir(here):
+                for above, folders, names in _fs.walk(here):
                     place = os.path.join(made, os.path.relpath(above, self._source.path))
                     os.mkdir(place)
-                    for linked in (f for f in folders if os.path.islink(os.path.join(above, f))):
+                    for linked in (f for f in folders if _fs.islink(os.path.join(above, f))):
                         self._copy(os.path.join(above, linked), "")
                     for found in names:
                         self._copy(os.path.join(above, found), os.path.join(place, found))
-            elif os.path.lexists(here):
+            elif _fs.lexists(here):
                 self._copy(here, os.path.join(made, name))
 
     def _copy(self, path: str, to: str) -> None:
         """Copy a regular file of the model, also one that a link in its folder leads to."""
-        inside = os.path.join(os.path.realpath(self._source.path), "")
-        if not os.path.realpath(path).startswith(inside) or (os.path.islink(path) and os.path.isdir(path)):
+        inside = os.path.join(_fs.realpath(self._source.path), "")
+        if not _fs.realpath(path).startswith(inside) or (_fs.islink(path) and _fs.isdir(path)):
             hint = "copy the model with the files in place of the links first (cp -rL)"
             raise FormatError(path, "is a link to a folder, or out of the model's own folder", hint=hint)
         with ByteFile(path) as file, open(to, "xb") as handle:

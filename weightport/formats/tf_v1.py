@@ -10,7 +10,6 @@ Sources: tensorflow/core/util/saved_tensor_slice.proto, tensorflow/core/util/ten
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any
 
 from weightport.checksums import CRC32C
 from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
-from weightport.formats import _slices, _strided, tf_objects, tf_paths
+from weightport.formats import _fs, _slices, _strided, tf_objects, tf_paths
 from weightport.formats._io import ByteFile
 from weightport.formats._lazy import LazySpecs
 from weightport.formats._proto import BYTES, VARINT, Memory, fields, spans
@@ -108,7 +107,7 @@ class V1Source:
         self._stored: dict[str, list[tuple[int, bytes]]] = {}
         self._heads: dict[str, _Head] = {}
         self._specs = LazySpecs(self._stored, self._spec)
-        missing = [file for file in files if not os.path.exists(file)]
+        missing = [file for file in files if not _fs.exists(file)]
         if missing:
             raise FormatError(path, f"{len(missing)} of {len(files)} shards missing: {tf_paths.some(missing)}")
         try:

@@ -9,11 +9,10 @@ Source: transformers, docs/source/en/big_models.md ("Sharded checkpoints").
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any
 
-from weightport.formats import safetensors_index, torch_file
+from weightport.formats import _fs, safetensors_index, torch_file
 from weightport.formats.safetensors_index import ShardedSource
 from weightport.tensors import Budget
 
@@ -34,7 +33,7 @@ class ShardedTorchSource(ShardedSource):
 
 def sniff(path: str) -> bool:
     """Whether this is PyTorch's: one file, an index, or a folder that holds one."""
-    return is_sharded(path) or (os.path.isfile(path) and torch_file.sniff(path))
+    return is_sharded(path) or (_fs.isfile(path) and torch_file.sniff(path))
 
 
 def is_sharded(path: str) -> bool:
@@ -57,6 +56,6 @@ def open_source(path: str, *, budget: Budget | None = None) -> torch_file.TorchS
     Raises:
         FormatError: truncated, corrupt, or no file of PyTorch's; index and shards do not agree.
     """
-    if os.path.isdir(path) or is_sharded(path):
+    if _fs.isdir(path) or is_sharded(path):
         return ShardedTorchSource(path, budget=budget)
     return torch_file.open_source(path, budget=budget)

@@ -1,6 +1,7 @@
 """What a mapping says about files: where they are, which ones they must be.
 
-Promise: a path leads beneath the mapping's own folder, whatever ``..`` and links say, or is refused. Limit: whether a
+Promise: a path leads beneath the mapping's own folder, whatever ``..`` and links say, or is refused; so is a URL: what
+is fetched is what a user names, not what a mapping does. Limit: whether a
 model is there is found out when it is opened.
 """
 
@@ -20,6 +21,7 @@ from weightport.mapping.shape import Shape
 
 #: What ``tf.train.ExponentialMovingAverage`` names its averages, below their variables.
 AVERAGE = "ExponentialMovingAverage"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(?://|:)")
 
 
 def file_beneath(folder: str, text: str) -> str:
@@ -40,6 +42,9 @@ def beneath(folder: str, text: str) -> str:
     Raises:
         Wrong: it is outside the folder, or no path.
     """
+    if _URL.match(text):
+        hint = "say it where the transfer is started: --source NAME=URL, or sources={NAME: URL}"
+        raise wrong(f"{shown(text)} is a URL, which a mapping may not name", hint)
     try:
         root = Path(folder).resolve()
         path = (root / text).resolve()
