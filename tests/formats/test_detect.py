@@ -97,14 +97,6 @@ def test_unknown_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert detect.split_format("C:\\models\\a.npz") == (None, "C:\\models\\a.npz")
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/a.npz", "https://host/a.h5", "gs://x"])
-def test_urls_are_refused(url: str) -> None:
-    with pytest.raises(Error, match=f"^{url}: URLs are not supported yet: copy the file here first$"):
-        detect.open_source(url)
-    with pytest.raises(Error, match=f"^{url}: URLs are not supported yet: write to a local path$"):
-        detect.writer_for(url)
-
-
 def archive(*names: str) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as file:

@@ -15,6 +15,8 @@ import re
 from collections.abc import Iterator
 from typing import Protocol
 
+from weightport.errors import FormatError
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?:://|::.*://)", re.DOTALL)
 _LOCAL = re.compile(r"(?:file|local)://", re.IGNORECASE)
 # What os.path leaves of "memory://" where it cuts a path at its root: "memory:".
@@ -31,6 +33,8 @@ class Place(Protocol):
     def names(self, path: str) -> list[str]: ...
 
     def mark(self, path: str) -> tuple[object, ...] | None: ...
+
+    def denied(self, path: str) -> FormatError | None: ...
 
     def fetched(self, path: str) -> int: ...
 
@@ -100,6 +104,9 @@ class _Nowhere:
         raise FileNotFoundError(path)
 
     def mark(self, _: str) -> None:
+        return None
+
+    def denied(self, _: str) -> None:
         return None
 
     def fetched(self, _: str) -> int:
@@ -221,6 +228,12 @@ def samefile(one: str, other: str) -> bool:
     if find(one) is None and find(other) is None:
         return os.path.samefile(one, other)
     return realpath(one) == realpath(other)
+
+
+def denied(path: str) -> FormatError | None:
+    """Why nobody may know whether something is there; None if that is known."""
+    at = find(path)
+    return None if at is None else at[0].denied(at[1])
 
 
 def mark(path: str) -> tuple[object, ...] | None:

@@ -13,7 +13,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
 from weightport.errors import Error, FormatError
@@ -175,6 +175,9 @@ class ByteFile:
 
     def expect(self, offset: int, count: int) -> None:
         """The range will be read from its beginning to its end: known early, it can be fetched in few requests."""
+
+    def expect_near(self, offsets: Iterable[int]) -> None:
+        """A little will be read at each of these."""
 
     def close(self) -> None:
         """Release the file handle. Reading afterwards is an error."""

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from weightport.errors import Error, FormatError, MissingPackage
 from weightport.formats import _fs
@@ -90,11 +91,12 @@ def placed(url: str, places: MutableMapping[str, Place], path: str | None = None
         if not base.endswith(name):
             key, name = called, ""
         base = base.removesuffix(name).rstrip("/") if name else base
-        there = places.get(key)
-        if there is None or path is not None:
+        there = None if path is not None else _fs.find(called)
+        if there is None:
             places[key] = Remote(text, fs, base, key)
             return called
-        if isinstance(there, Remote) and there.fs == fs and there.base == base:
+        place, inner = there
+        if isinstance(place, Remote) and place.fs == fs and place.at(inner).rstrip("/") == at.rstrip("/"):
             return called
         number += 1  # the same path, for another user or with another query
 
@@ -160,6 +162,7 @@ class Remote:
     def _reset(self) -> None:
         self._entries: dict[str, Entry | None] = {}
         self._listed: dict[str, list[str]] = {}
+        self._denied: dict[str, FormatError] = {}
         self._turn = threading.Lock()
         self._count: Counter[str] = Counter()
         #: What was read of a file, for all who open it.
@@ -189,7 +192,7 @@ class Remote:
         if self._outer:  # an archive's directory was read when it was opened
             _fs.fresh(self._outer)
             self._fs, _ = _made(import_fsspec(self.key).core, self._url, self.key)
-        self._entries, self._listed = {}, {}
+        self._entries, self._listed, self._denied = {}, {}, {}
 
     # What is there --------------------------------------------------------------------------------------------------
 
@@ -249,23 +252,27 @@ class Remote:
             info = self.ask(lambda fs: fs.info(self.at(path)), path)
             found = self._page(path, info) if self.http else _entry(info)
         except FormatError as error:
-            if not isinstance(error.__cause__, FileNotFoundError | PermissionError | NotADirectoryError):
+            if not isinstance(error.__cause__, FileNotFoundError | PermissionError):
                 raise
-            found = self._page(path, None) if self.http else None
+            found = None
+            if isinstance(error.__cause__, PermissionError):
+                self._denied[path] = error
         if not anew:
             self._entries[path] = found
         return found
 
-    def _page(self, path: str, info: Any) -> Entry | None:
+    def _page(self, path: str, info: Any) -> Entry:
         """To HTTP all is a file; a folder is a page that lists what is beneath it."""
-        maybe = info is not None and info.get("mimetype") == "text/html"
-        if not maybe:
-            return None if info is None else _entry(info)
-        if str(info.get("url", "")).partition("?")[0].endswith("/"):
+        page = info.get("mimetype") == "text/html"
+        if page and (urlsplit(str(info.get("url", ""))).path or "/").endswith("/"):
             with contextlib.suppress(OSError, FormatError):
                 if self.names(path):
                     return Entry(folder=True)
         return _entry(info)
+
+    def denied(self, path: str) -> FormatError | None:
+        """Why nothing is known of a path, where it may be there."""
+        return self._denied.get(path)
 
     def mark(self, path: str) -> tuple[object, ...] | None:
         """See :func:`weightport.formats._fs.mark`."""

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,14 +26,16 @@ from weightport.formats._remote import Entry, Remote
 from weightport.sizes import size as sized
 from weightport.tensors import Array
 
-#: The unit of what is kept; files up to WHOLE are fetched at once.
-BLOCK, WHOLE = 64 << 10, 1 << 20
+#: The unit of what is kept, and how much is fetched at least; files up to WHOLE are fetched at once.
+BLOCK, LEAST, WHOLE = 16 << 10, 64 << 10, 1 << 20
 #: How far one who reads on is run ahead of; how much of a file is kept.
 AHEAD, KEPT = 4 << 20, 16 << 20
 #: Ranges from here on are not kept; they are fetched in parts side by side, so much at a time.
 LONG, PART, WINDOW = 256 << 10, 4 << 20, 16 << 20
 #: Ranges with at most so much between them are fetched as one.
 GAP = 64 << 10
+# What a header of a member of an archive takes.
+_HEADER = 512
 
 log = logging.getLogger("weightport")
 
@@ -74,7 +76,7 @@ class RemoteFile(ByteFile):
         self._place, self._inner = place, inner
         entry = place.entry(inner)
         if entry is None:
-            raise FormatError(self.path, "cannot be opened: no such file, or none that may be read")
+            raise place.denied(inner) or FormatError(self.path, "cannot be opened: no such file")
         if entry.folder:
             raise FormatError(self.path, "is not a regular file")
         shared = place.shared.get(inner)
@@ -135,6 +137,24 @@ class RemoteFile(ByteFile):
         """The range will be read from its beginning to its end."""
         if count > BLOCK:
             self._until = offset, offset + count
+
+    def expect_near(self, offsets: Iterable[int]) -> None:
+        """A little will be read at each of these: they are fetched together, as far as they can be kept."""
+        shared = self._shared
+        if shared.local is not None or self.size <= WHOLE:
+            return
+        with shared.lock:
+            near = {n for o in offsets for n in (o // BLOCK, (o + _HEADER) // BLOCK) if o + _HEADER <= self.size}
+            missing = sorted(n for n in near if n not in shared.blocks)[: KEPT // 2 // BLOCK]
+            spans: list[list[int]] = []
+            for number in missing:
+                if spans and spans[-1][1] == number:
+                    spans[-1][1] += 1
+                else:
+                    spans.append([number, number + 1])
+            ranges = [(first * BLOCK, min(last * BLOCK, self.size)) for first, last in spans]
+            for (first, _), data in zip(spans, self._fetch(ranges, None) if ranges else (), strict=True):
+                shared.keep(first, data)
 
     def read_rows(
         self,
@@ -207,7 +227,8 @@ class RemoteFile(ByteFile):
             if missing:
                 begin, end = missing[0], missing[-1] + 1
                 # Who reads on where the last fetch ended gets more and more at once.
-                self._ahead = min(AHEAD // BLOCK, max(1, 2 * self._ahead)) if begin == self._next else 0
+                more = 2 * self._ahead if begin == self._next else 0
+                self._ahead = min(AHEAD // BLOCK, max(LEAST // BLOCK, more))
                 ahead = (n for n in range(end, begin + self._ahead) if n in shared.blocks)
                 end = next(ahead, max(end, begin + self._ahead))
                 if self.size <= WHOLE:
@@ -237,43 +258,37 @@ class RemoteFile(ByteFile):
         if place.http:
             # A body that is compressed on the way has no byte ranges of the file.
             options["headers"] = {**place.fs.kwargs.get("headers", {}), "Accept-Encoding": "identity"}
-        if not shared.ranged and max(start for start, _ in ranges) > 0:
-            with shared.lock:
-                if not shared.ranged and not self._is_ranged(ranges, options):
-                    self._download()
+        found: list[bytes] = []
+        if not shared.ranged and shared.local is None:
+            with shared.lock:  # the first to come asks, and the others wait
+                if not shared.ranged and shared.local is None:
+                    found = self._first(*ranges[0], options)
         if shared.local is not None:
             return [shared.local.read(start, end - start, tensor=tensor) for start, end in ranges]
-        found = self._head(ranges, options) if not shared.ranged else place.fetch(self._inner, ranges, **options)
+        if len(found) < len(ranges):
+            found += place.fetch(self._inner, ranges[len(found) :], **options)
         for (start, end), data in zip(ranges, found, strict=True):
             if len(data) != end - start:
                 what = f"{len(data)} bytes came for {end - start}: the file changed, or its server errs"
                 raise FormatError(self.path, what, tensor=tensor, offset=start)
         return found
 
-    def _head(self, ranges: Sequence[tuple[int, int]], options: dict[str, Any]) -> list[bytes]:
-        """Bytes from the beginning, of a server that may send the whole file: it is cut off."""
-        ((_, end),) = ranges
+    def _first(self, start: int, end: int, options: dict[str, Any]) -> list[bytes]:
+        """A range of a server that may send the whole file whatever it is asked for; nothing if it does."""
 
         def get(fs: Any) -> list[bytes]:
             with fs.open(self._place.at(self._inner), cache_type="none", size=self.size, **options) as file:
-                return [file.read(end)]
-
-        self._place.count(self._inner)
-        return self._place.ask(get, self._inner)
-
-    def _is_ranged(self, ranges: Sequence[tuple[int, int]], options: dict[str, Any]) -> bool:
-        """Whether a server sends the middle of a file, and nothing else, when asked for it."""
-        start = max(start for start, _ in ranges)
-
-        def get(fs: Any) -> bool:
-            with fs.open(self._place.at(self._inner), cache_type="none", size=self.size, **options) as file:
                 file.seek(start)
                 try:
-                    return len(file.read(1)) == 1
+                    return [file.read(end - start)]  # of the beginning, no more is taken than that
                 except ValueError:  # "doesn't appear to support range requests"
-                    return False
+                    return []
 
-        self._shared.ranged = found = self._place.ask(get, self._inner)
+        self._place.count(self._inner)
+        found = self._place.ask(get, self._inner)
+        if not found:
+            self._download()
+        self._shared.ranged = bool(found) and start > 0
         return found
 
     def _download(self) -> None:

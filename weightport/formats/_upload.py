@@ -39,17 +39,17 @@ def destination(out: str, *, dry_run: bool = False) -> Iterator[tuple[str, str |
     if match is None or not _fs.is_url(match[2]):
         yield out, None
         return
-    format, path = f"{match[1]}:" if match[1] else "", _fs.placed(match[2])
+    kind, path = f"{match[1]}:" if match[1] else "", _fs.placed(match[2])
     at = _fs.find(path)
     if at is None:
-        yield format + path, None
+        yield kind + path, None
         return
     place, inner = at
     if not isinstance(place, Remote) or not place.writes:
         raise RefusedError(Problem(path, "cannot be written by URL", "write to a local path, and copy it there"))
     with tempfile.TemporaryDirectory(prefix="weightport-") as folder:
         local = os.path.join(folder, os.path.basename(path))
-        yield format + local, path
+        yield kind + local, path
         if not dry_run:
             _put(folder, local, place, inner)
 

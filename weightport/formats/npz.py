@@ -94,6 +94,7 @@ class NpzSource:
         infos, comment = directory(self._file)
         self._budget.check("tensors", len(infos), self.path)
         self.metadata = metadata_of(comment)
+        self._file.expect_near(info.header_offset for info in infos)
         for info in infos:
             name = info.filename.removesuffix(_SUFFIX)
             if name in self._members:

@@ -299,8 +299,11 @@ def some(names: list[str]) -> str:
 
 
 def _missing(text: str) -> FormatError:
+    denied = _fs.denied(text) or _fs.denied(text + ".index")
+    if denied is not None:
+        return denied
     folder, base = os.path.split(text)
-    if not _fs.isdir(folder or "."):
+    if not _fs.is_remote(text) and not os.path.isdir(folder or "."):
         return FormatError(text, "no such file or checkpoint, and no such folder either")
     data = [name for name in _names(folder) if (m := _DATA.fullmatch(name)) and m["prefix"] == base]
     if data:
