@@ -100,8 +100,13 @@ def serving(files: Mapping[str, bytes]) -> Iterator[Served]:
                 except OSError:
                     self.close_connection = True
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: Any) -> None:
+            """A client may go away whenever it likes."""
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         served.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -233,8 +233,7 @@ def transfer(
             planned, opened, kept, path, write, metadata=provenance(opened, rules, __version__, digests),
             progress=progress, watch=watch, threads=threads, executor=executor, link=link,
         )  # fmt: skip
-        result = Result(planned, path=url or path, integrity=integrity(planned.moved, opened, digests, read=read))
-    return result  # what is written by URL is there only now
+        return Result(planned, path=url or path, integrity=integrity(planned.moved, opened, digests, read=read))
 
 
 def lock(

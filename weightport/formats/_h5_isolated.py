@@ -34,7 +34,7 @@ class IsolatedH5Source(KerasH5Source):
             "kind": "hdf5",
             "path": f"/dev/fd/{handle}",  # the very file, whatever its path means by now
             "offset": offset,
-            "part": whole is not self._bytes,
+            "part": whole is not self._bytes or not whole.local,
             "size": self._bytes.size,
             "budget": {k: v for k, v in asdict(budget).items() if type(v) is int},
         }

@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 from weightport.errors import Error, FormatError, MissingPackage
 from weightport.formats import _fs
 from weightport.formats._fs import Place
+from weightport.formats._remote_errors import kind_of, lost, wrong
 
 if TYPE_CHECKING:
     from weightport.formats._remote_file import Shared
@@ -107,6 +108,8 @@ def label(url: str) -> str:
     scheme, is_url, tail = first.partition("://")
     if chained and not is_url:
         return f"{first}+{label(rest)}"
+    if not is_url:
+        return first  # a path, as the archive in a chain
     if chained:
         return f"{scheme}://{label(rest)}!/{tail.strip('/')}".rstrip("/")
     tail = re.split(r"[?#]", tail, maxsplit=1)[0] if scheme.lower() in _HTTP else tail.partition("?")[0]
@@ -352,10 +355,10 @@ class Remote:
                 # HTTP says "not found" of whatever went wrong, and gives that as the cause.
                 cause = raised.__cause__
                 error = cause if isinstance(raised, FileNotFoundError) and isinstance(cause, Exception) else raised
-                if left > 1 and _lost(error):
+                if left > 1 and lost(error):
                     time.sleep(WAIT * 2 ** (TRIES - left))
                     continue
-                raise wrong(error, self.shown(path), self._url) from _kind(error)
+                raise wrong(error, self.shown(path), self._url) from kind_of(error)
         raise AssertionError
 
 
@@ -366,50 +369,3 @@ def _entry(info: Any) -> Entry:
     marks = tuple(f"{key}={lower[key]}" for key in _MARKS if lower.get(key) not in (None, ""))
     stream = bool(info.get("compress_type")) or info.get("partial") is False
     return Entry(folder, size if isinstance(size, int) and not folder else None, () if folder else marks, stream)
-
-
-# What goes wrong -----------------------------------------------------------------------------------------------------
-
-
-def _status(error: BaseException) -> int | None:
-    status = getattr(error, "status", None)
-    return status if isinstance(status, int) else None
-
-
-def _kind(error: Exception) -> Exception | None:
-    """An error of the same kind that says nothing: the message may hold what is secret."""
-    status = _status(error)
-    if isinstance(error, FileNotFoundError | NotADirectoryError) or status in (404, 410):
-        return FileNotFoundError()
-    if isinstance(error, PermissionError) or status in (401, 403):
-        return PermissionError()
-    return None
-
-
-def _lost(error: Exception) -> bool:
-    """Whether a request may go well the next time."""
-    status = _status(error)
-    if status is not None:
-        return status in (408, 429) or status >= 500
-    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
-        return False
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & {"ClientConnectionError", "ClientPayloadError", "ConnectionError", "TimeoutError"})
-
-
-def wrong(error: Exception, shown: str, url: str, done: str = "read") -> FormatError:
-    """What a file system raised, in words without the secrets of the URL."""
-    kind, status = _kind(error), _status(error)
-    if isinstance(kind, FileNotFoundError):
-        return FormatError(shown, "no such file")
-    told = f" (HTTP {status})" if status is not None else ""
-    if isinstance(kind, PermissionError):
-        return FormatError(shown, f"access denied{told}", hint="credentials are those that fsspec finds")
-    if status is not None:
-        return FormatError(shown, f"cannot be {done}: the server says{told}")
-    said = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-    said = re.sub(r"\S*://\S*", "...", str(said))
-    for secret in filter(None, re.split(r"[:/?#@&=]+", url.partition("://")[2])):
-        if len(secret) > 3 and secret not in shown:
-            said = said.replace(secret, "...")
-    return FormatError(shown, f"cannot be {done}: {type(error).__name__}{f': {said[:200]}' if said else ''}")

@@ -133,6 +133,13 @@ class RemoteFile(ByteFile):
             yield piece
             offset += len(piece)
 
+    def fileno(self) -> int:
+        """A descriptor of the file's content, for another process: it is downloaded whole."""
+        if self._shared.local is None:
+            self._download("is given to another process, for which it has to be downloaded whole")
+        assert self._shared.local is not None
+        return self._shared.local.fileno()
+
     def expect(self, offset: int, count: int) -> None:
         """The range will be read from its beginning to its end."""
         if count > BLOCK:
@@ -291,12 +298,11 @@ class RemoteFile(ByteFile):
         self._shared.ranged = bool(found) and start > 0
         return found
 
-    def _download(self) -> None:
+    def _download(self, what: str = "cannot be read in parts there, and has to be downloaded whole") -> None:
         """The whole file into a temporary one that has no name and goes with the process."""
         size = self._shared.entry.size
         folder = tempfile.gettempdir()
         free = shutil.disk_usage(folder).free // 2
-        what = "cannot be read in parts there, and has to be downloaded whole"
         much = f"{sized(size)} or more" if size is not None else "its size is not told"
         if size is not None and size > free:
             raise Error(f"{self.path}: {what}: {much}, half of what is free in {folder} is {sized(free)}")

@@ -204,6 +204,8 @@ def open_source(path: str, *, budget: Budget | None = None) -> Source:
         MissingPackage: tensorstore is not installed, and the arrays lie in an OCDBT database.
     """
     budget = budget or Budget()
+    if budget.isolated and _fs.is_remote(path):
+        raise FormatError(path, "is not trusted, and such a checkpoint of Orbax is read from a local path only")
     if budget.isolated:
         from weightport.formats._orbax_isolated import IsolatedOrbaxSource
 
