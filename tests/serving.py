@@ -94,9 +94,9 @@ def serving(files: Mapping[str, bytes]) -> Iterator[Served]:
             self.send_header("ETag", f'"{hash(served.files.get(name))}"')
             self.end_headers()
             if body:
+                served.sent += len(data)  # before, so that who has them all finds them counted
                 try:
                     self.wfile.write(data)
-                    served.sent += len(data)
                 except OSError:
                     self.close_connection = True
 
