@@ -30,6 +30,7 @@ class Sizes:
             moved in blocks.
         chunk: what is copied at once.
         small: source tensors up to this are held whole where what is needed of them is not told.
+        scattered: whether runs that are written apart from one another cost no more than others, as in memory.
     """
 
     hold: int = 64 << 20
@@ -37,6 +38,7 @@ class Sizes:
     tile: int = 2 << 20
     chunk: int = 256 << 10
     small: int = 16 << 20
+    scattered: bool = False
 
     def tile_of(self, expr: Expr) -> int:
         """The size of a tile of this expression."""
@@ -242,8 +244,8 @@ class _Costs:
             return inf
         number, length = count_runs(box, self.spec.shape)
         tiles = number * length * self.spec.dtype.itemsize // self.sizes.tile
-        # Where runs are written apart, the pages that they begin and end in are touched twice.
-        calls += max(number if number == 1 else 2 * number, tiles)
+        # Where runs are written apart to a file, the pages that they begin and end in are touched twice.
+        calls += max(1 if self.sizes.scattered else number if number == 1 else 2 * number, tiles)
         hot = 0.6 if nbytes <= 2 * self.sizes.tile else 1.0
         return boxes * (_BOX + calls * _CALL + nbytes * hot * _BYTE)
 

@@ -147,6 +147,7 @@ class Job:
     items: Mapping[str, tuple[int, Item]]
     progress: Progress | None
     watch: Unchanged | None
+    sizes: boxes.Sizes = field(default_factory=lambda: SIZES)
     extents: dict[tuple[int, str], Extent | None] = field(default_factory=dict)
     read: dict[tuple[int, str], Sheet] = field(default_factory=dict)
     written: dict[str, Sheet] = field(default_factory=dict)
@@ -188,7 +189,7 @@ class Job:
             side, item = self.items[name]
             for leaf in item.expr.leaves():
                 self._extent(side, leaf)
-        sizes = replace(SIZES, hold=SIZES.hold // threads)
+        sizes = replace(self.sizes, hold=self.sizes.hold // threads)
         key = uuid.uuid4().hex
         sides = tuple(Side(source, key) for source in self.sources)
         batch: list[Piece] = []

@@ -24,7 +24,7 @@ from weightport.execute.ledger import pieces
 from weightport.execute.rowwise import Rowwise, rowwise
 from weightport.execute.tasks import Done, Piece, Task
 from weightport.formats._io import ByteFile
-from weightport.ranges import Ranges, extent, whole
+from weightport.ranges import Ranges, cut_out, extent, whole
 from weightport.strips import copy
 from weightport.tensors import Array, Extent
 from weightport.values import Assemble, Expr, Leaf, Permute, read_into
@@ -69,8 +69,11 @@ class Mover:
     loader: Loader = field(init=False)
     buffer: memoryview = field(init=False)
     spans: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    flat: memoryview | None = None
 
     def __post_init__(self) -> None:
+        if self.task.memory is not None:
+            self.flat = self.task.memory.reshape(-1).view(np.uint8).data
         self.loader = Loader(self.task, self.done)
         self.buffer = self.loader.buffer
 
@@ -146,7 +149,7 @@ class Mover:
         its = None if self.task.checksum is None else function(self.task.checksum)
         same = place.checksum is not None and place.checksum.kind == self.task.checksum
         read, written = [], []
-        memory = self.task.memory
+        memory = self.flat
         plain = mine is None and its is None and memory is None
         for start in (starts * item).tolist():
             if plain and self._inside(piece, file, place.offset + start, start, size):
@@ -221,23 +224,26 @@ class Mover:
             fetch.hold(hulls(piece.expr, box, specs, self.task.sizes.small))
         written: list[tuple[int, int, int]] = []
         for ranges in _tiles(box, max(1, self.task.sizes.tile_of(piece.expr) // max(1, dtype.itemsize))):
-            self._place(piece, ranges, self._made(piece, fetch, ranges), written)
+            tile = self._made(piece, fetch, ranges)
+            if self.task.memory is None:
+                self._place(piece, ranges, tile, written)
         if self.task.checksum is not None:
             self._wrote(piece, written)
 
     def _made(self, piece: Piece, fetch: Held, ranges: Ranges) -> Array:
-        """A tile, in C order."""
+        """A tile, in C order; in memory that is written to, where it belongs."""
         size, dtype = extent(ranges), piece.spec.dtype
-        TILE.reset(prod(size) * dtype.itemsize)
+        TILE.reset(0 if self.task.memory is not None else prod(size) * dtype.itemsize)
         # What is only moved is written to where it belongs; other values are computed first.
         moved = isinstance(piece.expr, Assemble | Permute)
         made = None if moved else np.asarray(piece.expr.read(fetch, ranges))
         found, shape = (piece.expr.dtype, size) if made is None else (made.dtype, made.shape)
         if (found, shape) != (dtype, size):
             raise Error(f"{piece.name!r}: {found.name}{list(shape)} was made for {dtype.name}{list(size)}")
-        if made is not None and made.flags.c_contiguous:
+        memory = self.task.memory
+        if made is not None and made.flags.c_contiguous and memory is None:
             return made
-        tile = TILE.empty(size, dtype)
+        tile = TILE.empty(size, dtype) if memory is None else cut_out(memory, ranges)
         if made is None:
             read_into(piece.expr, fetch, ranges, tile)
         else:
@@ -272,9 +278,9 @@ class Mover:
 
     def _put(self, path: str, offset: int, parts: Sequence[Any], size: int) -> None:
         """Write byte arrays or views one behind the other."""
-        if self.task.memory is not None:
+        if self.flat is not None:
             for part in parts:
-                self.task.memory[offset : offset + len(part)] = part
+                self.flat[offset : offset + len(part)] = part
                 offset += len(part)
             return
         handle = self._handle(path)

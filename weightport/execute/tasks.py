@@ -89,7 +89,7 @@ class Task:
         specs: of the source tensors, by side and name.
         extents: where they lie, of those that lie anywhere.
         sizes: how much is done at a time.
-        memory: what is written to instead of a file. Such a task stays in its process.
+        memory: the array (C order) that is written to instead of a file. Such a task stays in its process.
     """
 
     checksum: str | None
@@ -98,7 +98,7 @@ class Task:
     specs: Mapping[tuple[int, str], TensorSpec]
     extents: Mapping[tuple[int, str], Extent]
     sizes: Sizes
-    memory: memoryview | None = None
+    memory: Array | None = None
 
 
 @dataclass(slots=True)
