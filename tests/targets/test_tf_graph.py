@@ -10,7 +10,7 @@ import pytest
 from tests.support import need
 from tests.targets.graphs import initialised, legacy, numbers, value
 from weightport.errors import PlanError, RefusedError
-from weightport.targets import _tf_values
+from weightport.targets import _tf_session, _tf_values
 from weightport.targets.tf_getter import make_getter
 from weightport.targets.tf_graph import GraphTarget
 from weightport.tensors import Array, Index, Target, TensorSpec, Value
@@ -327,7 +327,11 @@ def test_a_session_that_would_initialise_with_other_values_is_refused(
         assert not (session.run(w) == W).all()
 
 
-def test_a_failure_half_way_through_a_session_rolls_back(graph: Any, resource: bool) -> None:
+@pytest.mark.parametrize("batch", [1, 40, 1 << 20])
+def test_a_failure_half_way_through_a_session_rolls_back(
+    graph: Any, resource: bool, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_tf_session, "BATCH", batch)
     variables = [
         v1.get_variable("a", [3, 3], use_resource=resource),
         v1.get_variable("s", initializer=np.array([b"x"], object), use_resource=resource, trainable=False),
@@ -356,6 +360,21 @@ def test_a_failure_half_way_through_a_session_rolls_back(graph: Any, resource: b
     assert out.op.inputs[0].op.type != "Const"
     with initialised(tf, graph) as session:
         np.testing.assert_array_equal(session.run(variables[3]), [1, 1])
+
+
+def test_a_session_runs_once_for_many_variables(graph: Any, resource: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = tf.zeros([3, 3])
+    variables = [v1.get_variable(f"v{n}", [3, 3], use_resource=resource) for n in range(20)]
+    twins = [v1.get_variable(f"t{n}", initializer=first, use_resource=resource) for n in range(2)]
+    monkeypatch.setattr(_tf_session, "BATCH", 10 * W.nbytes)
+    with initialised(tf, graph) as session:
+        real, runs = session.run, []
+        monkeypatch.setattr(session, "run", lambda *given: runs.append(given) or real(*given))
+        given = [*(value(f"v{n}", W + n) for n in range(20)), *(value(f"t{n}", W - n) for n in range(2))]
+        GraphTarget(graph, session).assign(given)
+        assert len(runs) == 1 + 2 * 2 + 2 * 2  # two batches; the twins are fed by one tensor, so one after the other
+        for variable, one in zip([*variables, *twins], given, strict=True):
+            np.testing.assert_array_equal(real(variable), one.produce(None))
 
 
 # --- constants ---

@@ -1,13 +1,13 @@
 """Values assigned in a TensorFlow session that has run its graph already.
 
-Promise: all of the variables that are initialised there, or none: a failure puts the old values back (they wait in a
-temporary file, not in memory).
-Limit: values that variables of other sessions hold are not touched.
+Promise: all of the variables that are initialised there, or none: a failure puts the old values back. Variables are
+assigned in batches: each run that feeds other tensors costs the session a look at the whole graph. Limit: values that
+variables of other sessions hold are not touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ from weightport.targets import _tf_values as values
 from weightport.targets._buffers import produced
 from weightport.targets._rollback import Kept
 from weightport.tensors import Array, Index, Value
+
+#: Bytes that are assigned in one run.
+BATCH = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +54,44 @@ def assign(session: Any, parts: Sequence[Part], ran: set[str]) -> None:
     waiting = [p for p, there in zip(parts, ready, strict=True) if not there]
     if waiting:
         _probe(session, waiting, ran)
+    there = [p for p, initialised in zip(parts, ready, strict=True) if initialised]
+    reads = {id(p): _read(tf, p.variable) for p in there}  # all at once: a session takes over what is new in one go
     changed: list[tuple[Part, Callable[[], Any]]] = []
     with Kept() as kept:
         try:
-            for part, there in zip(parts, ready, strict=True):
-                if there:
-                    array = produced(part.value, part.index)
-                    changed.append((part, kept.put(session.run(_read(tf, part.variable)))))
-                    _feed(session, part, array)
+            for batch in _batches(there):
+                arrays = [produced(p.value, p.index) for p in batch]
+                olds = session.run([reads[id(p)] for p in batch])
+                while olds:  # what is kept in a file is not held here
+                    part = batch[len(olds) - 1]
+                    changed.append((part, kept.put(olds.pop())))
+                _feed(session, batch, arrays)
         except BaseException:
             for part, old in changed:
-                _feed(session, part, old())
+                _feed(session, [part], [old()])
             raise
 
 
-def _feed(session: Any, part: Part, array: Array) -> None:
+def _batches(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Parts in order, so many bytes at a time; no two that are fed by the same tensor."""
+    batch: list[Part] = []
+    size, fed = 0, set[str]()
+    for part in parts:
+        nbytes = part.value.spec.nbytes
+        if batch and (size + nbytes > BATCH or part.initial.name in fed):
+            yield batch
+            batch, size, fed = [], 0, set()
+        batch.append(part)
+        size += nbytes
+        fed.add(part.initial.name)
+    if batch:
+        yield batch
+
+
+def _feed(session: Any, parts: Sequence[Part], arrays: Sequence[Array]) -> None:
     # The session's copy of the graph still has the edge from the tensor that the initializer took before.
-    session.run(part.variable.initializer.name, {part.initial: array})
+    names = [part.variable.initializer.name for part in parts]
+    session.run(names, {part.initial: array for part, array in zip(parts, arrays, strict=True)})
 
 
 def _read(tf: Any, variable: Any) -> Any:
