@@ -35,12 +35,16 @@ def test_ratios_are_those_within_a_round() -> None:
 
 
 def test_injection(tmp_path: Path) -> None:
-    for framework in ("tensorflow", "keras"):
-        need(framework)
+    for library in ("tensorflow", "keras", "torch", "jax", "flax", "safetensors"):
+        need(library)
     out = bench("bench_inject.py", "--mb", "1", "--folder", str(tmp_path))
-    names = re.findall(r"^\| ([\w. ]+) \| \d", out, re.MULTILINE)
+    names = re.findall(r"^\| ([\w., +]+) \| \d", out, re.MULTILINE)
     assert names == [
-        "Saver.restore", "init_from_checkpoint", "weightport", "an assign each", "load_weights", "weightport"
+        "Saver.restore", "init_from_checkpoint", "weightport",
+        "RestoreV2 + tf.transpose, transposed", "weightport, transposed", "an assign each",
+        "load_weights", "weightport", "weightport, transposed",
+        "torch.load", "torch.load, mapped", "weightport .pt", "load_file", "weightport .safetensors",
+        "load_file", "weightport",
     ]  # fmt: skip
     growth = re.search(r"GraphDef: (\d+) bytes more for each variable", out)
     assert growth is not None
