@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from weightport.errors import PlanError, Problem
 from weightport.tensors import Array, Index, Value
+
+# From here on memory comes from the system by itself, page by page.
+_LARGE = 1 << 20
 
 
 def produced(value: Value, index: Index = None) -> Array:
@@ -35,11 +39,28 @@ def produced(value: Value, index: Index = None) -> Array:
 
 
 def aligned(dtype: np.dtype[Any], shape: Sequence[int]) -> Array:
-    """An empty array whose bytes begin where frameworks take them over without a copy (at a multiple of 64)."""
+    """An empty array whose bytes begin where frameworks take them over without a copy (at a multiple of 64).
+
+    Raises:
+        MemoryError: there is not that much.
+    """
     size = dtype.itemsize
     for n in shape:
         size *= n
-    room = np.empty(size + 64, np.uint8)
+    room = _pages(size) if size >= _LARGE else np.empty(size + 64, np.uint8)
     start = -room.ctypes.data % 64
     made: Array = room[start : start + size].view(dtype).reshape(tuple(shape))
     return made
+
+
+def _pages(size: int) -> Array:
+    """New pages, of the size that the system gives by itself.
+
+    Not ``np.empty``, which asks for huge ones. A virtual machine that gives free memory back to its host does so by
+    these, and has to fetch them again: 1.0 s for a GB, against 0.3 s for small ones. Elsewhere they would save 0.2 s.
+    """
+    try:
+        flags = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        return np.frombuffer(mmap.mmap(-1, size, **flags), np.uint8)
+    except OSError as error:
+        raise MemoryError(f"{size:,} bytes: {error.strerror}") from None

@@ -13,10 +13,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from weightport.errors import Problem, RefusedError
 from weightport.targets._buffers import produced
-from weightport.targets._variables import Undo
-from weightport.tensors import TensorSpec, Value
+from weightport.targets._variables import Undo, refusal
+from weightport.tensors import Array, TensorSpec, Value
+
+# What numpy's DLPack does not know, and TensorFlow takes for it bit by bit.
+_SAME_SIZE = {"bfloat16": np.dtype("uint16")}
 
 
 def scoped_name(variable: Any) -> str:
@@ -48,7 +53,7 @@ def is_sharded(variable: Any) -> bool:
     return any(c.__name__ == "ShardedVariableMixin" for c in type(variable).__mro__)
 
 
-def write(variable: Any, value: Any) -> None:
+def write(variable: Any, value: Any, where: str) -> None:
     """Assign an array, or the rows of a :class:`~weightport.tensors.Value` to the shard that they belong to."""
     if not isinstance(value, Value):
         variable.assign(value)
@@ -56,15 +61,33 @@ def write(variable: Any, value: Any) -> None:
     start = 0
     for shard in shards_of(variable):
         stop = start + int(shard.shape[0])
-        shard.assign(produced(value, (slice(start, stop),)))
+        rows = owned(produced(value, (slice(start, stop),)))
+        with refusal(where, value.name):
+            shard.assign(rows)
         start = stop
+
+
+def owned(array: Array) -> Any:
+    """A tensor over the memory of an array that nobody else knows; where TensorFlow cannot have that, the array.
+
+    ``assign`` copies an array twice, the second time into new memory that is the variable's. A tensor's memory is the
+    variable's as it is: TensorFlow does not write to it, but copies it at the first update.
+    """
+    import tensorflow as tf
+
+    dtype = tf.as_dtype(array.dtype)
+    plain = array.dtype if array.dtype.kind in "biufc" else _SAME_SIZE.get(dtype.name)
+    if plain is None:
+        return array
+    tensor = tf.experimental.dlpack.from_dlpack(array.view(plain).__dlpack__())
+    return tensor if tensor.dtype == dtype else tf.bitcast(tensor, dtype)
 
 
 def taking(variables: Callable[[str], Any]) -> Callable[[Value], Any]:
     """How values are read: whole, or (of a sharded variable) not before each shard takes its part."""
 
     def take(value: Value) -> Any:
-        return value if is_sharded(variables(value.name)) else produced(value)
+        return value if is_sharded(variables(value.name)) else owned(produced(value))
 
     return take
 

@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from weightport.errors import Error, Problem, RefusedError, TensorNotFound, closest
@@ -251,21 +251,27 @@ def assign_values(
         kept: holds the old values; it stays open until the transfer has succeeded or was taken back.
         snapshot: a variable's old value, which a later ``write`` does not change, for ``write`` to put back.
         write: gives a variable a value.
-        take: reads a value, in the form that ``write`` takes.
+        take: reads a value, in the form that ``write`` takes; what is still a value then, ``write`` reads.
     """
     for value in values:
-        array = take(value)
-        try:
+        taken = take(value)
+        with refusal(where, value.name):
             old = kept.put(snapshot(value.name))
-            undo.append(lambda name=value.name, old=old: write(name, old()))  # type: ignore[misc]
-            write(value.name, array)
-        except Error:
-            raise
-        except Exception as exc:
-            raise Error(
-                Problem(f"{where}: variable {value.name!r}", f"the framework refused the value: {exc}")
-            ) from exc
-        del array
+        undo.append(lambda name=value.name, old=old: write(name, old()))  # type: ignore[misc]
+        with nullcontext() if isinstance(taken, Value) else refusal(where, value.name):
+            write(value.name, taken)
+        del taken
+
+
+@contextmanager
+def refusal(where: str, name: str) -> Iterator[None]:
+    """Around what a framework does with a variable: its own exceptions become an error that names the variable."""
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as exc:
+        raise Error(Problem(f"{where}: variable {name!r}", f"the framework refused the value: {exc}")) from exc
 
 
 # --- constants of layers ----------------------------------------------------------------------------------------------

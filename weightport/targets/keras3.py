@@ -113,15 +113,37 @@ class Keras3Target:
                 layer.trainable = False
         return self.model
 
-    def _write(self, name: str, array: Any) -> None:
-        self._owned[name].variable.assign(array)
+    def _write(self, name: str, value: Any) -> None:
+        variable = self._owned[name].variable
+        if isinstance(value, Value):
+            from weightport.targets import _torch_tensors
+
+            _torch_tensors.fill(variable.value, value, self._where)
+        else:
+            variable.assign(value)
 
     def _take(self, value: Value) -> Any:
-        """The value; of a variable that lies on several devices of JAX, each device's part of it alone is read."""
-        sharding = getattr(getattr(self._owned[value.name].variable, "value", None), "sharding", None)
-        if sharding is None or sharding.is_fully_replicated:
+        """The value in the form in which the backend takes it over, without a copy where it can.
+
+        On PyTorch nothing yet: it is read to where it lies. Of a variable that lies on several devices of JAX, each
+        device's part alone is read.
+        """
+        import keras
+
+        backend = keras.backend.backend()
+        if backend == "torch":
+            return value
+        if backend == "tensorflow":
+            from weightport.targets._tf_variables import owned
+
+            return owned(produced(value))
+        if backend != "jax":
             return produced(value)
         import jax
+
+        sharding = getattr(self._owned[value.name].variable.value, "sharding", None)
+        if sharding is None or sharding.is_fully_replicated:
+            return jax.device_put(produced(value))
 
         read: dict[str, Any] = {}  # devices may hold the same part
 

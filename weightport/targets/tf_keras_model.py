@@ -122,7 +122,7 @@ class TfKerasTarget:
         return self.model
 
     def _write(self, name: str, value: Any) -> None:
-        write(self._owned[name].variable, value)
+        write(self._owned[name].variable, value, self._where)
 
     def _snapshot(self, name: str) -> Any:
         return snapshot(self._owned[name].variable)

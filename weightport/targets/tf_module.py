@@ -107,7 +107,7 @@ class TfModuleTarget:
         return self.module
 
     def _write(self, name: str, value: Any) -> None:
-        write(self._variables[name], value)
+        write(self._variables[name], value, self._where)
 
     def _snapshot(self, name: str) -> Any:
         return snapshot(self._variables[name])
