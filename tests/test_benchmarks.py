@@ -109,3 +109,28 @@ def test_opening_reads_headers_only(tmp_path: Path) -> None:
     assert max(int(read.replace(",", "")) for _, read, _ in rows) < 2_000_000
     assert max(float(peak) for _, _, peak in rows) < 5
     assert list(tmp_path.iterdir()) == []
+
+
+def test_reliability_compared() -> None:
+    for library in ("h5py", "safetensors"):
+        need(library)
+    tools = ("weightport, checkpoint", "weightport, .safetensors", "safetensors", "numpy", "h5py")
+    out = bench(
+        "compare_reliability.py", *(part for tool in tools for part in ("--tool", tool)), "--flips", "8", "--cuts", "6",
+        "--kills", "1", "--mb", "0.1", "--mutants", "5",
+    )  # fmt: skip
+    head, _, *lines = (line.strip("| ").split(" | ") for line in out.splitlines())
+    rows = {line[0]: dict(zip(head, line, strict=True)) for line in lines}
+    assert tuple(rows) == tools
+    assert head[2:] == [
+        "flipped bits returned", "truncations returned", "destroyed by kills", "left behind", "mode kept", "link kept",
+        "synced", "hostile: crashed", "hostile: ran on",
+    ]  # fmt: skip
+    ours, plain = rows["weightport, checkpoint"], rows["weightport, .safetensors"]
+    assert ours["flipped bits returned"] == "0 of 8 (0 pinned)"
+    assert plain["flipped bits returned"] == "8 of 8 (0 pinned)"
+    for row in (ours, plain):
+        assert (row["truncations returned"], row["destroyed by kills"], row["left behind"]) == ("0 of 6", "0 of 1", "0")
+        assert (row["mode kept"], row["synced"]) == ("yes", "yes")
+        assert (row["hostile: crashed"], row["hostile: ran on"]) == ("0 of 5", "0 of 5")
+    assert plain["link kept"] == "yes"

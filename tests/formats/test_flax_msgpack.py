@@ -333,16 +333,6 @@ def read_all(path: Path) -> None:
                 assert source.read(name).shape == spec.shape
 
 
-def test_every_flipped_bit(tmp_path: Path) -> None:
-    tree = {"a": {"b": np.arange(2, dtype=np.float32)}, "n": 70000, "c": 1j, "l": [np.int8(1)]}
-    whole = Path(stored(tmp_path / "a", tree)).read_bytes()
-    for bit in range(8 * len(whole)):
-        flipped = bytearray(whole)
-        flipped[bit // 8] ^= 1 << bit % 8
-        (tmp_path / "x").write_bytes(flipped)
-        read_all(tmp_path / "x")
-
-
 @QUICK
 @given(st.binary(max_size=80))
 def test_anything_is_a_source_or_an_error(tmp_path: Path, content: bytes) -> None:

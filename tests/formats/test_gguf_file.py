@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -270,40 +269,6 @@ def test_where_tensors_lie(tmp_path: Path) -> None:
         assert source.extent("new") is None
         with pytest.raises(TensorNotFound):
             source.extent("v")
-
-
-def small() -> bytes:
-    metadata = (pair("general.alignment", 4, u(8, 4)), pair("a", 9, u(8, 4) + u(2) + text("x") + text("yz")))
-    heads = (head("w", (3, 2), 0, 0), head("q", (32, 1), 2, 24))
-    return model(*heads, data=X.tobytes() + bytes(range(18)), metadata=metadata, align=8)
-
-
-def survives(path: str) -> None:
-    """Whatever is in a file: values or errors of weightport's."""
-    with contextlib.suppress(Error), wp.open(path) as source:
-        for name in list(source.specs()):
-            with contextlib.suppress(Error):
-                assert source.read(name).shape == source.specs()[name].shape
-            with contextlib.suppress(Error):
-                source.read(name, dequantize=True)
-
-
-def test_truncation_at_every_byte(tmp_path: Path) -> None:
-    whole = small()
-    with gguf_file.open_source(written(tmp_path, whole)) as source:
-        assert [source.read(n).size for n in source.specs()] == [6, 18]
-    for size in range(len(whole)):
-        told(tmp_path, whole[:size])
-
-
-def test_every_flipped_bit(tmp_path: Path) -> None:
-    need("gguf")
-    whole = small()
-    for at in range(len(whole)):
-        for bit in range(8):
-            changed = bytearray(whole)
-            changed[at] ^= 1 << bit
-            survives(written(tmp_path, bytes(changed)))
 
 
 def test_three_gigabytes_of_which_a_row_is_read(tmp_path: Path) -> None:

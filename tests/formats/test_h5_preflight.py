@@ -249,32 +249,6 @@ def test_the_budget_of_the_walk(tmp_path: Path) -> None:
             Preflight(file, 0, budget)
 
 
-def test_flipped_bytes_never_leak(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.attrs["layer_names"] = [b"d"]
-        file.create_group("d").attrs["weight_names"] = [b"d/kernel:0", b"d/bias:0"]
-        file["d/d/kernel:0"] = np.arange(12.0).reshape(3, 4)
-        file.create_dataset("d/d/bias:0", data=np.arange(40), chunks=(7,), compression="gzip")
-    whole = (tmp_path / "a.h5").read_bytes()
-    rng = np.random.default_rng(5)
-    fine = 0
-    told = set()
-    for _ in range(400):
-        changed = bytearray(whole)
-        changed[rng.integers(96, len(whole))] = rng.integers(256)
-        (tmp_path / "b.h5").write_bytes(changed)
-        try:
-            with keras_h5.open_source(str(tmp_path / "b.h5")) as source:
-                for name in source.specs():
-                    source.read(name)
-                    source.facts([name])
-            fine += 1
-        except FormatError as error:
-            told.add(str(error).startswith(str(tmp_path / "b.h5")))
-    assert told == {True}
-    assert fine
-
-
 def text_file(path: Path) -> bytes:
     with h5py.File(path, "w", userblock_size=512) as file:
         file.attrs["layer_names"] = ["déjà", "b"]

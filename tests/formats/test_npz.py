@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from tests.formats._arrays import EXTRA, NUMPY, indexed, of_every_dtype, same, specs_of, tiles_of
-from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
+from weightport.errors import BudgetExceeded, Error, FormatError
 from weightport.formats import npz
 from weightport.tensors import Budget, TensorSpec
 
@@ -125,45 +125,6 @@ def test_zip64(tmp_path: Path) -> None:
         np.save(member, np.arange(3))
     with npz.open_source(str(tmp_path / "a.npz")) as source:
         assert source.read("x").tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_truncation_at_every_byte(tmp_path: Path, save) -> None:
-    save(tmp_path / "a.npz", a=np.arange(3.0), b=np.arange(4))
-    whole = (tmp_path / "a.npz").read_bytes()
-    for size in range(len(whole)):
-        assert refused(tmp_path / "cut.npz", whole[:size])
-
-
-def test_truncated_array(tmp_path: Path) -> None:
-    np.save(tmp_path / "a.npy", np.arange(3.0))
-    whole = (tmp_path / "a.npy").read_bytes()
-    for size in range(6, len(whole)):
-        assert refused(tmp_path / "cut.npy", whole[:size])
-
-
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_every_flipped_bit_of_a_member_is_seen(tmp_path: Path, save) -> None:
-    save(tmp_path / "a.npz", weights=np.arange(4.0))
-    whole = (tmp_path / "a.npz").read_bytes()
-    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
-        end = archive.start_dir
-    silent = []
-    for at in range(30, end):  # the member's name and values; before that stand fields the directory repeats
-        if 41 <= at < 30 + 11 + int.from_bytes(whole[28:30], "little"):
-            continue  # the extra field
-        for bit in range(8):
-            flipped = bytearray(whole)
-            flipped[at] ^= 1 << bit
-            (tmp_path / "b.npz").write_bytes(flipped)
-            try:
-                with npz.open_source(str(tmp_path / "b.npz")) as source:
-                    found = source.read("weights")
-            except (FormatError, TensorNotFound):
-                continue
-            if not same(found, np.arange(4.0)):  # the last bits of a deflated stream mean nothing
-                silent.append((at, bit))
-    assert silent == []
 
 
 @pytest.mark.parametrize(

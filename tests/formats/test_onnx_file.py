@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -334,36 +333,6 @@ def small() -> bytes:
         7, node("Constant", (), ("k",), "", attribute("value", field(5, raw("", X[:1, :1]))))
     )
     return model(graph(*weights, nodes=nodes), functions=(function,))
-
-
-def survives(path: str) -> None:
-    """Whatever is in a file: values or errors of weightport's."""
-    with contextlib.suppress(Error), detect.open_source(path) as source:
-        for name in list(source.specs()):
-            with contextlib.suppress(Error):
-                spec = source.specs()[name]
-                assert source.read(name).shape == spec.shape
-            with contextlib.suppress(Error):
-                source.facts([name])
-
-
-def test_truncation_at_every_byte(tmp_path: Path) -> None:
-    whole = small()
-    path = written(tmp_path, whole)
-    with onnx_file.open_source(path) as source:
-        assert list(source.specs()) == ["c", "l/W", "l/R", "h", "i/then_branch/b", "f/k"]
-        assert all(source.read(n).size for n in source.specs())
-    for size in range(len(whole)):
-        survives(written(tmp_path, whole[:size]))
-
-
-def test_every_flipped_bit(tmp_path: Path) -> None:
-    whole = small()
-    for at in range(len(whole)):
-        for bit in range(8):
-            changed = bytearray(whole)
-            changed[at] ^= 1 << bit
-            survives(written(tmp_path, bytes(changed)))
 
 
 # Large models --------------------------------------------------------------------------------------------------------

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, settings
 
 from tests.formats._graphdef import attr, const, function, graph, header, node, shape_proto, tensor, write
 from tests.formats.test_tf_bundle import bytes_field, number_field
-from tests.formats.test_tf_fuzz import mutated
 from tests.support import Fixture, fixture, fixtures
 from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
 from weightport.formats import detect, tf_frozen
@@ -412,23 +410,6 @@ def test_a_loop_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
     for end in range(*loop, 7):
         with pytest.raises(FormatError):
             opened(tmp_path, data[:end])
-
-
-@given(st.data())
-@QUICK
-def test_mutations(tmp_path: Path, draw: st.DataObject) -> None:
-    data = mutated(draw, small_graph())
-    with contextlib.suppress(Error):
-        read_all(opened(tmp_path, data, Budget(tensor_bytes=1 << 24, header_bytes=1 << 24)))
-
-
-@given(st.data())
-@QUICK
-def test_mutated_text(tmp_path: Path, draw: st.DataObject) -> None:
-    text = Path(fixture("d_checkpoints/const_encodings").path("frozen_text")).read_bytes()
-    path = write(tmp_path / "g.pbtxt", mutated(draw, text))
-    with contextlib.suppress(Error):
-        read_all(tf_frozen.open_source(path, budget=Budget(tensor_bytes=1 << 24, header_bytes=1 << 24)))
 
 
 def test_functions_that_call_each_other_end(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.formats._graphdef import attr, const, function, graph, meta_graph, node, saved_model, shape_proto, write
+from tests.formats._mutated import mutated
 from tests.formats.test_tf_bundle import bytes_field, number_field
-from tests.formats.test_tf_fuzz import mutated
 from tests.support import fixture
 from weightport.errors import Error, FormatError
 from weightport.formats import tf_graph

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tests.formats import _graphdef
 from tests.formats._graphdef import attr, const, function, graph, meta_graph, node, shape_proto
 from tests.formats._graphdef import write as save
+from tests.formats._mutated import mutated
 from tests.formats.test_tf_bundle import bytes_field, number_field
-from tests.formats.test_tf_fuzz import mutated
 from tests.support import Fixture, fixture, fixtures, need
 from weightport.errors import Error, FormatError, RefusedError
 from weightport.formats import _tf_freeze, _tf_uses, detect, tf_graph_write

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tests.formats._graphdef import const, graph, meta_graph, node, shape_proto, write
 from tests.formats.test_tf_bundle import bytes_field, number_field
-from tests.formats.test_tf_fuzz import mutated
 from tests.support import Fixture, fixture, fixtures
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import detect, tf_meta
-from weightport.tensors import Budget
 
 MODELS = fixtures("meta_graph")
 
@@ -191,24 +186,3 @@ def test_another_message(tmp_path: Path) -> None:
     path = write(tmp_path / "g.meta", meta_graph(graph(const("a", 1.0))) + bytes_field(2, graph(const("b", 1.0))))
     with pytest.raises(FormatError, match="two graphs in one MetaGraphDef"):
         tf_meta.open_source(path)
-
-
-def test_truncation_at_every_byte(tmp_path: Path) -> None:
-    data = meta_graph(graph(variable("w", (2,)), *saving(("a",), ("",), "w")), "train")
-    for end in range(len(data)):
-        with pytest.raises(FormatError):
-            dict(tf_meta.open_source(write(tmp_path / "m.meta", data[:end])).specs())
-
-
-@given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
-def test_mutations(tmp_path: Path, draw: st.DataObject) -> None:
-    nodes = [variable("v/part_0", (2, 3)), variable("v/part_1", (1, 3)), variable("w", (4,))]
-    slices = ("3 3 0,2:0,3", "3 3 2,1:0,3", "")
-    data = mutated(draw, meta_graph(graph(*nodes, *saving(("v", "v", "w"), slices, "v/part_0", "v/part_1", "w"))))
-    with contextlib.suppress(Error):
-        source = tf_meta.open_source(write(tmp_path / "m.meta", data), budget=Budget(header_bytes=1 << 20))
-        for name in source.specs():
-            with contextlib.suppress(Error):
-                _ = source.specs()[name]
-        assert isinstance(source.facts(list(source.specs())), dict)

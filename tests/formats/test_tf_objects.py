@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tests.formats._mutated import mutated
 from tests.formats.test_tf_bundle import bytes_field, number_field
-from tests.support import need
-from weightport.errors import BudgetExceeded, FormatError
-from weightport.formats import detect, tf_bundle, tf_objects
+from tests.support import fixture, need
+from weightport.errors import BudgetExceeded, Error, FormatError
+from weightport.formats import _slices, detect, tf_bundle, tf_objects
 from weightport.tensors import Budget, TensorSpec
 
 VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -327,3 +330,34 @@ def test_however_a_checkpoint_was_saved(tmp_path: Path) -> None:
             for name in ("wide", "large"):
                 assert source.read(name).tobytes() == value.tobytes()
                 assert source.read(name, (slice(58, 63), slice(1, 2))).tobytes() == value[58:63, 1:2].tobytes()
+
+
+# Whatever is in a graph ----------------------------------------------------------------------------------------------
+
+QUICK = settings(deadline=None, max_examples=150)
+SMALL = Budget(tensor_bytes=1 << 24, header_bytes=1 << 24)
+GRAPHS = {}
+for _name in ("masked_text_classifier", "v2_lstm"):
+    with tf_bundle.open_source(fixture(f"c_keras/{_name}").path("checkpoint_object_based")) as _source:
+        GRAPHS[_name] = (_source.read(tf_objects.GRAPH_KEY).item(), list(_source.raw_names()))
+
+
+@given(st.sampled_from(sorted(GRAPHS)), st.data())
+@QUICK
+def test_object_graphs(which: str, draw: st.DataObject) -> None:
+    graph, keys = GRAPHS[which]
+    with contextlib.suppress(Error):
+        named, aliases = tf_objects.from_graph(mutated(draw, graph), "f", keys, lambda *_: True, SMALL)
+        # Whatever the names, no tensor is lost and none is listed twice.
+        assert sorted([key for key, _ in named.values()] + list(aliases)) == sorted(keys)
+
+
+@given(st.binary(max_size=60))
+@QUICK
+def test_slices_and_keys(data: bytes) -> None:
+    with contextlib.suppress(Error):
+        cut = _slices.slice_of(data, "f")
+        _slices.slice_key(data, cut)
+        _slices.boxes([cut], (3,) * len(cut), "f", "v")
+    with contextlib.suppress(Error):
+        tf_objects.from_graph(bytes_field(1, data), "f", ("a",), lambda *_: True, SMALL)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support import Fixture, fixture, fixtures, need
+from tests.support import Fixture, fixtures, need
 from weightport.errors import Error, FormatError
 from weightport.formats import tf_pbtxt
 from weightport.formats._proto import Memory, fields
@@ -179,14 +179,6 @@ def test_numbers_of_tensors_are_no_names() -> None:
 def test_kinds(text: str, kind: str | None) -> None:
     assert tf_pbtxt.kind_of(Memory(text.encode(), "g")) == kind
     assert parse(text, kind) is not None if kind == "SavedModel" else True
-
-
-def test_truncation_at_every_byte() -> None:
-    with open(fixture("d_checkpoints/const_encodings").path("frozen_text"), "rb") as file:
-        text = file.read()[:3000]
-    for end in range(len(text)):
-        with contextlib.suppress(Error):
-            parse(text[:end])
 
 
 PIECES = ["node", "name", ":", "{", "}", "<", ">", "[", "]", ",", ";", '"a"', "'b'", "1", "-", "0x", "#", "\n", "attr"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -11,16 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tests.formats._graphdef import const, function, graph, meta_graph, node, saved_model
-from tests.formats.test_tf_bundle import bytes_field
-from tests.formats.test_tf_fuzz import mutated
 from tests.support import Fixture, fixture, fixtures, need
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import detect, tf_bundle, tf_saved_model
-from weightport.tensors import Budget
 
 MODELS = fixtures("saved_model")
 W = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -175,29 +169,3 @@ def test_as_text(tmp_path: Path) -> None:
         assert {n: (spec, source.read(n).tolist()) for n, spec in source.specs().items()} == expected
         assert source.facts(list(model.variables)) == facts
         assert facts["forget_bias"] == 1.0
-
-
-def test_truncation_at_every_byte(tmp_path: Path) -> None:
-    inner = function("f", ["x"], {"o": "k:output:0"}, [const("k", W)])
-    folder = saved_model(tmp_path / "s", meta_graph(graph(const("w", W), functions=[inner]), "serve"))
-    path = Path(folder, "saved_model.pb")
-    data = path.read_bytes()
-    for end in range(len(data)):
-        path.write_bytes(data[:end])
-        with pytest.raises(FormatError):
-            tf_saved_model.open_source(folder)
-
-
-@given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
-def test_mutations(tmp_path: Path, draw: st.DataObject) -> None:
-    inner = function("f", ["x"], {"o": "k:output:0"}, [const("k", W)])
-    folder = saved_model(tmp_path / "s", meta_graph(graph(const("w", W), functions=[inner]), "serve"))
-    path = Path(folder, "saved_model.pb")
-    path.write_bytes(mutated(draw, path.read_bytes()) + bytes_field(3, b""))
-    with contextlib.suppress(Error):
-        source = tf_saved_model.open_source(folder, budget=Budget(tensor_bytes=1 << 24, header_bytes=1 << 24))
-        for name in source.specs():
-            with contextlib.suppress(Error):
-                source.read(name)
-        source.facts(list(source.specs()))

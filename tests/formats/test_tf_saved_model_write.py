@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.formats._graphdef import const, graph, meta_graph, node, saved_model, shape_proto
+from tests.formats._mutated import mutated
 from tests.formats.test_tf_bundle import bytes_field, number_field
 from tests.formats.test_tf_bundle_write import save as checkpoint
-from tests.formats.test_tf_fuzz import mutated
 from tests.formats.test_tf_graph_write import drawn, tiles_of
 from tests.support import Fixture, fixture, fixtures, need
 from weightport.errors import Error, RefusedError

@@ -240,39 +240,6 @@ def test_where_tensors_lie(tmp_path: Path) -> None:
             source.extent("v")
 
 
-def small() -> bytes:
-    tensors = [Tensor("w", 0, (2,), 1), Tensor("q", 9, (2, 4), 1, (0.5, 0.25), (1,)), Tensor("t", 5, (1,), 2)]
-    text = b"".join(n.to_bytes(4, "little") for n in (1, 12, 13)) + b"a"
-    return model(tensors, [Tensor("x", 0, (2,), 1)], buffers=[X[0, :2].tobytes(), text], names=["m", "b"])
-
-
-def survives(path: str) -> None:
-    """Whatever is in a file: values or errors of weightport's."""
-    with contextlib.suppress(Error), wp.open(path) as source:
-        for name in list(source.specs()):
-            with contextlib.suppress(Error):
-                assert source.read(name).shape == source.specs()[name].shape
-            with contextlib.suppress(Error):
-                source.read(name, dequantize=True)
-
-
-def test_truncation_at_every_byte(tmp_path: Path) -> None:
-    whole = small()
-    with tflite_file.open_source(written(tmp_path, whole)) as source:
-        assert [source.read(n).size for n in source.specs()] == [2, 8, 1, 2]
-    for size in range(len(whole)):
-        survives(written(tmp_path, whole[:size]))
-
-
-def test_every_flipped_bit(tmp_path: Path) -> None:
-    whole = small()
-    for at in range(len(whole)):
-        for bit in range(8):
-            changed = bytearray(whole)
-            changed[at] ^= 1 << bit
-            survives(written(tmp_path, bytes(changed)))
-
-
 # What TensorFlow's converter writes ----------------------------------------------------------------------------------
 
 

@@ -204,8 +204,17 @@ def islink(path: str) -> bool:
 
 
 def realpath(path: str) -> str:
-    """The path, links followed."""
-    return os.path.realpath(path) if find(path) is None else path.rstrip("/")
+    """The path, links followed.
+
+    Raises:
+        FormatError: no file can have this name (a lone surrogate, a NUL).
+    """
+    if find(path) is not None:
+        return path.rstrip("/")
+    try:
+        return os.path.realpath(path)
+    except ValueError:
+        raise FormatError(path, "cannot be opened: no file can have this name") from None
 
 
 def abspath(path: str) -> str:

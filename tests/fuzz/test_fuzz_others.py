@@ -1,0 +1,138 @@
+"""Readers of all other files under nearly right ones, and the fuzzer itself."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import h5py
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+
+import framed
+import fuzz_readers
+import fuzz_worker
+
+from tests.fuzz import test_fuzz_tensorflow
+from tests.fuzz.fuzzing import fuzz
+from tests.support import need
+from weightport.errors import FormatError
+from weightport.formats.detect import READERS
+
+EXECUTIONS = {
+    "npy": 200_000,
+    "safetensors": 200_000,
+    "gguf": 200_000,
+    "tflite": 200_000,
+    "npz": 100_000,
+    "flax-msgpack": 100_000,
+    "torch": 60_000,
+    "onnx": 60_000,
+    "keras": 20_000,
+    "keras-h5": 15_000,
+    "hdf5": 15_000,
+    "keras-sharded": 10_000,
+    "orbax": 15_000,
+}
+
+
+@pytest.mark.parametrize("reader", EXECUTIONS)
+def test_reader(reader: str, tmp_path: Path) -> None:
+    if reader == "orbax":
+        need("tensorstore")
+    fuzz(reader, EXECUTIONS[reader], tmp_path)
+
+
+def test_every_reader_is_fuzzed() -> None:
+    assert {*EXECUTIONS, *test_fuzz_tensorflow.EXECUTIONS} == set(READERS) == set(fuzz_readers.READERS)
+
+
+def test_the_checksum_of_hdf5_is_made_right(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w", libver="latest") as file:
+        file.attrs["a"] = 1
+    data = (tmp_path / "a.h5").read_bytes()
+    assert framed.lookup3(data[:44]) == int.from_bytes(data[44:48], "little")
+    rng, ends = Random(1), Counter[str]()
+    for _ in range(300):
+        (tmp_path / "b.h5").write_bytes(framed.hdf5(rng, data))
+        try:
+            h5py.File(tmp_path / "b.h5").close()
+            ends["opened"] += 1
+        except OSError as error:
+            ends["checksum" if "checksum" in str(error) else "behind it"] += 1
+    assert ends["opened"] + ends["behind it"] > ends["checksum"]
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_mutants_are_others_and_the_same_for_a_seed(reader: str) -> None:
+    (_, files), *_ = fuzz_worker.specimens(reader)
+    name = next(iter(files))
+    mutants = [framed.mutated(Random(n), reader, name, files[name]) for n in range(40)]
+    assert mutants == [framed.mutated(Random(n), reader, name, files[name]) for n in range(40)]
+    assert len(set(mutants) - {files[name]}) > 20
+
+
+class _Source:
+    format, path = "x", "x"
+
+    def __init__(self, read: object) -> None:
+        self._read = read
+
+    def specs(self) -> dict[str, object]:
+        import numpy as np
+
+        from weightport.tensors import TensorSpec
+
+        return {"a": TensorSpec.of(np.dtype("f4"), (2,))}
+
+    def read(self, name: str, index: object = None) -> object:
+        import numpy as np
+
+        del name
+        if self._read == "part" and index is not None:
+            return np.ones(1, "f4")
+        if isinstance(self._read, BaseException):
+            raise self._read
+        return np.zeros(3 if self._read == "shape" else (1 if index else 2), "f4")
+
+    def facts(self, names: object) -> dict[str, object]:
+        del names
+        return {}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("read", "end"),
+    [
+        ("fine", "read"),
+        (FormatError("x", "no"), "partly"),
+        ("part", AssertionError),
+        ("shape", AssertionError),
+        (KeyError("x"), KeyError),
+    ],
+)
+def test_what_a_finding_is(read: object, end: object) -> None:
+    def opened(_: str) -> _Source:
+        return _Source(read)
+
+    if isinstance(end, str):
+        assert fuzz_worker.exercise(opened, "x").startswith(end)  # type: ignore[arg-type]
+    else:
+        with pytest.raises(end):  # type: ignore[call-overload]
+            fuzz_worker.exercise(opened, "x")  # type: ignore[arg-type]
+
+
+def test_a_process_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = "import os, struct, sys; open(sys.argv[4] + '/count', 'wb').write(struct.pack('<q', 7)); os.abort()"
+    (tmp_path / "fuzz_worker.py").write_text(dead)
+    monkeypatch.setattr(fuzz_readers, "HERE", tmp_path)
+    monkeypatch.setattr(fuzz_readers, "LOSSES", 3)
+    found = fuzz_readers.run("npz", 1000, "1", tmp_path, 0)
+    assert found.lost == {"SIGABRT": 3}
+    assert found.executions == 21
+    assert fuzz_readers.table([found]).splitlines()[-1] == "| npz | 21 | 0 | 0 | 0 | 0 | 0 ms | 0 MB | 3 |"

@@ -1,0 +1,22 @@
+"""Readers of TensorFlow's files under nearly right ones. How many fits the time that tests may take, all in all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.fuzzing import fuzz
+
+EXECUTIONS = {
+    "tf-checkpoint": 80_000,
+    "tf-checkpoint-v1": 60_000,
+    "tf-frozen": 80_000,
+    "tf-meta": 40_000,
+    "tf-saved-model": 20_000,
+}
+
+
+@pytest.mark.parametrize("reader", EXECUTIONS)
+def test_reader(reader: str, tmp_path: Path) -> None:
+    fuzz(reader, EXECUTIONS[reader], tmp_path)
