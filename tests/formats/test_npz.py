@@ -4,6 +4,7 @@ import contextlib
 import io
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 
 import ml_dtypes
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from tests.formats._arrays import EXTRA, NUMPY, indexed, of_every_dtype, same, specs_of, tiles_of
 from weightport.errors import BudgetExceeded, Error, FormatError
 from weightport.formats import npz
-from weightport.tensors import Budget, TensorSpec
+from weightport.tensors import Budget, Extent, TensorSpec
 
 PLAIN = "'fortran_order': False, 'shape': "
 
@@ -140,10 +141,220 @@ def test_zip64(tmp_path: Path) -> None:
         ("{'descr': '<f3', @(1,), }", "the dtype '<f3' is not supported"),
         ("{'descr': '|V1', @(1,), }", "the dtype '|V1' could be several and nothing says which"),
         ("{'descr': '<f4', @(__import__('os'),), }", "the array's header is not as .npy files have it"),
+        ("('descr': '<f4', @(1,), }", "the array's header is not as .npy files have it"),
+        ("{'descr': '<f4', @(1,), } 1", "the array's header is not as .npy files have it"),
+        ("{'descr': '<f4', @(1,), 'more': True, }", "the array's header is not as .npy files have it"),
+        ("{'descr': True, @(1,), }", "the array's header is corrupt"),
+        ("{'descr': '<f4', 'fortran_order': 'False', 'shape': (1,), }", "the array's header is corrupt"),
+        ("{'descr': '<f4', 'fortran_order': False, 'shape': True, }", "the array's header is corrupt"),
+        ("{'descr': '|m8', @(1,), }", "the dtype '|m8' is not supported"),
+        ("{'descr': '<f4[2]', @(1,), }", "the dtype '<f4[2]' is not supported"),
+        ("{'descr': '<f', @(1,), }", "the dtype '<f' is not supported"),
+        ("{'descr': '<f0', @(1,), }", "the dtype '<f0' is not supported"),
+        ("{'descr': '<f1234567890', @(1,), }", "the dtype '<f1234567890' is not supported"),
+        ("{'descr': '|S9999999999', @(1,), }", "the dtype '|S9999999999' is not supported"),
+        ("{'descr': '<U999999999', @(1,), }", "the dtype '<U999999999' is not supported"),
+        ("{'descr': '|V4', @(1,), }", "the dtype '|V4' could be several and nothing says which"),
     ],
 )
 def test_hostile_headers(tmp_path: Path, header: str, message: str) -> None:
     assert refused(tmp_path / "x.npy", npy(header.replace("@", PLAIN))) == f": tensor 'x' at byte 0: {message}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x93NUMPY\1\0\0", " at byte 6: truncated, or an unknown version of .npy"),
+        (npy("    ", version=4), " at byte 6: truncated, or an unknown version of .npy"),
+        (npy("    ", version=0), " at byte 6: truncated, or an unknown version of .npy"),
+        (npy(" " * 65_537, version=2), " at byte 8: an array header of 65,537 bytes, at most 65,536 are read"),
+        (npy(" " * 65_536, version=2), " at byte 0: the array's header is not as .npy files have it"),
+        (
+            npy("{'descr': '|O', " + PLAIN + "(1,), }"),
+            " at byte 0: a pickled object array: weightport runs no code of a model file; "
+            "load it where you trust it and save its arrays without pickle",
+        ),
+        (
+            npy("{'descr': '<i2', " + PLAIN + "(3,), }", b"12345"),
+            " at byte 67: truncated or corrupt: 6 bytes of values are announced, 5 are there",
+        ),
+    ],
+)
+def test_what_is_wrong_and_where(tmp_path: Path, content: bytes, message: str) -> None:
+    assert refused(tmp_path / "x.npy", content) == f": tensor 'x'{message}"
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_headers_that_numpy_takes(tmp_path: Path, version: int) -> None:
+    """Of every version, in any order, with Python 2's long numbers and either kind of quotes."""
+    header = "{'shape': (2L, 1), \"descr\": '>i2', 'fortran_order': False}"
+    (tmp_path / "x.npy").write_bytes(npy(header, b"\0\1\0\2", version))
+    with npz.open_source(str(tmp_path / "x.npy")) as source:
+        assert source.read("x").tolist() == [[1], [2]]
+        assert source.extent("x") is None
+    (tmp_path / "x.npy").write_bytes(npy("{'descr': '?', " + PLAIN + "(2,), }", b"\0\1", version))
+    with npz.open_source(str(tmp_path / "x.npy")) as source:
+        assert same(source.read("x"), np.array([False, True]))
+        start = len(npy("{'descr': '?', " + PLAIN + "(2,), }", b"", version))
+        assert source.extent("x") == Extent(str(tmp_path / "x.npy"), start, 2)
+
+
+def test_text_is_read_in_its_version(tmp_path: Path) -> None:
+    """Headers of version 3 are UTF-8, older ones Latin-1; what stands in them is said in the error."""
+    for version, said in ((3, "é"), (2, "Ã©")):
+        message = refused(tmp_path / "x.npy", npy("{'descr': 'é', " + PLAIN + "(1,), }", version=version))
+        assert message == f": tensor 'x' at byte 0: the dtype '{said}' is not supported"
+
+
+@pytest.mark.parametrize(
+    ("comment", "size", "found"),
+    [
+        ("weightport dtype=float8_e4m3fn", 1, "float8_e4m3fn"),
+        ("weightport dtype=uint4", 1, "uint4"),
+        ("weightport dtype=bfloat16", 2, "bfloat16"),
+        ("", 2, "bfloat16"),
+        ("somebody's", 2, "bfloat16"),
+        ("weightport dtype=float8_e4m3fn", 2, None),
+        ("weightport dtype=float7", 1, None),
+        ("weightport dtype=object", 8, None),
+        ("float8_e4m3fn", 1, None),
+    ],
+)
+def test_what_a_members_comment_says(tmp_path: Path, comment: str, size: int, found: str | None) -> None:
+    info = zipfile.ZipInfo("x.npy")
+    info.comment = comment.encode()
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr(info, npy(f"{{'descr': '|V{size}', {PLAIN}(3,), }}", bytes(3 * size)))
+    if found is None:
+        with pytest.raises(FormatError, match=rf"the dtype '\|V{size}' could be several and nothing says which$"):
+            npz.open_source(str(tmp_path / "a.npz"))
+        return
+    with npz.open_source(str(tmp_path / "a.npz")) as source:
+        assert (source.specs()["x"].dtype.name, source.read("x").shape) == (found, (3,))
+
+
+def test_strings_of_characters_that_do_not_exist(tmp_path: Path) -> None:
+    content = npy("{'descr': '<U1', " + PLAIN + "(2,), }", b"a\0\0\0\xff\xff\xff\xff")
+    (tmp_path / "x.npy").write_bytes(content)
+    with npz.open_source(str(tmp_path / "x.npy")) as source:
+        assert source.read("x", (slice(0, 1),)).tolist() == [b"a"]
+        with pytest.raises(FormatError) as caught:
+            source.read("x")
+    assert str(caught.value) == (
+        f"{tmp_path / 'x.npy'}: tensor 'x': corrupt: a string has a character that does not exist"
+    )
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([["ab", ""], ["é\ud800", "c"]]),
+        np.array([["ab", ""], ["é", "c"]], ">U2"),
+        np.array([[b"ab", b""], [b"\xff", b"c"]]),
+        np.array(["", ""]),
+        np.array("text"),
+    ],
+    ids=["text", "big-endian", "bytes", "of no characters", "scalar"],
+)
+def test_strings_are_bytes(tmp_path: Path, save, array: np.ndarray) -> None:
+    save(tmp_path / "a.npz", x=array, f=np.array(array, order="F"))
+    expected = np.empty(array.shape, object)
+    for at in np.ndindex(array.shape):
+        value = array[at]
+        expected[at] = bytes(value) if array.dtype.kind == "S" else str(value).encode("utf-8", "surrogatepass")
+    with npz.open_source(str(tmp_path / "a.npz")) as source:
+        for name in ("x", "f"):
+            assert source.specs()[name] == TensorSpec(np.dtype(object), array.shape, array.nbytes)
+            assert same(source.read(name), expected)
+            assert source.extent(name) is None
+            if array.ndim:
+                assert same(source.read(name, (slice(1, None),)), expected[1:])
+
+
+def test_strings_without_room_for_a_character(tmp_path: Path) -> None:
+    for descr in ("<U0", "|S0", "|S"):
+        (tmp_path / "x.npy").write_bytes(npy(f"{{'descr': '{descr}', {PLAIN}(2, 3), }}"))
+        with npz.open_source(str(tmp_path / "x.npy")) as source:
+            assert source.read("x", (slice(1, 2),)).tolist() == [[b"", b"", b""]]
+
+
+def test_where_arrays_lie(tmp_path: Path) -> None:
+    """A place is told only where the bytes there are the array's own, as it is in memory."""
+    arrays = {
+        "plain": np.arange(6.0).reshape(2, 3),
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "row": np.asfortranarray(np.arange(3.0).reshape(1, 3)),
+        "big": np.arange(3, dtype=">i4"),
+        "bytes": np.arange(3, dtype=">i1"),
+        "empty": np.zeros((0, 2)),
+    }
+    path = tmp_path / "a.npz"
+    np.savez(path, **arrays)
+    whole = path.read_bytes()
+    with npz.open_source(str(path)) as source:
+        told = {name: source.extent(name) for name in arrays}
+        assert {name for name, extent in told.items() if extent} == {"plain", "row", "bytes"}
+        for name, extent in told.items():
+            if extent:
+                assert whole[extent.offset : extent.offset + extent.nbytes] == arrays[name].tobytes()
+                assert extent.checksum is not None
+                around = whole[extent.checksum.offset :][: extent.checksum.size]
+                assert extent.checksum.value == zlib.crc32(around)
+        assert source.checksum("plain") == "crc32"
+        source.read("plain")
+        assert source.extent("plain").checksum is None  # it was compared
+        assert source.checksum("nowhere") == ""
+        with pytest.raises(TensorNotFound) as caught:
+            source.extent("plane")
+        assert str(caught.value) == f"{path}: no tensor 'plane'; closest: 'plain'"
+        with pytest.raises(TensorNotFound, match="closest: 'plain'"):
+            source.read("plane")
+        assert source.facts(["plain"]) == {}
+    np.savez_compressed(path, **arrays)
+    with npz.open_source(str(path)) as source:
+        assert [source.extent(name) for name in arrays] == [None] * len(arrays)
+    np.save(tmp_path / "a.npy", arrays["plain"])
+    with npz.open_source(str(tmp_path / "a.npy")) as source:
+        assert source.checksum("a") == ""
+        assert source.extent("a") == Extent(str(tmp_path / "a.npy"), 128, 48)
+
+
+def test_parts_of_deflated_arrays(tmp_path: Path) -> None:
+    array = np.arange(24, dtype="f4").reshape(4, 3, 2)
+    np.savez_compressed(tmp_path / "a.npz", x=array, big=array.astype(">f4"), one=np.array(2.5), none=np.zeros((0, 3)))
+    with npz.open_source(str(tmp_path / "a.npz")) as source:
+        for index in ((slice(2, 2),), (slice(1, 4, 2), slice(0, 2)), (slice(3, 4), slice(1, 3), slice(1, 2))):
+            for name in ("x", "big"):
+                assert same(source.read(name, index), np.array(array[index], order="C"))
+        assert same(source.read("one"), np.array(2.5))
+        assert same(source.read("none"), np.zeros((0, 3)))
+        rows = source.read("x", (slice(0, 4, 2),))
+        assert rows.base is None  # a part of its own: the rest is not kept in memory with it
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"\x93NUMPY", True),
+        (b"\x93NUMP", False),
+        (b"PK\5\6" + bytes(18), True),
+        (b"PK\3\4", False),
+        (b"PK\3\4" + bytes(22) + b"\5\0\0\0" + b"x.npy", True),
+        (b"PK\3\4" + bytes(22) + b"\5\0\0\0" + b"x.npx", False),
+        (b"PK\3\4" + bytes(22) + b"\6\0\0\0" + b"x.npy", False),
+        (b"PK\1\2" + bytes(22) + b"\5\0\0\0" + b"x.npy", False),
+        (b"", False),
+    ],
+)
+def test_told_by_its_first_bytes(tmp_path: Path, content: bytes, expected: bool) -> None:
+    (tmp_path / "x").write_bytes(content)
+    assert npz.sniff(str(tmp_path / "x")) is expected
+
+
+def test_what_cannot_be_opened_is_none(tmp_path: Path) -> None:
+    assert not npz.sniff(str(tmp_path))
+    assert not npz.sniff(str(tmp_path / "nowhere"))
 
 
 def test_huge_claims(tmp_path: Path) -> None:
@@ -208,6 +419,37 @@ def test_names_that_cannot_be_written(tmp_path: Path, name: str) -> None:
     with pytest.raises(Error, match="tensor "):
         npz.write(str(tmp_path / "a.npz"), {name: TensorSpec.of("float32", ())}, lambda _: iter([np.float32(0)]))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "tensor '': a .npz cannot hold a tensor of this name"),
+        ("x" * 65_532, f"tensor '{'x' * 65_532}': a .npz cannot hold a tensor of this name"),
+        ("\ud800", "tensor '\\ud800': a .npz cannot hold a tensor of this name"),
+        ("\udfff", "tensor '\\udfff': a .npz cannot hold a tensor of this name"),
+        ("a.npy", "tensor 'a.npy': a name that ends in .npy would lose its ending"),
+    ],
+)
+def test_what_is_wrong_with_a_name(tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(Error) as caught:
+        npz.write(str(tmp_path / "a.npz"), {name: TensorSpec.of("float32", ())}, lambda _: iter([np.float32(0)]))
+    assert str(caught.value) == f"{tmp_path / 'a.npz'}: {message}"
+
+
+def test_the_longest_names_and_metadata(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.npz")
+    arrays = {"x" * 65_531: np.array([1.5]), "\ud7ff\ue000": np.array([2])}
+    npz.write(path, specs_of(arrays), tiles_of(arrays), metadata={"k": "v" * (65_535 - 9)})
+    with npz.open_source(path) as source:
+        assert source.metadata == {"k": "v" * 65_526}
+        assert {name: source.read(name).tolist() for name in source.specs()} == {
+            "x" * 65_531: [1.5],
+            "\ud7ff\ue000": [2],
+        }
+    with pytest.raises(Error) as caught:
+        npz.write(path, specs_of(arrays), tiles_of(arrays), metadata={"k": "v" * (65_536 - 9)})
+    assert str(caught.value) == f"{path}: 65536 bytes of metadata, a .npz holds 65535"
 
 
 def test_strings_that_would_lose_their_end(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.formats._arrays import EXTRA, NUMPY, indexed, of_every_dtype, same, s
 from tests.support import need
 from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
 from weightport.formats import safetensors_file as sf
-from weightport.tensors import Budget, TensorSpec
+from weightport.tensors import Budget, Extent, TensorSpec
 
 
 def raw(header: object, data: bytes = b"", *, text: bytes | None = None) -> bytes:
@@ -100,13 +100,44 @@ def test_truncation_at_every_byte(tmp_path: Path) -> None:
             b"\xff" * 8 + b"{}",
             " at byte 0: a header of 18,446,744,073,709,551,615 bytes, at most 100,000,000 are allowed",
         ),
+        (bytes(7), " at byte 7: truncated: 7 bytes are no safetensors file"),
+        (bytes(8), " at byte 8: the header is no JSON object"),
+        (
+            (100_000_001).to_bytes(8, "little"),
+            " at byte 0: a header of 100,000,001 bytes, at most 100,000,000 are allowed",
+        ),
+        (
+            (100_000_000).to_bytes(8, "little"),
+            " at byte 8: truncated: a header of 100000000 bytes is announced, the file has 8",
+        ),
+        (b"\3" + bytes(7) + b"{}", " at byte 10: truncated: a header of 3 bytes is announced, the file has 10"),
         (raw(0, text=b"[]"), " at byte 8: the header is no JSON object"),
+        (raw(0, text='{"é":"'.encode()), " at byte 14: the header is no JSON: Unterminated string starting at"),
+        (raw(0, text=b'{"a":' + b"1" * 5000 + b"}"), ": the header is no JSON: nested too deep, or too long a number"),
         (raw(0, text=b'{"a":'), " at byte 13: the header is no JSON: Expecting value"),
         (raw(0, text=b'{"\xff":1}'), " at byte 10: the header is no UTF-8"),
         (raw(0, text=b'{"a":' + b"[" * 100_000), ": the header is no JSON: nested too deep, or too long a number"),
         (raw(0, text=b'{"a":1,"a":2}'), " at byte 8: the header has the key 'a' twice"),
         (raw({"__metadata__": {"a": 1}}), " at byte 8: the header's __metadata__ is no object of strings"),
         (raw({"a": 1}), ": tensor 'a': its header entry does not have exactly dtype, shape and data_offsets"),
+        (raw({"__metadata__": ["a"]}), " at byte 8: the header's __metadata__ is no object of strings"),
+        (raw({"__metadata__": None}), " at byte 8: the header's __metadata__ is no object of strings"),
+        (
+            raw({"a": {"dtype": "F32", "shape": [2]}}),
+            ": tensor 'a': its header entry does not have exactly dtype, shape and data_offsets",
+        ),
+        (
+            raw({"a": {**entry(), "more": 1}}),
+            ": tensor 'a': its header entry does not have exactly dtype, shape and data_offsets",
+        ),
+        (raw({"a": entry(32)}), ": tensor 'a': the dtype 32 is unknown"),
+        (raw({"a": entry("F6_E3M2")}), ": tensor 'a': the dtype 'F6_E3M2' is packed below a byte: not supported"),
+        (raw({"a": entry(shape=2)}), ": tensor 'a': its shape is no list of sizes"),
+        (raw({"a": entry(shape=[2.0])}), ": tensor 'a': its shape is no list of sizes"),
+        (raw({"a": entry(span=8)}), ": tensor 'a': its data_offsets are no pair of offsets"),
+        (raw({"a": entry(span=[0, 8, 8])}), ": tensor 'a': its data_offsets are no pair of offsets"),
+        (raw({"a": entry(span=[-8, 0])}), ": tensor 'a': its data_offsets are no pair of offsets"),
+        (raw({"a": entry(span=[False, 8])}), ": tensor 'a': its data_offsets are no pair of offsets"),
         (raw({"a": entry("F31")}), ": tensor 'a': the dtype 'F31' is unknown"),
         (raw({"a": entry("F4")}), ": tensor 'a': the dtype 'F4' is packed below a byte: not supported"),
         (raw({"a": entry(shape=[-1])}), ": tensor 'a': its shape is no list of sizes"),
@@ -120,6 +151,14 @@ def test_truncation_at_every_byte(tmp_path: Path) -> None:
         (raw({"a": entry(span=[4, 12])}, b"x" * 12), ": tensor 'a' at byte 74: leaves a hole of 4 bytes"),
         (raw({"a": entry(), "b": entry()}, b"x" * 8), ": tensor 'b' at byte 130: overlaps the one before it"),
         (
+            raw({"b": entry(span=(8, 16)), "a": entry()}, b"x" * 12),
+            ": tensor 'b' at byte 143: truncated or corrupt: the header describes 147 bytes, the file has 143",
+        ),
+        (
+            raw({"b": entry(span=(8, 16)), "a": entry()}, b"x" * 7),
+            ": tensor 'a' at byte 138: truncated or corrupt: the header describes 147 bytes, the file has 138",
+        ),
+        (
             raw({"a": entry()}, b"x" * 9),
             " at byte 77: truncated or corrupt: the header describes 77 bytes, the file has 78",
         ),
@@ -127,6 +166,51 @@ def test_truncation_at_every_byte(tmp_path: Path) -> None:
 )
 def test_hostile(tmp_path: Path, content: bytes, message: str) -> None:
     assert refused(tmp_path / "x", content) == message
+
+
+def test_empty_tensors_lie_between_others(tmp_path: Path) -> None:
+    """In any order: they take no bytes, wherever the header says that they begin."""
+    empty = entry(shape=(0,), span=(8, 8))
+    content = raw(
+        {"z": empty, "b": entry(span=(8, 16)), "a": entry(), "e": entry(shape=(0, 3), span=(0, 0))}, bytes(16)
+    )
+    (tmp_path / "x").write_bytes(content)
+    with sf.open_source(str(tmp_path / "x")) as source:
+        assert list(source.specs()) == ["z", "b", "a", "e"]
+        assert source.read("z").tolist() == []
+        assert source.extent("b") == Extent(str(tmp_path / "x"), len(content) - 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"\2" + bytes(7) + b"{}", True),
+        (b"\0\xe1\xf5\5" + bytes(4) + b'{"', True),
+        (b"\1\xe1\xf5\5" + bytes(4) + b'{"', False),
+        (b"\2" + bytes(7) + b"{ ", False),
+        (b"\2" + bytes(7) + b"{", False),
+        (b"", False),
+    ],
+)
+def test_told_by_its_first_bytes(tmp_path: Path, content: bytes, expected: bool) -> None:
+    (tmp_path / "x").write_bytes(content)
+    assert sf.sniff(str(tmp_path / "x")) is expected
+    assert not sf.sniff(str(tmp_path))
+
+
+def test_a_header_above_the_formats_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x"
+    sf.write(str(path), specs_of({"a": np.zeros(2)}), tiles_of({"a": np.zeros(2)}))
+    size = int.from_bytes(path.read_bytes()[:8], "little")
+    monkeypatch.setattr(sf, "MAX_HEADER", size)
+    sf.write(str(path), specs_of({"a": np.ones(2)}), tiles_of({"a": np.ones(2)}))
+    monkeypatch.setattr(sf, "MAX_HEADER", size - 1)
+    with pytest.raises(Error) as caught:
+        sf.write(str(path), specs_of({"a": np.zeros(2)}), tiles_of({"a": np.zeros(2)}))
+    assert str(caught.value) == f"{path}: a header of {size} bytes, safetensors allows {size - 1}"
+    monkeypatch.undo()
+    with sf.open_source(str(path)) as source:
+        assert source.read("a").tolist() == [1, 1]
 
 
 def test_huge_shapes_are_refused_by_arithmetic(tmp_path: Path) -> None:
@@ -152,6 +236,12 @@ def test_not_there_and_closed(tmp_path: Path) -> None:
     source = sf.open_source(path)
     with pytest.raises(TensorNotFound, match="closest: 'lstm/kernel'"):
         source.read("lstm/kernal")
+    with pytest.raises(TensorNotFound) as caught:
+        source.extent("lstm/kernal")
+    assert str(caught.value) == f"{path}: no tensor 'lstm/kernal'; closest: 'lstm/kernel'"
+    with pytest.raises(Error) as refused:
+        source.read("lstm/kernel", (slice(1), slice(1)))
+    assert str(refused.value) == f"{path}: tensor 'lstm/kernel': an index of 2 axes for a tensor of 1"
     assert source.facts(["lstm/kernel"]) == {}
     source.close()
     with pytest.raises(Error, match="is closed"):

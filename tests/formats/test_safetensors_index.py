@@ -173,6 +173,12 @@ def test_shards_in_a_folder_below(tmp_path: Path) -> None:
         ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', ": the index has the key 'a' twice"),
         ('{"weight_map": {}, "weight_map": {"a": ".safetensors"}}', ": the index has the key 'weight_map' twice"),
         ('{"weight_map": {"a": ".safetensors"}', " at byte 36: the index is no JSON: Expecting ',' delimiter"),
+        ('{"é": 1, "weight_map": {"a": ".safetensors"', " at byte 44: the index is no JSON: Expecting ',' delimiter"),
+        (
+            '{"weight_map": {"a": ".safetensors"}, "b": ' + "1" * 5000 + "}",
+            ": the index is no JSON: nested too deep, or too long a number",
+        ),
+        ('{"weight_map": {"a": ".safetensors"}, "b": "\udcff"}', " at byte 44: the index is no UTF-8"),
         ('{"weight_map": [".safetensors"]}', ": the index has no 'weight_map' of tensors to files"),
         ('{"weight_map": {"a": 1, "b": ".safetensors"}}', ": the index has no 'weight_map' of tensors to files"),
         ('{"x": {"weight_map": {"a": ".safetensors"}}}', ": the index has no 'weight_map' of tensors to files"),
@@ -183,7 +189,7 @@ def test_shards_in_a_folder_below(tmp_path: Path) -> None:
     ],
 )
 def test_no_index(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / INDEX).write_text(text)
+    (tmp_path / INDEX).write_text(text, encoding="utf-8", errors="surrogateescape")
     assert refused(tmp_path / INDEX) == message
 
 
@@ -248,6 +254,99 @@ def test_a_failure_leaves_the_older_model(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="the source is gone"):
         si.write(str(path), specs_of(broken), tiles, shard_size=40)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_name_that_no_index_can_hold(tmp_path: Path) -> None:
+    path = str(tmp_path / os.fsdecode(b"m\xff.safetensors.index.json"))
+    with pytest.raises(Error, match=r"the name of the file, and so of its shards, is no valid text$"):
+        si.write(path, specs_of(ARRAYS), tiles_of(ARRAYS))
+    assert os.listdir(tmp_path) == []
+
+
+def test_interrupted_when_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the older model's shards are removed: the new one is there and stays."""
+    path = written(tmp_path, ARRAYS, shard_size=40)
+
+    def interrupt(_: str) -> bool:
+        raise KeyboardInterrupt
+
+    (tmp_path / "model-00009-of-00009.safetensors").write_text("")
+    monkeypatch.setattr(si, "_is_ours", interrupt)
+    new = {name: array + 1 for name, array in ARRAYS.items()}
+    with pytest.raises(KeyboardInterrupt):
+        written(tmp_path, new, shard_size=40)
+    with si.open_source(str(path)) as source:
+        assert all(same(source.read(name), array) for name, array in new.items())
+
+
+def test_shards_of_a_killed_writer_are_told_from_other_files(tmp_path: Path) -> None:
+    path = written(tmp_path, {}, metadata={"weightport.version": "1"})
+    ours, other, broken = (tmp_path / f"model-0000{n}-of-00009.safetensors" for n in (1, 2, 3))
+    ours.write_bytes((tmp_path / "model-00001-of-00001.safetensors").read_bytes())
+    safetensors_file.write(str(other), {}, tiles_of({}), metadata={"k": "v"})
+    broken.write_bytes(b"")
+    written(tmp_path, ARRAYS, shard_size=1000)
+    shard = document(path)["weight_map"]["a"]
+    assert set(os.listdir(tmp_path)) == {INDEX, shard, other.name, broken.name}
+
+
+def test_where_tensors_lie(tmp_path: Path) -> None:
+    path = written(tmp_path, ARRAYS, shard_size=40)
+    with si.open_source(str(path)) as source:
+        for name, array in ARRAYS.items():
+            extent = source.extent(name)
+            assert extent is not None
+            assert Path(extent.path).read_bytes()[extent.offset :][: extent.nbytes] == array.tobytes()
+            assert source.checksum(name) == ""
+        assert source.checksum("nowhere") == ""
+        with pytest.raises(TensorNotFound) as caught:
+            source.extent("b/d")
+        assert str(caught.value) == f"{path}: no tensor 'b/d'; closest: 'b/c'"
+    with pytest.raises(Error, match="is closed"):
+        source.read("a")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"weight_map": {}}', True),
+        (' \n{"weight_map" :\n{"a": "x.safetensors"}}', True),
+        ('{"weight_map": {"a": "x.bin"}}', False),
+        ('["weight_map", {"a": "x.safetensors"}]', False),
+        ('{"weight_map": {"a": "x.safetensors"}, "b": ' + " " * 65_536, True),
+        ('{"metadata": "' + "x" * 65_536 + '", "weight_map": {"a": "x.safetensors"}}', False),
+        ("", False),
+    ],
+)
+def test_told_by_its_beginning(tmp_path: Path, text: str, expected: bool) -> None:
+    (tmp_path / "x").write_text(text)
+    assert si.is_index(str(tmp_path / "x")) is expected
+    assert si.is_sharded(str(tmp_path / "x")) is expected
+    assert si.sniff(str(tmp_path / "x")) is expected
+
+
+def test_what_is_not_there_is_no_index(tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    assert not si.is_index(nowhere)
+    assert not si.is_sharded(nowhere)
+    assert not si.sniff(nowhere)
+    assert si.in_folder(nowhere) is None
+    assert si.index_of(nowhere) == nowhere
+    with pytest.raises(FormatError) as caught:
+        si.index_of(str(tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path}: is a folder without exactly one file that ends in .safetensors.index.json"
+    )
+
+
+def test_an_index_with_a_byte_order_mark_and_metadata(tmp_path: Path) -> None:
+    path = written(tmp_path, ARRAYS)
+    found = document(path)
+    for metadata, expected in (({"total_size": "wrong", "x": [1]},) * 2, ("text", {}), (None, {})):
+        path.write_bytes(b"\xef\xbb\xbf" + json.dumps({**found, "metadata": metadata}).encode())
+        with si.open_source(str(path)) as source:
+            assert (source.format, source.metadata) == ("safetensors", expected)
+    assert si.read_index(str(path), Budget(tensors=3)) == (found["weight_map"], {})
 
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:

@@ -107,19 +107,13 @@ class Deflated:
         done = 0
         try:
             for piece in self.file.chunks(self.offset, self.packed, tensor=tensor):
-                while piece and not decoder.eof:
-                    out = decoder.decompress(piece, CHUNK)
+                # Asked again without new bytes, too: the last ones may stand for more than fitted.
+                while not decoder.eof and (out := decoder.decompress(piece, CHUNK)):
                     piece = decoder.unconsumed_tail
                     done += len(out)
                     if done > self.size:
                         raise FormatError(self.path, "the member is longer than it says", tensor=tensor)
-                    if out:
-                        yield out
-            while not decoder.eof and (out := decoder.decompress(b"", CHUNK)):
-                done += len(out)
-                if done > self.size:
-                    raise FormatError(self.path, "the member is longer than it says", tensor=tensor)
-                yield out
+                    yield out
         except zlib.error:
             raise FormatError(
                 self.path, "corrupt: the member does not decompress", tensor=tensor, offset=self.offset
@@ -184,8 +178,6 @@ def directory(file: ByteFile) -> tuple[list[zipfile.ZipInfo], bytes]:
     try:
         with zipfile.ZipFile(file.path if file.local else Stream(file)) as archive:
             infos, comment = archive.infolist(), archive.comment
-    except FormatError:
-        raise
     except Exception as error:  # zipfile leaks struct.error, ValueError, NotImplementedError ... on bad input
         what = "truncated or corrupt" if file.size >= 4 and file.read(0, 4) == LOCAL else "is no archive"
         raise FormatError(file.path, f"{what}: {error}", offset=file.size) from None

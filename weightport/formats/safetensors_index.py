@@ -13,6 +13,7 @@ huggingface_hub, src/huggingface_hub/serialization/_base.py (``split_state_dict_
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import os
@@ -148,7 +149,7 @@ def is_index(path: str, mapped: re.Pattern[bytes] = _MAPPED) -> bool:
             head = file.read(0, min(_HEAD, file.size))
     except FormatError:
         return False
-    return head.lstrip().startswith(b"{") and mapped.search(head) is not None
+    return head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{") and mapped.search(head) is not None
 
 
 def in_folder(folder: str, ending: str = ENDING) -> str | None:
@@ -330,7 +331,7 @@ def _destination(
             try:
                 out.write(json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n")
             except UnicodeEncodeError:
-                raise Error(f"{path}: a tensor's name is no valid text") from None
+                raise Error(f"{path}: the name of the file, and so of its shards, is no valid text") from None
     except BaseException:
         if _named_by(path).isdisjoint(names):  # it was not committed
             for shard in written:
