@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from tests.formats._arrays import EXTRA, NUMPY, indexed, of_every_dtype, same, specs_of, tiles_of
-from weightport.errors import BudgetExceeded, Error, FormatError
+from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
 from weightport.formats import npz
 from weightport.tensors import Budget, Extent, TensorSpec
 
@@ -477,3 +477,99 @@ def test_no_flipped_bit_of_the_directory_drops_a_member(tmp_path: Path) -> None:
             with contextlib.closing(source):
                 assert len(source.specs()) == 3, (position, bit)
     assert dropped > 5  # the library by itself does drop them
+
+
+def test_golden_bytes(tmp_path: Path) -> None:
+    """The archive itself, head by head: nothing of the day or the machine is in it."""
+    arrays = {"a": np.array([1, 2], "<i2"), "b": np.array([3], np.uint8).view(ml_dtypes.float8_e4m3fn)}
+    npz.write(str(tmp_path / "a.npz"), specs_of(arrays), tiles_of(arrays), metadata={"k": "v"})
+    members, records, at = b"", b"", 0
+    for name, descr, dims, data, comment in (
+        (b"a.npy", "<i2", "(2,)", b"\1\0\2\0", b""),
+        (b"b.npy", "|V1", "(1,)", b"\3", b"weightport dtype=float8_e4m3fn"),
+    ):
+        text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {dims}, }}".encode().ljust(117) + b"\n"
+        content = b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + data
+        head = struct.pack("<HHHHIII", 0, 0, 0, 0x21, zlib.crc32(content), len(content), len(content))
+        members += b"PK\3\4" + struct.pack("<H", 20) + head + struct.pack("<HH", 5, 0) + name + content
+        records += b"PK\1\2" + struct.pack("<BBH", 20, 3, 20) + head
+        records += struct.pack("<HHHHHII", 5, 0, len(comment), 0, 0, 0o600 << 16, at) + name + comment
+        at = len(members)
+    end = struct.pack("<4sHHHHIIH", b"PK\5\6", 0, 0, 2, 2, len(records), at, 10) + b'{"k": "v"}'
+    assert (tmp_path / "a.npz").read_bytes() == members + records + end
+
+
+def test_errors_name_the_file_and_the_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, a=np.zeros((2, 2)), b=np.zeros(2))
+    for budget, message in (
+        (Budget(tensors=1), ": tensors: 2 asked for, at most 1 allowed"),
+        (Budget(header_bytes=117), ": header bytes: 118 asked for, at most 117 allowed"),
+        (Budget(rank=1), ": tensor 'a': rank: 2 asked for, at most 1 allowed"),
+        (Budget(tensor_bytes=16), ": tensor 'a': tensor bytes: 32 asked for, at most 16 allowed"),
+    ):
+        with pytest.raises(BudgetExceeded) as exceeded:
+            npz.open_source(str(path), budget=budget)
+        assert str(exceeded.value) == f"{path}{message}"
+    with npz.open_source(str(path)) as source, pytest.raises(Error) as many:
+        source.read("b", (slice(1), slice(1)))
+    assert str(many.value) == f"{path}: tensor 'b': an index of 2 axes for a tensor of 1"
+    deflated = tmp_path / "b.npz"
+    np.savez_compressed(deflated, a=np.arange(4))
+    for archive in (path, deflated):
+        raw = bytearray(archive.read_bytes())
+        at = raw.index(b"PK\1\2") + 16
+        raw[at] ^= 1
+        archive.write_bytes(raw)
+        with npz.open_source(str(archive)) as source, pytest.raises(FormatError) as corrupt:
+            source.read("a")
+        assert str(corrupt.value).startswith(f"{archive}: tensor 'a' at byte ")
+    patched = bytearray(deflated.read_bytes())
+    patched[30:31] = b"x"
+    deflated.write_bytes(patched)
+    assert refused(deflated, bytes(patched)).startswith(": tensor 'a' at byte 0: corrupt: the member is 'x.npy'")
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("x.npy", b"\x93NUMPY")
+    assert refused(path, path.read_bytes()) == (": tensor 'x' at byte 41: truncated, or an unknown version of .npy")
+
+
+def test_damaged_text_is_read_with_replacements(tmp_path: Path) -> None:
+    info = zipfile.ZipInfo("x.npy")
+    info.comment = b"\xff"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr(info, npy("{'descr': '<i2', " + PLAIN + "(1,), }", b"\1\0"))
+    with npz.open_source(str(tmp_path / "a.npz")) as source:
+        assert source.read("x").tolist() == [1]
+    content = npy("{'descr': '~', " + PLAIN + "(1,), }", version=3).replace(b"~", b"\xff")
+    message = ": tensor 'x' at byte 0: the dtype '\ufffd' is not supported"
+    assert refused(tmp_path / "x.npy", content) == message
+
+
+def test_a_file_without_a_name_is_an_array(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(2))
+    (tmp_path / "x.npy").rename(tmp_path / ".npy")
+    with npz.open_source(str(tmp_path / ".npy")) as source:
+        assert (list(source.specs()), source.metadata) == (["array"], {})
+    assert refused(tmp_path / "x.npy", b"\x93NUMPY") == (
+        ": tensor 'x' at byte 6: truncated, or an unknown version of .npy"
+    )
+
+
+def test_the_last_character_there_is(tmp_path: Path) -> None:
+    array = np.array(["a\U0010ffff"])
+    np.savez(tmp_path / "a.npz", x=array, big=array.astype(">U2"))
+    with npz.open_source(str(tmp_path / "a.npz")) as source:
+        assert source.read("x").tolist() == source.read("big").tolist() == ["a\U0010ffff".encode()]
+
+
+def test_big_endian_values_of_every_kind(tmp_path: Path) -> None:
+    arrays = {kind: np.arange(3).astype(f">{kind}") for kind in ("i1", "u1", "i2", "u4", "f2", "f8", "c8", "U1")}
+    np.savez(tmp_path / "a.npz", **arrays)
+    (tmp_path / "x.npy").write_bytes(npy("{'descr': '>b1', " + PLAIN + "(1,), }", b"\1"))
+    with npz.open_source(str(tmp_path / "a.npz")) as source:
+        for kind, array in arrays.items():
+            expected = [b"0", b"1", b"2"] if kind == "U1" else array.tolist()
+            assert source.read(kind).tolist() == expected
+    with npz.open_source(str(tmp_path / "x.npy")) as source:
+        assert source.read("x").tolist() == [True]
+        assert source.extent("x") is not None

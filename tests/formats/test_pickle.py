@@ -161,8 +161,8 @@ def test_what_would_be_called_is_a_record() -> None:
     assert (found.args, list(found.pairs)) == ((), [("a", 1)])
     found = parsed(pickle.dumps(slice(1, 2)))
     assert (str(found.of), found.args) == ("builtins.slice", (1, 2, None))
-    found = parsed(pickle.dumps(ValueError("x")))
-    assert (str(found.of), found.args) == ("builtins.ValueError", ("x",))
+    found = parsed(pickle.dumps(1 + 2j))
+    assert (str(found.of), found.args) == ("builtins.complex", (1.0, 2.0))
     assert parsed(pickle.dumps(test_protocols_of_python_2)).name == "test_protocols_of_python_2"
 
 
