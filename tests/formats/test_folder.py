@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import stat
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import says
 from weightport.errors import Error, RefusedError
 from weightport.formats import _folder
 from weightport.formats._folder import atomic_folder
+from weightport.formats._io import try_lock
 
 
 def fill(path: Path, text: str) -> None:
@@ -47,7 +50,7 @@ def test_a_failure_leaves_the_old_one(tmp_path: Path) -> None:
     with pytest.raises(KeyError), atomic_folder(tmp_path / "f") as made:
         raise KeyError(made)
     assert content(tmp_path / "f") == ["old", "old"]
-    with pytest.raises(Error, match=r"f: cannot be written: No space left"), atomic_folder(tmp_path / "f"):
+    with says(Error, f"{tmp_path / 'f'}: cannot be written: No space left on device"), atomic_folder(tmp_path / "f"):
         raise OSError(28, "No space left on device")
     assert os.listdir(tmp_path) == ["f"]
 
@@ -63,6 +66,99 @@ def test_where_two_folders_cannot_be_exchanged(tmp_path: Path, monkeypatch: pyte
     )
     assert content(tmp_path / "f") == ["old", "old"]
     assert os.listdir(tmp_path) == ["f"]
+
+
+class Library:
+    """A C library of another system: it exchanges two folders in three steps, or cannot."""
+
+    def __init__(self, *functions: str, fails: bool = False) -> None:
+        self.asked: list[tuple[object, ...]] = []
+        for name in functions:
+            setattr(self, name, self._exchange)
+        self._fails = fails
+
+    def _exchange(self, *given: object) -> int:
+        self.asked.append(given)
+        if self._fails:
+            return -1
+        one, other = (os.fsdecode(path) for path in given if isinstance(path, bytes))
+        os.rename(one, f"{one}-")
+        os.rename(other, one)
+        os.rename(f"{one}-", other)
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("platform", "function", "given"), [("darwin", "renamex_np", [2]), ("linux", "renameat2", [-100, -100, 2])]
+)
+def test_the_call_of_each_system(
+    platform: str, function: str, given: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    library = Library(function)
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: library)
+    fill(tmp_path / "f", "old")
+    fill(tmp_path / "f", "new")
+    assert content(tmp_path / "f") == ["new", "new"]
+    assert os.listdir(tmp_path) == ["f"]
+    (asked,) = library.asked
+    assert [n for n in asked if isinstance(n, int)] == given
+    for other in (Library(), Library(function, fails=True)):  # none of that name, or of this file system
+        monkeypatch.setattr(ctypes, "CDLL", lambda *_, library=other, **__: library)
+        with pytest.raises(RefusedError, match="two folders cannot be exchanged at once here"):
+            fill(tmp_path / "f", "newer")
+        assert content(tmp_path / "f") == ["new", "new"]
+        assert os.listdir(tmp_path) == ["f"]
+
+
+def test_what_killed_writers_left(tmp_path: Path) -> None:
+    """It is removed by the next, unless somebody holds its lock; what is no folder, and what is another's, stays."""
+    others = [".f.a-b.weightport-tmp", ".g.abc.weightport-tmp", ".f.file.weightport-tmp", ".f.link.weightport-tmp"]
+    for name in (".f.abc.weightport-tmp", ".f.held.weightport-tmp", *others[:2]):
+        (tmp_path / name / "deep").mkdir(parents=True)
+    (tmp_path / others[2]).write_bytes(b"")
+    (tmp_path / others[3]).symlink_to(".g.abc.weightport-tmp")
+    handle = os.open(tmp_path / ".f.held.weightport-tmp", os.O_RDONLY)
+    assert try_lock(handle)
+    fill(tmp_path / "f", "new")
+    assert sorted(os.listdir(tmp_path)) == sorted(["f", ".f.held.weightport-tmp", *others])
+    os.close(handle)
+    fill(tmp_path / "f", "newer")
+    assert sorted(os.listdir(tmp_path)) == sorted(["f", *others])
+
+
+def test_one_at_work_is_seen(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "f") as first:
+        (Path(first) / "a").mkdir()
+        fill(tmp_path / "f", "second")
+        assert Path(first).exists()
+        for name in ("a/1", "b"):
+            (Path(first) / name).write_text("first", encoding="utf-8")
+    assert content(tmp_path / "f") == ["first", "first"]
+    assert os.listdir(tmp_path) == ["f"]
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    with says(Error, f"{tmp_path / 'no' / 'f'}: cannot be written: No such file or directory"):
+        fill(tmp_path / "no" / "f", "")
+    with says(Error, f"{tmp_path / 'f'}: cannot be written: of its own making"), atomic_folder(tmp_path / "f"):
+        raise OSError("of its own making")
+
+
+def test_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file and folder is durable before the name, and the name before anybody is told."""
+    done: list[str] = []
+    plain, rename = os.fsync, os.rename
+
+    def fsync(fd: int) -> None:
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{fd}")))
+        plain(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", lambda a, b: (done.append("rename"), rename(a, b)))
+    fill(tmp_path / "f", "new")
+    temporary = next(name for name in done if name.startswith(".f."))
+    assert done == ["b", temporary, "1", "a", "rename", tmp_path.name]
 
 
 KILLED = """
