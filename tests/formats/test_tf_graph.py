@@ -170,6 +170,71 @@ def test_any_bytes(data: bytes) -> None:
         parsed(data)
 
 
+NODE = bytes_field(1, b"n") + bytes_field(2, b"NoOp")
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (bytes_field(1, NODE), "GraphDef"),
+        (bytes_field(1, bytes_field(1, b"n") + bytes_field(3, b"x") + bytes_field(2, b"NoOp")), "GraphDef"),
+        (bytes_field(1, bytes_field(1, b"n")), None),
+        (bytes_field(1, bytes_field(2, b"NoOp")), None),
+        (bytes_field(1, bytes_field(1, b"") + bytes_field(2, b"NoOp")), None),
+        (bytes_field(1, bytes_field(1, b"n" * 4096) + bytes_field(2, b"NoOp")), None),
+        (bytes_field(1, bytes_field(1, b"n") + bytes_field(2, b"No Op")), None),
+        (bytes_field(1, bytes_field(1, b"n") + bytes_field(2, b"A" * 512)), None),
+        (bytes_field(1, bytes_field(1, b"n") + number_field(3, 1) + bytes_field(2, b"NoOp")), None),
+        (bytes_field(1, bytes_field(1, b"n") + bytes_field(3, b"x") * 3 + bytes_field(2, b"NoOp")), None),
+        (bytes_field(1, b""), None),
+        (bytes_field(1, b"") + bytes_field(1, NODE), None),
+        (bytes_field(9, b"") + bytes_field(1, NODE), None),
+        (bytes_field(9, b"") + bytes_field(2, graph(NODE)), "MetaGraphDef"),
+        (number_field(9, 1) * 100 + bytes_field(2, graph(NODE)), None),
+        (meta_graph(graph(NODE)), "MetaGraphDef"),
+        (bytes_field(2, bytes_field(2, graph(NODE))), "SavedModel"),
+        (number_field(1, 1) + bytes_field(2, meta_graph(graph(NODE))), "SavedModel"),
+        (number_field(1, 1) * 2 + bytes_field(2, meta_graph(graph(NODE))), "SavedModel"),
+        (number_field(1, 1 << 31) + bytes_field(2, meta_graph(graph(NODE))), "SavedModel"),
+        (bytes_field(2, bytes_field(2, meta_graph(graph(NODE)))), None),
+        (bytes_field(2, b""), None),
+        (bytes_field(4, bytes(63)) + bytes_field(2, graph(NODE)), None),
+        (bytes_field(4, bytes(64)) + bytes_field(2, graph(NODE)), "MetaGraphDef"),
+        (graph(functions=[function("f", [], {}, [NODE])]), "GraphDef"),
+        (bytes_field(2, bytes_field(1, bytes_field(3, b"n"))), None),
+        (bytes_field(2, bytes_field(1, bytes_field(1, b"f"))), None),
+        (bytes_field(2, bytes_field(1, bytes_field(1, b"") + bytes_field(3, NODE))), None),
+        (bytes_field(2, bytes_field(1, bytes_field(2, b"x") + bytes_field(3, NODE))), None),
+        (bytes_field(2, number_field(1, 1)), None),
+        (bytes_field(9, b"") + graph(functions=[function("f", [], {}, [NODE])]), None),
+        (b"\x0b", None),
+        (b"", None),
+    ],
+)
+def test_kinds_by_their_first_fields(data: bytes, kind: str | None) -> None:
+    assert tf_graph.kind_of(Memory(data, "f")) == kind
+
+
+def test_attributes_that_hold_more_than_is_known() -> None:
+    entry = number_field(9, 1) + bytes_field(1, b"a") + bytes_field(9, b"x")
+    eight = b"\x09" + bytes(8)
+    shape = number_field(9, 1) + bytes_field(2, number_field(1, 2)) + bytes_field(2, b"") + number_field(3, 0)
+    call = number_field(9, 1) + bytes_field(10, number_field(9, 1) + bytes_field(1, b"f"))
+    data = bytes_field(1, b"n") + bytes_field(2, b"Op") + number_field(5, 1)
+    data += bytes_field(5, entry + bytes_field(2, number_field(3, 7) + eight))
+    data += bytes_field(5, bytes_field(1, b"s") + bytes_field(2, bytes_field(7, shape)))
+    data += bytes_field(5, number_field(2, 1) + bytes_field(1, b"c") + bytes_field(2, call))
+    data += bytes_field(5, bytes_field(1, b"none"))
+    signature = bytes_field(1, bytes_field(1, b"f") + bytes_field(9, b"x"))
+    library = number_field(2, 1) + bytes_field(1, signature + number_field(5, 1) + bytes_field(4, number_field(1, 1)))
+    found = parsed(number_field(9, 1) + graph(data) + bytes_field(2, library))
+    n = found.main.nodes["n"]
+    assert found.attr_number(n, "a") == 7
+    assert found.attr_shape(n, "s") == (2, 0)
+    assert found.attr(n, "none") is None
+    assert found.callees(n) == {"c": "f"}
+
+
 def test_a_real_graph() -> None:
     path = fixture("b_cells/basic_lstm_fb1").path("frozen")
     kind, file, handle = tf_graph.open_message(path)

@@ -142,6 +142,8 @@ def test_nan() -> None:
         ("version: [1,]", "line 1: a value expected, found ']'"),
         ("version [1]", "line 1: a message expected, found '1'"),
         ("node [ { } { } ]", "line 1: ']' expected, found '{'"),
+        ("node [ { }, 3 ]", "line 1: a message expected, found '3'"),
+        ("node { input { } }", "line 1: a value expected, found '{'"),
         ('\n\nnode { name: "a\n" }', "line 3: cannot read what begins with"),
         (r'node { name: "\q" }', r"line 1: unknown escape"),
         (r'node { name: "\400" }', r"line 1: the escape \\400 is no byte"),
@@ -206,3 +208,13 @@ def test_long_texts_take_linear_time() -> None:
             parse(text)
         with contextlib.suppress(Error):
             parse("version: " + text)
+
+
+def test_a_file_that_is_gone_is_of_no_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object) -> bytes:
+        raise FormatError("g", "the file shrank while it was read")
+
+    file = Memory(b"node {", "g")
+    assert tf_pbtxt.kind_of(file) == "GraphDef"
+    monkeypatch.setattr(file, "read", gone)
+    assert tf_pbtxt.kind_of(file) is None
