@@ -13,7 +13,8 @@ import crc32c
 import numpy as np
 import pytest
 
-from tests.formats.test_tf_bundle import random_value, same
+from tests.formats.test_tf_bundle import bundle, bytes_field, entry, random_value, same, stored, texts
+from tests.formats.test_tf_objects import node as trackable
 from tests.support import fixture, need, says
 from weightport.errors import Error, FormatError
 from weightport.formats import _tf_bundle_files, tf_bundle, tf_bundle_write
@@ -572,6 +573,100 @@ def test_what_is_carried_over_passes_in_tiles(tmp_path: Path, monkeypatch: pytes
             assert scalar.shape == ()
 
 
+# With the objects of another, by hand --------------------------------------------------------------------------------
+
+VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+def object_based(folder: Path, variant: bytes = b"ab") -> tuple[str, dict[str, np.ndarray]]:
+    """Two weights, of which one has a slot, a counter, and an iterator's state."""
+    values = {
+        f"w{VALUE}": np.arange(6, dtype=np.float32).reshape(2, 3),
+        f"gamma{VALUE}": np.float64([1, 2]),
+        f"w/.OPTIMIZER_SLOT/opt/m{VALUE}": np.arange(60, dtype=np.float32).reshape(20, 3),
+        f"save_counter{VALUE}": np.array(7),
+    }
+    data = bytearray()
+    entries = {key.encode(): stored(value, data) for key, value in values.items()}
+    crc = crc32c.crc32c(bytes([len(variant)]) + bytes(7) + variant)
+    check = mask(crc).to_bytes(4, "little")
+    state = bytes([len(variant)]) + variant + check
+    entries[b"it/.ATTRIBUTES/ITERATOR_STATE"] = entry(
+        (), dtype=21, offset=len(data), size=len(state), crc=mask(crc32c.crc32c(check, crc))
+    )
+    data += state
+    keys = list(values)
+    objects = [
+        trackable({"w": 1, "gamma": 2, "save_counter": 3, "it": 4, "opt": 5}),
+        *(trackable(variable=(name, keys[n])) for n, name in ((0, "w"), (1, "gamma"), (3, "save_counter"))),
+        trackable(variable=("it", "it/.ATTRIBUTES/ITERATOR_STATE")),
+        trackable(slots=(("m", 1, 6),)),
+        trackable(variable=("m", keys[2])),
+    ]
+    raw, crc = texts(b"".join(bytes_field(1, node) for node in objects))
+    entries[b"_CHECKPOINTABLE_OBJECT_GRAPH"] = entry((), dtype=7, offset=len(data), size=len(raw), crc=crc)
+    data += raw
+    return bundle(folder, entries, bytes(data)), values
+
+
+@pytest.mark.parametrize("small", [True, False])
+@pytest.mark.parametrize("shard_size", [None, 100])
+def test_what_is_not_given_is_carried_over(
+    tmp_path: Path, small: bool, shard_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if small:
+        monkeypatch.setattr(tf_bundle_write, "_SPOOLED", 50)
+        monkeypatch.setattr(tf_bundle_write, "CHUNK", 20)
+    theirs, values = object_based(tmp_path)
+    ours = str(tmp_path / "ours")
+    new = {"w": np.full((2, 3), 5, np.float32), "gamma": np.float64([8, 9])}
+    save(ours, new, like=theirs, shard_size=shard_size)
+    with tf_bundle.open_source(theirs) as before, tf_bundle.open_source(ours) as after:
+        assert after.raw_names() == before.raw_names()
+        assert {n: (s.shape, s.role, s.unread) for n, s in after.specs().items()} == {
+            n: (s.shape, s.role, s.unread) for n, s in before.specs().items()
+        }
+        for key, value in values.items():
+            same(after.read(key), new.get(key.removesuffix(VALUE), value))
+        same(after.read("_CHECKPOINTABLE_OBJECT_GRAPH"), before.read("_CHECKPOINTABLE_OBJECT_GRAPH"))
+        assert after.specs()["it"].unread
+        for source in (before, after):
+            assert b"".join(source.stored("it")[2])[:3] == b"\2ab"
+    shards = [name for name in os.listdir(tmp_path) if name.startswith("ours.data-")]
+    assert len(shards) > 2 if shard_size else len(shards) == 1
+
+
+def test_a_state_that_is_damaged_is_not_carried_over(tmp_path: Path) -> None:
+    theirs, values = object_based(tmp_path)
+    path = Path(f"{theirs}.data-00000-of-00001")
+    data = bytearray(path.read_bytes())
+    at = sum(value.nbytes for value in values.values())
+    data[at + 1] ^= 1
+    path.write_bytes(data)
+    what = "a variant does not have its checksum: damaged"
+    with says(FormatError, f"{path}: tensor 'it/.ATTRIBUTES/ITERATOR_STATE' at byte {at + 3}: {what}"):
+        save(str(tmp_path / "ours"), {"w": values[f"w{VALUE}"], "gamma": values[f"gamma{VALUE}"]}, like=theirs)
+    assert not [name for name in os.listdir(tmp_path) if "ours" in name]
+
+
+def test_all_that_does_not_fit_the_objects_is_told(tmp_path: Path) -> None:
+    theirs, _ = object_based(tmp_path)
+    ours = str(tmp_path / "ours")
+    with pytest.raises(Error) as caught:
+        save(ours, {"x": np.zeros(2), "gamma": np.zeros(3), "w": np.zeros((2, 3))}, like=theirs)
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"{ours}: {theirs} has no tensor 'x'",
+        f"{ours}: 'gamma' is float64[3], in {theirs} float64[2]",
+        f"{ours}: 'w' is float64[2, 3], in {theirs} float32[2, 3]",
+    ]
+    with pytest.raises(Error) as caught:
+        save(ours, {"gama": np.zeros(2), "w": np.zeros((2, 3), np.float32)}, like=theirs)
+    assert [str(problem) for problem in caught.value.problems] == [
+        f"{ours}: {theirs} has no tensor 'gama'; closest: 'gamma'",
+        f"{ours}: no values for 'gamma' of {theirs}; closest: 'gama'",
+    ]
+
+
 # Adopted ------------------------------------------------------------------------------------------------------------
 
 
@@ -597,6 +692,12 @@ def test_several_shards_are_adopted(tmp_path: Path) -> None:
         assert list(source.specs()) == ["w", "x"]
         for name in ("w", "x"):
             same(source.read(name), values[name])
+
+
+def test_what_cannot_be_adopted(tmp_path: Path) -> None:
+    with says(Error, f"{tmp_path / 'c'}: tensor '': a checkpoint cannot hold a tensor of this name"):
+        tf_bundle_write.adopt(str(tmp_path / "c"), {"": TensorSpec.of("float32", ())}, {})
+    assert os.listdir(tmp_path) == []
 
 
 def test_clones_are_asked_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

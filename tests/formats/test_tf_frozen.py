@@ -311,6 +311,20 @@ def test_a_variable_inside_a_function(tmp_path: Path) -> None:
     )
 
 
+def test_variables_that_are_left(tmp_path: Path) -> None:
+    """A graph that is not frozen, with a constant of the name under which a variable is saved."""
+    names = const("names", np.array([b"k"], object))
+    save = node("save", "SaveV2", "prefix", "names", "slices", "v")
+    slices = const("slices", np.array([b""], object))
+    shape = bytes_field(7, shape_proto((2, 3)))
+    variable = node("v", "VariableV2", dtype=number_field(6, 1), shape=shape)
+    prefix = const("prefix", np.array([b"m"], object))
+    with opened(tmp_path, graph(variable, const("k", W), names, slices, prefix, save)) as source:
+        assert (source.specs()["k"].shape, source.specs()["k"].role) == ((2, 3), "weight")
+        assert source.read("k'").tobytes() == W.tobytes()
+        assert source.facts(["k"]) == source.facts(["k'"]) == {}
+
+
 def test_unknown_names(tmp_path: Path) -> None:
     source = opened(tmp_path, graph(const("lstm/kernel", W)))
     with pytest.raises(TensorNotFound, match=r"no tensor 'lstm/kernal'; closest: 'lstm/kernel'$"):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.formats._graphdef import const, graph, meta_graph, node, shape_proto, write
 from tests.formats.test_tf_bundle import bytes_field, number_field
-from tests.support import Fixture, fixture, fixtures
+from tests.support import Fixture, fixture, fixtures, says
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import detect, tf_meta
 
@@ -186,3 +186,79 @@ def test_another_message(tmp_path: Path) -> None:
     path = write(tmp_path / "g.meta", meta_graph(graph(const("a", 1.0))) + bytes_field(2, graph(const("b", 1.0))))
     with pytest.raises(FormatError, match="two graphs in one MetaGraphDef"):
         tf_meta.open_source(path)
+
+
+def test_a_graph_that_says_nothing_of_its_cells(tmp_path: Path) -> None:
+    with opened(tmp_path, variable("w", (2, 3)), *saving(("w",), ("",), "w")) as source:
+        assert source.facts(["w"]) == {}
+        assert source.checksum("w") == ""
+    with says(Error, f"{tmp_path / 'm.meta'}: is closed"):
+        source.facts(["w"])
+    with says(Error, f"{tmp_path / 'm.meta'}: is closed"):
+        source.read("w")
+
+
+def test_beside_a_checkpoint_it_is_only_a_help(tmp_path: Path) -> None:
+    """A graph that is damaged, of another kind, or cannot be asked tells nothing, and nothing fails."""
+    model = fixture("a_seed_char_lstm")
+    prefix = tmp_path / "m"
+    for suffix in (".index", ".data-00000-of-00001"):
+        shutil.copy(model.path("checkpoint_v2") + suffix, f"{prefix}{suffix}")
+    names = list(model.variables)
+    good = Path(model.path("meta_graph")).read_bytes()
+    for data, known in (
+        (good, True),
+        (good[: len(good) // 2], False),
+        (b"no graph", False),
+        (graph(const("a", 1.0)), False),
+        (None, False),
+    ):
+        if data is None:
+            (tmp_path / "m.meta").unlink()
+        else:
+            (tmp_path / "m.meta").write_bytes(data)
+        with detect.open_source(str(prefix)) as source:
+            assert source.facts([]) == {}
+            for _ in range(2):  # asked again, it says the same
+                assert bool(source.facts(names)) == known
+        assert source.facts(names) == {}, "it is closed"
+
+
+def test_shared_names(tmp_path: Path) -> None:
+    """A variable of another node's name in a session is that node's variable."""
+    shared = bytes_field(2, b"w")
+    nodes = [
+        node("a", "VarHandleOp", dtype=number_field(6, 1), shape=bytes_field(7, shape_proto((2,))), shared_name=shared)
+    ]
+    nodes += [variable("b", (2,)), node("c", "VariableV2", shared_name=bytes_field(2, b"c")), const("w2", 1.0)]
+    meta = tf_meta.open_source(write(tmp_path / "m.meta", meta_graph(graph(*nodes)))).meta
+    assert meta._shared == {"w": ["a"]}
+    assert [list(meta._nodes(name)) for name in ("w", "b", "w2", "x")] == [["a"], ["b"], ["w2"], []]
+
+
+def test_two_graphs_in_one(tmp_path: Path) -> None:
+    data = meta_graph(graph(variable("a", (2,))))
+    second = graph(variable("b", (2,)))
+    path = write(tmp_path / "m.meta", data + bytes_field(2, second))
+    with says(FormatError, f"{path} at byte {len(data) + 2}: two graphs in one MetaGraphDef"):
+        tf_meta.open_source(path)
+
+
+def test_a_graph_under_another_name(tmp_path: Path) -> None:
+    """Only a ``.meta`` file has a checkpoint beside it."""
+    path = write(tmp_path / "m.graph", meta_graph(graph(variable("a", (2,)))))
+    with tf_meta.open_source(path) as source:
+        assert list(source.specs()) == ["a"]
+
+
+def test_tensors_that_are_saved_and_are_no_variables(tmp_path: Path) -> None:
+    nodes = [
+        variable("w", (1,)),
+        node("sum", "AddN", T=number_field(6, 9)),
+        node("one", "Identity", "two"),
+        node("two", "Identity", "one"),
+        node("lost", "Identity", "nowhere"),
+        *saving(("s", "round", "lost"), ("3 0,3", "", ""), "sum", "one", "lost"),
+    ]
+    with opened(tmp_path, *nodes) as source:
+        assert {n: (s.dtype.name, s.shape) for n, s in source.specs().items()} == {"s": ("int64", (3,))}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import fixture
+from tests.formats.test_table import TAIL, raw_table
+from tests.support import fixture, says
 from weightport.errors import FormatError
 from weightport.formats import tf_bundle, tf_paths, tf_v1
 
@@ -262,3 +263,50 @@ def test_sniffing_never_raises(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "short", tmp_path / "nothing", tmp_path / "fifo", "\0"):
         assert not tf_bundle.sniff(str(path))
         assert not tf_v1.sniff(str(path))
+
+
+def test_tables_that_are_no_checkpoint(tmp_path: Path) -> None:
+    """Without any block, and damaged ones: a folder is looked through as if they were not there."""
+    v1(tmp_path, "m")
+    empty, damaged = tmp_path / "empty", tmp_path / "damaged"
+    empty.write_bytes(raw_table([]))
+    (tmp_path / "nothing").write_bytes(raw_table([TAIL]))
+    data = bytearray(raw_table([b""]))
+    data[10:20] = bytes(10)
+    damaged.write_bytes(data)
+    what = "is the index of a V2 checkpoint under another name; name it PREFIX.index again"
+    for path in (empty, tmp_path / "nothing"):
+        with says(FormatError, f"{path}: {what}"):
+            tf_paths.resolve(path)
+    with pytest.raises(FormatError, match="damaged at byte"):
+        tf_paths.resolve(damaged)
+    assert found(tmp_path) == ("v1", "m")
+    shutil.copy(V2 + ".index", tmp_path / "renamed")
+    assert found(tmp_path) == ("v1", "m"), "an index under another name is none that a folder means"
+
+
+def test_an_index_beside_a_file_of_the_prefix_s_name(tmp_path: Path) -> None:
+    v2(tmp_path, "m")
+    (tmp_path / "m").write_bytes(b"something else")
+    assert found(tmp_path / "m") == ("v2", "m")
+
+
+def test_a_state_file_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state(tmp_path, "m")
+    size = (tmp_path / "checkpoint").stat().st_size
+    monkeypatch.setattr(tf_paths, "_MAX_STATE", size)
+    assert tf_paths.read_state(str(tmp_path / "checkpoint")) == ("m", [])
+    monkeypatch.setattr(tf_paths, "_MAX_STATE", size - 1)
+    with says(FormatError, f"{tmp_path / 'checkpoint'}: a state file of {size} bytes, at most {size - 1} are read"):
+        tf_paths.read_state(str(tmp_path / "checkpoint"))
+
+
+def test_what_tells_which_checkpoint_a_folder_means(tmp_path: Path) -> None:
+    for name in ("checkpoint", "saved_model.pb", "saved_model.pbtxt"):
+        folder = tmp_path / f"with {name}"
+        folder.mkdir()
+        assert not tf_paths.is_told(str(folder))
+        (folder / name).write_bytes(b"")
+        assert tf_paths.is_told(str(folder))
+    v2(tmp_path, "m")
+    assert tf_paths.is_told(str(tmp_path / "m"))

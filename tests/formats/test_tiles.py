@@ -66,6 +66,8 @@ def test_texts_as_bytes() -> None:
     assert encoded(np.array([b"a", b"bc"]), np.array(["d"])) == [((2,), [b"a", b"bc"]), ((1,), [b"d"])]
     with says(Error, "f: tensor 'v': int where a string was expected"):
         encoded(np.array([b"a", 1, b"b"], object))
+    with says(Error, "f: tensor 'v': 0 rows of values for the shape [3]"):
+        encoded()
 
 
 def test_the_width_of_texts() -> None:
@@ -77,3 +79,9 @@ def test_the_width_of_texts() -> None:
     assert width("abc", "é", b"") == 3
     with says(Error, "f: tensor 'v': a string that ends in a NUL byte cannot be stored here"):
         width("ab", "c\0")
+    with says(Error, "f: tensor 'v': int where a string was expected"):
+        width(1)
+    with says(Error, "f: tensor 'v': 0 rows of values for the shape [3]"):
+        _tiles.width("f", "v", TEXTS, lambda _: iter([]))
+    matrix = np.array([["a", "bc"], ["", "d"]], object)
+    assert _tiles.width("f", "v", TensorSpec.of(object, (2, 2)), lambda _: iter([matrix])) == 2

@@ -55,6 +55,9 @@ def test_a_check_before_anything_is_written(made: Any) -> None:
     made.check = lambda path, specs, kept: told.update(path=path, specs=specs, kept=kept)
     Writer("_made").check("o", SPECS, constants={"c"}, kept={"d"})
     assert told == {"path": "o", "specs": SPECS, "kept": {"d"}}
+    made.check = lambda path, specs, constants: told.update(path=path, specs=specs, constants=constants)
+    Writer("_made").check("p", SPECS, constants={"c"}, kept={"d"})
+    assert told == {"path": "p", "specs": SPECS, "kept": {"d"}, "constants": {"c"}}
 
 
 def test_files_that_are_there(made: Any) -> None:

@@ -77,7 +77,7 @@ def _mode(final: Path) -> int:
 
 def _exchange(one: str, other: str) -> bool:
     """Let two folders change places, in one step; False where that is not possible."""
-    library = ctypes.CDLL(None, use_errno=True)
+    library = ctypes.CDLL(None)
     paths = os.fsencode(one), os.fsencode(other)
     try:
         if sys.platform == "darwin":
