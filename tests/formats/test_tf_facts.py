@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.formats._graphdef import const, function, graph, lstm_nodes, node, weights, write
+from tests.formats.test_tf_bundle import bytes_field
 from tests.support import Fixture, fixtures, need
 from weightport.formats import _tf_dataflow, _tf_facts, detect, tf_frozen
 from weightport.formats._proto import Memory
@@ -433,3 +434,130 @@ def test_cells_of_tensorflow_1(name: str, kind: str, tmp_path: Path) -> None:
     with detect.open_source(tmp_path / "model.meta") as source:  # type: ignore[attr-defined]
         assert source.facts(names) == expected
         assert {n: source.read(n).tobytes() for n in names} == values
+
+
+# Cells that are none, or told in part -------------------------------------------------------------------------------
+
+GATES = [
+    node("z", "MatMul", "x", "kernel/read"),
+    node("split", "Split", "one", "z"),
+    node("f", "Sigmoid", "split"),
+    node("i", "Sigmoid", "split:1"),
+    node("g", "Tanh", "split:2"),
+    node("o", "Sigmoid", "split:3"),
+    const("1", 1.0),
+    node("1-f", "Sub", "1", "f"),
+]
+
+
+def update(kept: tuple[str, str], new: tuple[str, str]) -> list[bytes]:
+    return [node("kept", "Mul", *kept), node("new", "Mul", *new), node("c1", "Add", "kept", "new")]
+
+
+def test_an_lstm_with_coupled_gates() -> None:
+    output = [node("act", "Tanh", "c1"), node("h1", "Mul", "o", "act")]
+    found = facts(graph(*weights(), *STATES, *GATES, *update(("f", "c"), ("1-f", "g")), *output))
+    assert found == {"recurrent_activation": "sigmoid", "activation": "tanh"}
+
+
+def test_a_ugrnn() -> None:
+    """Its one gate updates the state; there is no reset gate."""
+    found = facts(graph(*weights(), *STATES, *GATES, *update(("f", "c"), ("1-f", "g"))))
+    assert found == {"recurrent_activation": "sigmoid", "activation": "tanh"}
+
+
+def test_products_of_what_is_no_gate_are_no_reset() -> None:
+    nodes = [n for n in GATES if not n.startswith(node("g", "")[:3])]
+    nodes += [node("xx", "Mul", "x", "h"), node("before", "Add", "split:2", "xx"), node("g", "Tanh", "before")]
+    found = facts(graph(*weights(), *STATES, *nodes, *update(("f", "c"), ("1-f", "g"))))
+    assert found == {"recurrent_activation": "sigmoid", "activation": "tanh"}
+
+
+@pytest.mark.parametrize(
+    ("kept", "new"),
+    [
+        (("f", "c"), ("i", "x")),  # a candidate that is nothing
+        (("h", "c"), ("i", "g")),  # a state that nothing gates
+        (("1-f", "c"), ("i", "g")),  # the complement of another gate than the one that is added
+    ],
+)
+def test_sums_of_products_that_are_no_state(kept: tuple[str, str], new: tuple[str, str]) -> None:
+    assert facts(graph(*weights(), *STATES, *GATES, *update(kept, new))) == {}
+
+
+def test_gates_that_activations_do_not_tell_apart() -> None:
+    """Both factors are activated as the forget gate is not: which is the input gate is not told."""
+    nodes = [n for n in GATES if not n.startswith(node("i", "")[:3])]
+    output = [node("act", "Relu", "c1"), node("h1", "Mul", "o", "act")]
+    tanh, relu = node("i", "Tanh", "split:1"), node("i", "Relu", "split:1")
+    for other in (tanh, relu):
+        assert facts(graph(*weights(), *STATES, *nodes, other, *update(("f", "c"), ("i", "g")), *output)) == {}
+
+
+def test_a_split_that_is_too_far_away() -> None:
+    def chained(count: int) -> dict[str, Any]:
+        nodes = [n for n in GATES if not n.startswith(node("i", "")[:3])]
+        nodes += [node(f"s{n + 1}", "AddN", f"s{n}" if n else "split:1") for n in range(count)]
+        nodes += [node("i", "Sigmoid", f"s{count}"), node("act", "Tanh", "c1"), node("h1", "Mul", "o", "act")]
+        return facts(graph(*weights(), *STATES, *nodes, *update(("f", "c"), ("i", "g"))))
+
+    assert chained(19).get("gates") == ["f", "i", "g", "o"]
+    assert chained(20) == {k: v for k, v in chained(19).items() if k != "gates"}
+
+
+def test_a_mode_of_cudnn_that_is_not_known() -> None:
+    for mode, known in ((b"rnn_tanh", {"activation": "tanh"}), (b"rnn_abs", {})):
+        call = node("y", "CudnnRNN", "x", "h", "c", "kernel/read", rnn_mode=bytes_field(2, mode))
+        found = facts(graph(*weights(), *STATES, call))
+        found.pop("cudnn", None)
+        assert found == known
+
+
+def test_weights_that_a_branch_returns() -> None:
+    """The choice between two values is no operation of the graph."""
+    same = function("same", ["w"], {"out": "w"}, [])
+    other = function("other", ["w"], {"out": "n:y:0"}, [node("n", "Neg", "w")])
+    choice = node("choice", "If", "x", "kernel/read", then_branch="same", else_branch="other")
+    assert facts(graph(*weights(), *STATES, choice, node("m", "MatMul", "x", "choice"), functions=[same, other])) == {}
+
+
+def test_a_graph_that_is_too_large_has_no_saved_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = graph(*weights())
+    for most, known in ((6, {"kernel", "bias"}), (5, set())):
+        monkeypatch.setattr(_tf_dataflow, "MAX_NODES", most)
+        made = _tf_facts.GraphFacts(GraphDef(Memory(data, "g.pb"), 0, len(data)))
+        assert made.saved() == {}
+        assert bool(made._made) == bool(known)
+
+
+def test_a_plain_cell_of_other_weights() -> None:
+    """An activation whose product multiplies what other weights made of their own activation."""
+    other = const("other", np.ones((3, 3), np.float32))
+    nodes = [
+        other,
+        node("other/read", "Identity", "other"),
+        node("first", "MatMul", "x", "other/read"),
+        node("earlier", "Tanh", "first"),
+        node("product", "MatMul", "earlier", "kernel/read"),
+        node("later", "Tanh", "product"),
+    ]
+    assert facts(graph(*weights(), *nodes), "kernel") == {}
+    assert facts(graph(*weights(), *nodes), "kernel", "other") == {}
+    twice = [node("first", "MatMul", "x", "kernel/read"), *nodes[3:]]
+    assert facts(graph(*weights(), *twice), "kernel") == {"activation": "tanh", "gates": ["h"]}
+
+
+def test_a_loop_variable_that_goes_nowhere() -> None:
+    nodes = [
+        node("enter", "Enter", "h"),
+        node("merge", "Merge", "enter", "next"),
+        node("product", "MatMul", "merge", "kernel/read"),
+        node("y", "Tanh", "product"),
+        node("next", "NextIteration", "chosen"),
+    ]
+    kept = node("chosen", "Select", "x", "merge", "y")
+    assert facts(graph(*weights(), *STATES, *nodes, kept), "kernel") == {"activation": "tanh", "gates": ["h"]}
+    lost = node("chosen", "Neg", "y")
+    assert facts(graph(*weights(), *STATES, *nodes, lost), "kernel") == {}
+    many = [node(f"s{n + 1}", "Select", "x", f"s{n}" if n else "merge", f"s{n}" if n else "x") for n in range(25)]
+    assert facts(graph(*weights(), *STATES, *nodes, *many, node("chosen", "Select", "x", "s25", "x")), "kernel") == {}

@@ -57,12 +57,6 @@ class Constant:
     #: None where the values' type and shape tell it
     role: str | None
 
-    @property
-    def title(self) -> str:
-        """The node's name, as users see it."""
-        body, node = self.parts[0]
-        return body.title(node.name)
-
 
 class Constants:
     """The constants of one graph.
