@@ -77,6 +77,13 @@ def test_another_dtype_is_converted() -> None:
     np.testing.assert_array_equal(out, array.T)
 
 
+@pytest.mark.parametrize("dtype", ["O", ">f4", "S9"])
+def test_dtypes_that_are_not_plain_numbers(dtype: str) -> None:
+    turned = np.arange(90_000).reshape(300, 300).astype(dtype).T
+    found = contiguous(turned)
+    assert (found.dtype, found.tolist()) == (turned.dtype, turned.tolist())
+
+
 def test_what_is_contiguous_is_not_copied() -> None:
     array = np.zeros((300, 300))
     assert contiguous(array) is array

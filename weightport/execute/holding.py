@@ -44,6 +44,7 @@ class Scratch(threading.local):
         """What was given out is not used any more; so many bytes will be asked for."""
         self._used = 0
         if self.memory.nbytes < size <= self.most:
+            self.release()  # before there is more
             self.memory = np.empty(size, np.uint8)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

@@ -82,14 +82,10 @@ class Mover:
         place = self.task.extents.get((piece.side, piece.expr.name)) if isinstance(piece.expr, Leaf) else None
         if place is None:
             self._flush()
-            placed = {name for side, name in self.task.extents if side == piece.side}
+            placed = {name for name in piece.expr.leaves() if (piece.side, name) in self.task.extents}
             how = rowwise(piece.expr, placed, self.task.sizes.tile)
-            starts, length = runs(_box(piece), piece.spec.shape)
-            start, size = int(starts[0]) * piece.spec.dtype.itemsize, length * piece.spec.dtype.itemsize
-            if how is None or len(starts) > 1 or start % how.row or size % how.row:
+            if how is None or not self._put_together(piece, how):
                 self._make(piece)
-            else:
-                self._put_together(piece, how, start, size)
         elif piece.box is None and place.nbytes <= self.task.sizes.chunk:
             if self.small and not self._follows(piece, place):
                 self._flush()
@@ -200,8 +196,12 @@ class Mover:
 
     # Values that are made --------------------------------------------------------------------------------------------
 
-    def _put_together(self, piece: Piece, how: Rowwise, start: int, size: int) -> None:
-        """Rows out of parts of rows: so many bytes of the tensor."""
+    def _put_together(self, piece: Piece, how: Rowwise) -> bool:
+        """Rows out of parts of rows; whether the piece is rows."""
+        starts, length = runs(_box(piece), piece.spec.shape)
+        start, size = int(starts[0]) * piece.spec.dtype.itemsize, length * piece.spec.dtype.itemsize
+        if len(starts) > 1 or start % how.row or size % how.row:
+            return False
         checksum = None if self.task.checksum is None else function(self.task.checksum)
         crc, at = 0, start
         rows, most = range(start // how.row, (start + size) // how.row), self.task.sizes.tile // 2
@@ -213,6 +213,7 @@ class Mover:
             at += nbytes
         if checksum is not None:
             self._wrote(piece, [(start, size, crc)])
+        return True
 
     def _make(self, piece: Piece) -> None:
         box, dtype = _box(piece), piece.spec.dtype
