@@ -61,6 +61,7 @@ MAY_IMPORT = {
     ),
     "lockfile": _may("tensors", "mapping", "inputs", "formats.files", "formats._io"),
     "execute": _may("tensors", "checksums", "ranges", "strips", "values", "plan", "formats._io", "formats._fs"),
+    "cluster": _may("execute", "formats._fs"),
     "settle": _may("tensors", "ranges", "layouts", "plan"),
     "targets": _may("tensors", "formats"),
     "causes": _may("tensors", "layouts"),

@@ -138,6 +138,7 @@ def transfer(
     dry_run: bool = False,
     threads: int | None = None,
     executor: Executor | None = None,
+    cluster: str | None = None,
     link: bool = False,
     **options: Any,
 ) -> Result:
@@ -169,6 +170,8 @@ def transfer(
         threads: how many write ``out``; by default as many as there are processors, up to a few. The file is the same.
         executor: any ``concurrent.futures.Executor`` to write ``out`` with instead: threads, processes, or machines
             that see the same files.
+        cluster: the address of a scheduler of ``dask.distributed``, the path of its file, or ``local:N``: its workers
+            write ``out``; see :func:`weightport.cluster.connected`.
         link: from checkpoint to checkpoint, where nothing but names changes: the new one's data files are the old
             one's, under another name (hard links), and nothing is copied. Refused where it is not so. Where the file
             system has clones, these are made without being asked for.
@@ -205,7 +208,7 @@ def transfer(
     from weightport.execute import Unchanged, check_file, write_file
     from weightport.formats._upload import destination
     from weightport.formats.detect import writer_for
-    from weightport.inputs import expected, files, given_files, provenance, refuse_inputs
+    from weightport.inputs import expected, files, given_files, paths, provenance, refuse_inputs
     from weightport.integrity import integrity
     from weightport.settle import settled
 
@@ -229,6 +232,13 @@ def transfer(
         if dry_run:
             check_file(planned, kept, path, write)
             return Result(planned, integrity=will)
+        if cluster is not None:
+            from weightport.cluster import spread
+
+            if executor is not None or url is not None:
+                raise Error("cluster: not together with executor, and not for an out by URL, which nobody shares")
+            models, ranged = paths(opened) + ([kept.path] if kept is not None else []), getattr(write, "ranged", False)
+            executor = stack.enter_context(spread(cluster, path, ranged=ranged, sources=models, files=watch.paths))
         read = write_file(
             planned, opened, kept, path, write, metadata=provenance(opened, rules, __version__, digests),
             progress=progress, watch=watch, threads=threads, executor=executor, link=link,

@@ -77,7 +77,9 @@ class OpenSource:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # In another process it is the same file, opened again.
-        return _again, (f"{self.format}:{self.path}", self._untrusted, self.path, _fs.typed(self.path))
+        end = "/" if self.path.endswith("/") else ""  # which can tell a folder from a prefix
+        path = f"{self.format}:{_fs.abspath(self.path)}{end}"
+        return _again, (path, self._untrusted, self.path, _fs.typed(self.path))
 
     def facts(self, names: Sequence[str]) -> Mapping[str, Any]:
         """What the file records about the RNN cell of these tensors (:meth:`weightport.tensors.Source.facts`)."""

@@ -58,6 +58,11 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     "--threads", type=click.IntRange(min=1), metavar="N",
     help="At most so many threads write OUT. By default as many as there are processors, up to a few.",
 )  # fmt: skip
+@click.option(
+    "--cluster", metavar="ADDRESS",
+    help="The workers of a cluster write OUT: a scheduler of dask.distributed (tcp://HOST:8786, or its file), or "
+    "local:N for N processes here. They need the same files under the same paths.",
+)  # fmt: skip
 @click.option("--link", is_flag=True, help="Where nothing but names changes: hard links to SOURCE's data, no copy.")
 @expected_digest
 @click.option("--locked", is_flag=True, help="Refuse anything that is not as the mapping's lock file says.")
@@ -77,6 +82,7 @@ def transfer(
     dry_run: bool,
     reverse: bool,
     threads: int | None,
+    cluster: str | None,
     link: bool,
     expect_sha256: str | None,
     locked: bool,
@@ -127,7 +133,7 @@ def transfer(
 
         options: dict[str, Any] = {"out": out, "format": format, "sources": sources, "expect_sha256": expect_sha256}
         options["locked"] = lock or locked
-        options |= {"shard_size": shard_size, "threads": threads, "link": link}
+        options |= {"shard_size": shard_size, "threads": threads, "cluster": cluster, "link": link}
         result = move(
             source,
             target,

@@ -156,7 +156,7 @@ class Job:
         """Write everything that ``out`` has a place for, and prove every checksum of what was read."""
         tasks = self.tasks(out, threads)
         if executor is not None:
-            self._spread(tasks, out, executor, 2 * _AHEAD)
+            self._spread(tasks, out, executor, getattr(executor, "ahead", 2 * _AHEAD))
         elif threads == 1:
             try:
                 for task in tasks:

@@ -58,6 +58,11 @@ class Writer:
         }
 
     @property
+    def ranged(self) -> bool:
+        """Whether the format can be written by range."""
+        return isinstance(module(self.module).write, RangedWriter)
+
+    @property
     def adopts(self) -> bool:
         """Whether the format can have its values in files that are there already."""
         return hasattr(module(self.module), "adopt") and not self.told
