@@ -572,7 +572,7 @@ def test_texts_in_slices(tmp_path: Path) -> None:
         entries[_slices.slice_key(b"t", cut)] = entry((1,), dtype=7, offset=len(data), size=len(raw), crc=crc)
         data += raw
     source = tf_bundle.open_source(bundle(tmp_path, entries, data))
-    assert source.specs()["t"].nbytes == 14
+    assert source.specs()["t"] == TensorSpec(np.dtype(object), (2,), 14, "weight")
     assert source.read("t").tolist() == [b"a", b"bcd"]
     assert source.read("t", (slice(1, 2),)).tolist() == [b"bcd"]
 
@@ -649,6 +649,126 @@ def test_what_is_stored_without_values(tmp_path: Path) -> None:
         for name in ("handle", "cut", "v"):
             with says(FormatError, f"{path}.index: tensor {name!r}: is no variant, which could be carried over"):
                 source.stored(name)
+
+
+def test_what_the_specs_say(tmp_path: Path) -> None:
+    """Of what is in slices, too; and what an optimizer's is, by its name and its shape."""
+    cuts = (((0, 2),), ((2, 2),))
+    float32 = np.dtype(np.float32)
+    texts_cut = entry((4,), dtype=7, slices=cuts)
+    entries = {
+        b"w": entry((4,), slices=cuts),
+        b"w/Momentum": entry((4,), size=16),
+        b"x/Momentum": entry((4,), size=16),
+        b"global_step": entry((), dtype=9, size=8),
+        b"t": texts_cut,
+        b"handle": entry((3,), dtype=20, size=5),
+    }
+    for n, cut in enumerate(cuts):
+        entries[_slices.slice_key(b"t", cut)] = entry((2,), dtype=7, size=10 + n)
+    source = tf_bundle.open_source(bundle(tmp_path, entries))
+    assert dict(source.specs()) == {
+        "global_step": TensorSpec(np.dtype(np.int64), (), 8, "counter"),
+        "handle": TensorSpec(np.dtype(object), (3,), 5, "constant", "a resource handle, which has no values"),
+        "t": TensorSpec(np.dtype(object), (4,), 21, "weight"),
+        "w": TensorSpec(float32, (4,), 16, "weight"),
+        "w/Momentum": TensorSpec(float32, (4,), 16, "slot"),
+        "x/Momentum": TensorSpec(float32, (4,), 16, "weight"),
+    }
+    assert not source.object_based
+    assert source.keys_of("w") == ["w"]
+    assert source.facts(["w"]) == {}
+    del entries[_slices.slice_key(b"t", cuts[1])]
+    source = tf_bundle.open_source(bundle(tmp_path, entries))
+    with says(FormatError, f"{tmp_path / 'c.index'}: tensor 't': the data of slice [(2, 2)] is not there"):
+        source.specs()["t"]
+
+
+def test_every_way_to_a_damaged_entry_names_the_tensor(tmp_path: Path) -> None:
+    cuts = (((0, 1),),)
+    entries = {b"bad": entry((1,), dtype=99), b"far": entry((1,), size=4, shard=3), b"cut": entry((1,), slices=cuts)}
+    entries[b"state"] = entry((), dtype=21, size=4, shard=3)
+    entries[_slices.slice_key(b"cut", cuts[0])] = entry((1,), dtype=98)
+    source = tf_bundle.open_source(bundle(tmp_path, entries))
+    index = tmp_path / "c.index"
+    for call in (lambda: source.specs()["bad"], lambda: source.extent("bad"), lambda: source.stored("bad")):
+        with says(FormatError, f"{index}: tensor 'bad': unknown dtype number 99"):
+            call()
+    with says(FormatError, f"{index}: tensor 'cut': unknown dtype number 98"):
+        source.read("cut")
+    with says(FormatError, f"{index}: tensor 'far': data shard 3 of 1"):
+        source.extent("far")
+    with says(FormatError, f"{index}: tensor 'state': data shard 3 of 1"):
+        source.stored("state")
+
+
+def test_variants_that_are_damaged_are_named(tmp_path: Path) -> None:
+    source = tf_bundle.open_source(bundle(tmp_path, {b"state": entry((1,), dtype=21, size=3)}, b"\x09ab"))
+    path = tmp_path / "c.data-00000-of-00001"
+    with says(FormatError, f"{path}: tensor 'state' at byte 0: a variant is longer than its place"):
+        list(source.stored("state")[2])
+
+
+def test_numbers_of_two_bytes_in_another_order(tmp_path: Path) -> None:
+    path = bundle(tmp_path, {b"v": entry((1,), dtype=5, size=2)}, b"ab", header=number_field(1, 1) + b"\x10\1")
+    assert tf_bundle.open_source(path).extent("v") is None
+
+
+GRAPH = b"_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+def test_an_object_graph_whose_shard_is_not_there(tmp_path: Path) -> None:
+    data = bytearray()
+    entries = {GRAPH: entry((), dtype=7, size=9, shard=1), b"v": stored(np.float32([1]), data)}
+    path = bundle(tmp_path, entries, header=number_field(1, 2))
+    (tmp_path / "c.data-00000-of-00002").write_bytes(data)
+    with tf_bundle.open_source(path) as source:
+        assert source.object_based
+        assert list(source.specs()) == ["v"]
+        assert source.objects() == ([], {})
+
+
+def test_an_object_graph_that_is_damaged(tmp_path: Path) -> None:
+    raw, crc = texts(b"\x0a\x09")
+    path = bundle(tmp_path, {GRAPH: entry((), dtype=7, size=len(raw), crc=crc)}, raw)
+    with says(FormatError, f"{path} at byte 0: a field of 9 bytes in 0 that are left"):
+        tf_bundle.open_source(path).specs()
+    path = bundle(tmp_path, {GRAPH: entry((), dtype=7, size=len(raw), crc=crc ^ 1)}, raw)
+    what = f"corrupt: the checksum of its {len(raw)} bytes is {crc:08x}, the index has {crc ^ 1:08x}"
+    with says(FormatError, f"{path}.data-00000-of-00001: tensor {GRAPH.decode()!r} at byte 0: {what}"):
+        tf_bundle.open_source(path).specs()
+    path = bundle(tmp_path, {GRAPH: entry((), dtype=97, size=len(raw))}, raw)
+    with says(FormatError, f"{path}.index: tensor {GRAPH.decode()!r}: unknown dtype number 97"):
+        tf_bundle.open_source(path).specs()
+
+
+def test_copies_of_a_variable(tmp_path: Path) -> None:
+    """Two keys of the same value are one tensor, of two different values two."""
+    value = "/.ATTRIBUTES/VARIABLE_VALUE"
+
+    def node(children: dict[str, int] | None = None, key: str = "") -> bytes:
+        out = b"".join(
+            bytes_field(1, number_field(1, n) + bytes_field(2, name.encode())) for name, n in (children or {}).items()
+        )
+        attribute = bytes_field(1, b"VARIABLE_VALUE") + bytes_field(2, b"w") + bytes_field(3, key.encode())
+        return bytes_field(1, out + (bytes_field(2, attribute) if key else b""))
+
+    keys = f"_all_variables/0{value}", f"w{value}"
+    objects = node({"w": 1, "_all_variables": 2}) + node(key=keys[1]) + node({"0": 3}) + node(key=keys[0])
+    raw, crc = texts(objects)
+    for second, copies in ((np.float32([1, 2]), 1), (np.float32([1, 3]), 2), (np.int32([1, 2]), 2)):
+        data = bytearray(raw)
+        entries = {GRAPH: entry((), dtype=7, size=len(raw), crc=crc)}
+        entries[keys[1].encode()] = stored(np.float32([1, 2]), data)
+        entries[keys[0].encode()] = stored(second, data)
+        with tf_bundle.open_source(bundle(tmp_path, entries, bytes(data))) as source:
+            assert len(source.specs()) == copies
+            same(source.read(keys[1]), np.float32([1, 2]))
+            same(source.read(keys[0]), second)
+            assert set(source.raw_names()) == set(keys)
+            if copies == 1:
+                (name,) = source.specs()
+                assert sorted(source.keys_of(name)) == sorted(keys)
 
 
 def test_two_names_that_read_alike(tmp_path: Path) -> None:

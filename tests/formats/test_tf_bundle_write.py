@@ -19,10 +19,10 @@ from tests.support import fixture, need, says
 from weightport.errors import Error, FormatError
 from weightport.formats import _tf_bundle_files, tf_bundle, tf_bundle_write
 from weightport.formats._io import ByteFile, try_lock
-from weightport.formats._table import mask
+from weightport.formats._table import Table, mask
 from weightport.formats._tensorproto import NUMBERS
 from weightport.formats._tf_variants import variants
-from weightport.tensors import TensorSpec, dtype_named
+from weightport.tensors import Budget, TensorSpec, dtype_named
 
 
 def save(
@@ -401,6 +401,33 @@ def test_wrong_tiles_change_nothing(tmp_path: Path, tiles: list[np.ndarray], wha
     with says(Error, f"{path}: tensor 'v': {what}"):
         tf_bundle_write.write(path, {"v": TensorSpec.of("float32", (3, 2))}, lambda _: iter(tiles))
     assert {f: (tmp_path / f).read_bytes() for f in os.listdir(tmp_path)} == before
+
+
+def test_wrong_texts(tmp_path: Path) -> None:
+    texts_of = TensorSpec.of(object, (2, 2))
+    for tile, what in (
+        (np.array([b"a", b"b"], object), "values of object[2] for object[2, 2]"),
+        (np.array([[b"a", b"b"]], object), "1 rows of values for the shape [2, 2]"),
+        (np.array([["a", 1], [2, 3]], object), "int where a string was expected"),
+    ):
+        with says(Error, f"{tmp_path / 'c'}: tensor 'v': {what}"):
+            tf_bundle_write.write(str(tmp_path / "c"), {"v": texts_of}, lambda _, t=tile: iter([t]))
+    matrix = np.array([["a", "é"], [b"c", b""]], object)
+    save(str(tmp_path / "c"), {"v": matrix}, rows=1)
+    assert tf_bundle.open_source(str(tmp_path / "c")).read("v").tolist() == [[b"a", "é".encode()], [b"c", b""]]
+
+
+def test_shapes_of_every_rank(tmp_path: Path) -> None:
+    values = {f"v{n}": np.zeros((2,) * n, np.int8) for n in range(5)} | {"e": np.zeros((3, 0, 2))}
+    save(str(tmp_path / "c"), values)
+    with tf_bundle.open_source(str(tmp_path / "c")) as source:
+        assert {n: s.shape for n, s in source.specs().items()} == {n: v.shape for n, v in values.items()}
+        for name, value in values.items():
+            same(source.read(name), value)
+    # Each entry is a dtype, a shape of exactly its dimensions, a place and a checksum.
+    with ByteFile(tmp_path / "c.index") as file:
+        entries = dict(Table(file, Budget()).items())
+    assert entries[b"v2"][:12] == bytes.fromhex("0806 1208 12020802 12020802".replace(" ", ""))
 
 
 def test_wrong_scalars(tmp_path: Path) -> None:

@@ -258,6 +258,20 @@ def test_hostile(tmp_path: Path, tensors: dict[str, Tensor], what: str) -> None:
             source.read("v")
 
 
+def test_repeated_values_are_bounded_over_all_slices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of slices that hold fewer bytes than they have elements; what really lies there does not count."""
+    cuts: list[_slices.Slice] = [((0, 90),), ((90, 90),), ((180, 3),)]
+    one, held = bytes_field(5, struct.pack("<f", 1)), bytes_field(5, struct.pack("<3f", 1, 2, 3))
+    tensors: dict[str, Tensor] = {"v": (1, (183,), dict(zip(cuts, (one, one, held), strict=True)))}
+    (tmp_path / "c").write_bytes(table(tensors))
+    with tf_v1.open_source(str(tmp_path / "c")) as source:
+        monkeypatch.setattr(tf_v1, "SPLAT_BYTES", 720)
+        same(source.read("v"), np.float32([1] * 181 + [2, 3]))
+        monkeypatch.setattr(tf_v1, "SPLAT_BYTES", 719)
+        with says(BudgetExceeded, f"{tmp_path / 'c'}: tensor 'v': repeated values of 720 bytes, at most 719 allowed"):
+            source.read("v")
+
+
 def test_slice_without_data(tmp_path: Path) -> None:
     head = (
         bytes_field(1, b"v") + bytes_field(2, shape_proto((2,))) + b"\x18\1" + bytes_field(4, slice_proto(((0, -1),)))
@@ -308,6 +322,7 @@ def test_a_path_that_leads_elsewhere(tmp_path: Path) -> None:
     with says(FormatError, f"{path}: is no V1 checkpoint but a V2 checkpoint"):
         tf_v1.open_source(path)
     assert not tf_v1.sniff(path)
+    assert tf_v1.sniff(str(fixture("d_checkpoints/sharded").folder / "model_v1.ckpt"))
     assert not tf_v1.sniff(str(tmp_path / "none"))
     (tmp_path / "c").write_bytes(table(one(1, (2,), b"")))
     assert tf_v1.sniff(str(tmp_path / "c"))
