@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -575,6 +576,53 @@ def test_a_writer_at_work_is_seen(tmp_path: Path) -> None:
 
     tf_bundle_write.write(str(tmp_path / "c"), {"v": TensorSpec.of("float64", (2,))}, tiles)
     assert seen == [False]
+
+
+def test_temporaries_go_by_the_name_of_their_index(tmp_path: Path) -> None:
+    """By which the next writer tells whose they are."""
+    seen: list[str] = []
+
+    def tiles(_: str) -> Iterator[np.ndarray]:
+        seen.extend(sorted(os.listdir(tmp_path)))
+        yield np.array([b"text"], object)
+
+    tf_bundle_write.write(str(tmp_path / "c"), {"v": TensorSpec.of(object, (1,))}, tiles)
+    data, index = seen
+    stem = index.removesuffix(".weightport-tmp")
+    assert re.fullmatch(r"\.c\.bundle-\w+", stem)
+    assert data == f"{stem}.00000.weightport-tmp"
+
+
+def test_what_cannot_be_removed_is_no_reason_to_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, plain = str(tmp_path / "c"), os.unlink
+    save(path, {"v": np.zeros(2)})
+    left = tmp_path / ".c.bundle-abc.weightport-tmp"
+    left.write_bytes(b"")
+
+    def unlink(name: Any, **more: Any) -> None:
+        if ".data-" in str(name) or str(name) == str(left):
+            raise PermissionError(13, "Permission denied")
+        plain(name, **more)
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    save(path, {"v": np.ones(2)})
+    same(tf_bundle.open_source(path).read("v"), np.ones(2))
+    assert len(os.listdir(tmp_path)) == 4
+
+
+@pytest.mark.parametrize(("shard_size", "sizes"), [(32, [32, 16]), (31, [16, 16, 16]), (48, [48]), (1, [16, 16, 16])])
+def test_a_shard_is_as_full_as_it_may_be(tmp_path: Path, shard_size: int, sizes: list[int]) -> None:
+    save(str(tmp_path / "c"), {n: np.zeros(2) for n in "abc"}, shard_size=shard_size)
+    found = [(tmp_path / n).stat().st_size for n in sorted(os.listdir(tmp_path)) if ".data-" in n]
+    assert found == sizes
+
+
+def test_some_of_the_names_of_several_shards_are_taken(tmp_path: Path) -> None:
+    path = str(tmp_path / "c")
+    save(path, {n: np.zeros(2) for n in "ab"}, shard_size=16)
+    (tmp_path / "c.data-00002-of-00003").write_bytes(b"")  # of the next count, the second of two names
+    save(path, {n: np.ones(2) for n in "ab"}, shard_size=16)
+    assert sorted(os.listdir(tmp_path)) == ["c.data-00002-of-00004", "c.data-00003-of-00004", "c.index"]
 
 
 def test_names_that_are_taken_are_passed_over(tmp_path: Path) -> None:
