@@ -187,6 +187,19 @@ def test_only_what_is_read_is_fetched(web: Served, suffix: str) -> None:
             assert web.sent - before < 1 << 18
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_transfer_fetches_every_byte_once(web: Served, tmp_path: Path, turned: bool) -> None:
+    arrays = {f"t{n}": np.arange(1 << 19, dtype=np.float32).reshape(1024, 512) + n for n in range(8)}
+    web.files = model(arrays, ".ckpt")
+    rule = {"from": "{n}", "to": "{n}", **({"rearrange": "i j -> j i"} if turned else {})}
+    out = tmp_path / "o.npz"
+    wp.transfer(f"{web.url}/m.ckpt", None, {"weightport": 1, "rules": [rule]}, out=out)
+    with np.load(out) as found:
+        assert all(same(found[n], np.ascontiguousarray(a.T) if turned else a) for n, a in arrays.items())
+    assert web.sent < 1.05 * sum(map(len, web.files.values()))
+    assert len(web.gets()) < 25
+
+
 def test_long_ranges_come_in_parts_side_by_side(web: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_remote_file, "PART", 1 << 20)
     array = np.arange(5 << 18, dtype=np.float32)

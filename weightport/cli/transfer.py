@@ -95,7 +95,8 @@ def transfer(
 
     OUT is an .npz, .safetensors, .pt or .h5 file, or a TensorFlow checkpoint (tf-checkpoint:PREFIX, or a name that ends
     in .ckpt). With a TARGET of that kind it is a .pb, a .meta or the folder of a SavedModel, too, and its variables can
-    become constants. It is the old file until the new one is complete.
+    become constants. It is the old file until the new one is complete. Each of the three may be a URL (s3://, gs://,
+    https://), of which the byte ranges are fetched that are needed.
 
     Every tensor of SOURCE, every tensor of TARGET and every rule has to be accounted for; otherwise all that is amiss
     is listed, nothing is written, and the exit code is 1.
