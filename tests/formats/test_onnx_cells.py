@@ -234,3 +234,19 @@ def test_a_variant_is_another_function(tmp_path: Path) -> None:
     assert proof.equal
     assert proof.notes == ("rules[0]: n -> n: the cell has coupled input and forget gates (input_forget): "
                            "values compared only",)  # fmt: skip
+
+
+def test_identities_have_an_end(tmp_path: Path) -> None:
+    """A weight behind 63 of them is found; behind more, or in a circle, the cell has its own names."""
+    for count, found in ((62, True), (64, False)):
+        chain = [need("onnx").helper.make_node("Identity", [f"w{n + 1}"], [f"w{n}"]) for n in range(count)]
+        nodes = [*chain, rnn("LSTM", ("w0", "r"), "cell")]
+        w, r = weights("LSTM", (f"w{count}", "r"))
+        path = model(tmp_path, nodes, [w, r])
+        assert ("cell/W" in names(path)) is found
+    circle = [need("onnx").helper.make_node("Identity", [a], [b]) for a, b in (("x", "y"), ("y", "x"))]
+    path = model(tmp_path, [*circle, rnn("LSTM", ("x", "r"), "cell")], weights("LSTM", ("w", "r")))
+    assert names(path) == ["w", "r"]
+    with onnx_file.open_source(path) as source:
+        assert source.facts(["w"]) == {}
+        assert source.facts(["r"]) == {"activation": "tanh", "recurrent_activation": "sigmoid"}

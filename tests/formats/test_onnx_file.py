@@ -16,7 +16,8 @@ from tests.formats._onnx import attribute, field, fixed32, graph, model, node, r
 from tests.support import fixture, need
 from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
 from weightport.formats import detect, onnx_file
-from weightport.formats._onnx_tensor import DTYPES
+from weightport.formats._onnx_tensor import DTYPES, entry, floats, integers
+from weightport.formats._proto import BYTES, FIXED32, VARINT, Memory
 from weightport.formats._subbyte import BITS
 from weightport.tensors import Budget, Extent, TensorSpec
 
@@ -507,3 +508,95 @@ def test_where_tensors_lie(tmp_path: Path) -> None:
         assert source.extent("w") == Extent(str(tmp_path / "w.bin"), 4, 8)
     with onnx_file.open_source(external(tmp_path, VALUES, checksum=hashlib.sha1(VALUES).hexdigest())) as source:
         assert source.extent("w") is None  # which is verified on the way
+
+
+def test_graphs_of_a_training(tmp_path: Path) -> None:
+    """``training_info``: the graphs that initialize and that train."""
+    trainings = b"".join(
+        field(20, field(1, graph(raw("w", X + k))) + field(2, graph(raw("w", X - k))) + field(3, b"")) for k in (1, 2)
+    )
+    with onnx_file.open_source(written(tmp_path, model(graph(raw("w", X))) + trainings)) as source:
+        assert {name: source.read(name)[0, 0] - X[0, 0] for name in source.specs()} == {
+            "w": 0,
+            "training_0/initialization/w": 1,
+            "training_0/algorithm/w": -1,
+            "training_1/initialization/w": 2,
+            "training_1/algorithm/w": -2,
+        }
+
+
+def test_nodes_of_any_size(tmp_path: Path) -> None:
+    """What a large node is shows when all of it is read: a constant, or nothing."""
+    large = np.arange(3000, dtype=np.float32).reshape(30, 100)
+    value = attribute("value", field(5, raw("", large)))
+    inert = node("Custom", ("x" * 5000,), ("y",))
+    made = model(graph(raw("w", X), nodes=(inert, node("Constant", (), ("k",), "", value))))
+    with onnx_file.open_source(written(tmp_path, made)) as source:
+        assert list(source.specs()) == ["k", "w"]
+        assert same(source.read("k"), large)
+    nobody = (node("Constant", (), (), "", value), node("Constant", (), ("",), "", value))
+    empty = attribute("value", field(4, "no tensor"))
+    made = model(graph(nodes=(*nobody, node("Constant", (), ("k",), "", empty))))
+    with onnx_file.open_source(written(tmp_path, made)) as source:
+        assert dict(source.specs()) == {}
+
+
+def test_names_that_are_too_long(tmp_path: Path) -> None:
+    content = model(graph(raw("w" * 70_000, X)))
+    with pytest.raises(FormatError, match=r" at byte \d+: a name of 70,000 bytes$"):
+        onnx_file.open_source(written(tmp_path, content))
+
+
+def test_integers_packed_and_loose() -> None:
+    """Of one field, in any mixture; no more are read than are needed."""
+    packed = b"\x01\x02\xff\x01"
+    file = Memory(packed, "file")
+    run = (BYTES, 0, 4)
+    assert integers(file, [(VARINT, 7, 0), run, (VARINT, 8, 0), (VARINT, 9, 0), (1, 5, 0), run], 99, "w").tolist() == [
+        7, 1, 2, 255, 8, 9, 1, 2, 255,
+    ]  # fmt: skip
+    assert integers(file, [], 9, "w").tolist() == []
+    assert integers(file, [(VARINT, at, 0) for at in range(100)], 5, "w").tolist() == [0, 1, 2, 3, 4, 5]
+    assert integers(file, [run, run, run], 2, "w").tolist() == [1, 2, 255]
+
+
+def test_floats_packed_and_loose() -> None:
+    raw_bytes = np.array([1.5, -2.5], "<f4").tobytes()
+    file = Memory(raw_bytes + b"x", "file")
+    one = int.from_bytes(raw_bytes[:4], "little")
+    assert floats(file, [(FIXED32, one, 0), (BYTES, 0, 8), (VARINT, 3, 0)], 4, "w").tolist() == [1.5, 1.5, -2.5]
+    with pytest.raises(FormatError) as caught:
+        floats(file, [(BYTES, 0, 9)], 4, "w")
+    assert str(caught.value) == "file: tensor 'w': 9 bytes are no whole number of 4-byte values"
+
+
+def test_entries_of_external_data() -> None:
+    data = field(1, "key") + field(2, "old") + field(3, "other") + field(1, 5) + field(2, b"v\xff")
+    assert entry(Memory(data, "file"), 0, len(data), "w") == ("key", "v\\xff")
+    data = field(2, "v" * 65_537)
+    with pytest.raises(FormatError) as caught:
+        entry(Memory(data, "file"), 0, len(data), "w")
+    assert str(caught.value) == "file: tensor 'w' at byte 4: an entry of 65,537 bytes"
+    data = field(2, "v" * 65_536)
+    assert entry(Memory(data, "file"), 0, len(data), "w") == ("", "v" * 65_536)
+
+
+def test_where_only_tensors_lie(tmp_path: Path) -> None:
+    literal = node("Constant", (), ("k",), "", attribute("value_int", field(3, 5)))
+    with onnx_file.open_source(written(tmp_path, model(graph(raw("w", X), nodes=(literal,))))) as source:
+        assert source.extent("k") is None
+        assert source.extent("w") is not None
+        with pytest.raises(TensorNotFound, match=r"no tensor 'W'$"):
+            source.extent("W")
+
+
+def test_literals_that_say_nothing(tmp_path: Path) -> None:
+    nodes = [
+        node("Constant", (), (kind,), "", attribute(kind)) for kind in ("value_int", "value_float", "value_string")
+    ]
+    with onnx_file.open_source(written(tmp_path, model(graph(nodes=tuple(nodes))))) as source:
+        assert {name: source.read(name).tolist() for name in source.specs()} == {
+            "value_int": 0,
+            "value_float": 0.0,
+            "value_string": b"",
+        }
