@@ -156,7 +156,7 @@ def attribute_refused(path: Path, head: bytes, name: str = "name", at: int = 0, 
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_the_references_of_an_attribute(tmp_path: Path, version: int) -> None:
     path = tmp_path / "x"
-    for name in ("name", "é", "a longer one than that"):
+    for name in ("name", "é", "sixteen letters.", "a longer one than that"):
         assert attribute_refused(path, header((12, attribute(version, name, GOOD)))) is None
         assert attribute_refused(path, header((12, attribute(version, name, BAD))), name) == NOT_HELD
         assert attribute_refused(path, header((12, attribute(version, name, GOOD + BAD))), name) == NOT_HELD
@@ -165,6 +165,23 @@ def test_the_references_of_an_attribute(tmp_path: Path, version: int) -> None:
     assert attribute_refused(path, shifted, base=512) == NOT_HELD.replace("1024", "1536")
     shared = header((12, attribute(version, "name", GOOD * 2)))
     assert attribute_refused(path, shared) == NOT_HELD.replace("6 bytes", "5 bytes")
+
+
+def test_whether_an_attribute_stands_there(tmp_path: Path) -> None:
+    for kind in (9, 3):
+        head = header((12, attribute(1, "name", GOOD, kind=kind))).ljust(1024, b"\0")
+        found = heap(tmp_path / "x", head + collection((1, b"hello")))
+        assert found.check_attribute(0, "name", "'/'") is True
+        assert found.check_attribute(0, "other", "'/'") is False
+
+
+def test_a_type_that_is_none(tmp_path: Path) -> None:
+    """Of values of variable length there are lists and text."""
+    path = tmp_path / "x"
+    raw = bytearray(attribute(2, "name", BAD))
+    for kind, expected in ((0, NOT_HELD), (1, NOT_HELD), (2, " at byte 37: corrupt: '/' is of no known type")):
+        raw[8 + 5 + 1] = kind
+        assert attribute_refused(path, header((12, bytes(raw)))) == expected
 
 
 def test_attributes_that_hold_no_references(tmp_path: Path) -> None:

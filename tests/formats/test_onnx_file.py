@@ -529,7 +529,7 @@ def test_nodes_of_any_size(tmp_path: Path) -> None:
     """What a large node is shows when all of it is read: a constant, or nothing."""
     large = np.arange(3000, dtype=np.float32).reshape(30, 100)
     value = attribute("value", field(5, raw("", large)))
-    inert = node("Custom", ("x" * 5000,), ("y",))
+    inert = node("Custom", ("x" * 20_000,), ("y",))
     made = model(graph(raw("w", X), nodes=(inert, node("Constant", (), ("k",), "", value))))
     with onnx_file.open_source(written(tmp_path, made)) as source:
         assert list(source.specs()) == ["k", "w"]

@@ -387,3 +387,62 @@ def test_data_of_an_input_is_not_replaced(tmp_path: Path) -> None:
     mapping = {"weightport": 1, "rules": [{"from": "{x**}", "to": "{x**}"}]}
     with pytest.raises(wp.Error, match="which is only read"):
         wp.transfer(other, like, mapping, out=out)
+
+
+def test_what_moves_out_of_a_model_that_is_too_large(tmp_path: Path) -> None:
+    """Values of every kind of field; what is no plain initializer of the main graph stays."""
+    large = np.arange(1200, dtype=np.float32).reshape(300, 4)
+    typed = tensor("typed", 1, (300, 4), field(4, (large + 1).tobytes()))
+    text = tensor("text", 8, (2,), field(6, b"t" * 2000), field(6, b"u"))
+    empty = raw("empty", np.zeros((0, 4)))
+    beside = b"".join(field(13, field(1, k) + field(2, v)) for k, v in {"location": "w.bin"}.items()) + field(14, 1)
+    (tmp_path / "w.bin").write_bytes((large + 2).tobytes())
+    constant = node("Constant", (), ("k",), "", attribute("value_int", field(3, 5)))
+    held = (raw("w", large), typed, text, empty, tensor("out", 1, (300, 4), beside))
+    like = written(tmp_path, model(graph(*held, nodes=(constant,))))
+    path = write(tmp_path / "o.onnx", {"w": large * 2, "empty": np.zeros((0, 4), np.float32)}, like, limit=3000)
+    with onnx_file.open_source(path) as source:
+        outside = {n for n in source.specs() if n != "k" and source.ref(n).external is not None}
+    assert outside == {"w", "typed", "out"}
+    found = arrays_in(path)
+    for name, expected in (("w", large * 2), ("typed", large + 1), ("out", large + 2), ("empty", large[:0])):
+        assert same(found[name], expected), name
+    assert (found["text"].tolist(), found["k"].tolist()) == ([b"t" * 2000, b"u"], 5)
+    # Without values that are new, tensors of no elements move, too, where they lay outside before.
+    (tmp_path / "w.bin").write_bytes(b"")
+    like = written(tmp_path, model(graph(tensor("w", 1, (0,), beside), tensor("b", 22, (3,), field(9, b"\x21\x03")))))
+    path = write(tmp_path / "p.onnx", {"w": np.zeros(0, np.float32)}, like)
+    assert arrays_in(path)["w"].shape == (0,)
+
+
+def test_a_failure_over_a_file_that_is_damaged(tmp_path: Path) -> None:
+    large = np.zeros((300, 4), np.float32)
+    like = written(tmp_path, model(graph(raw("w", large))))
+    damaged = model(graph(raw("w", X), raw("w", X)))
+    (tmp_path / "o.onnx").write_bytes(damaged)
+
+    def tiles(name: str) -> Iterator[np.ndarray]:
+        yield large[:100]
+        raise Error(f"{name} broke")
+
+    with pytest.raises(Error, match=r"^w broke$"):
+        onnx_write.write(str(tmp_path / "o.onnx"), specs_of({"w": large}), tiles, like=like, limit=200)
+    assert files(tmp_path) == ["o.onnx"]
+    assert (tmp_path / "o.onnx").read_bytes() == damaged
+
+
+def test_no_room_for_the_values_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = np.zeros((300, 4), np.float32)
+    like = written(tmp_path, model(graph(raw("w", large))))
+    real = open
+
+    def refuse(path: Any, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if mode == "xb":
+            raise PermissionError(13, "Permission denied")
+        return real(path, mode, *args, **options)
+
+    monkeypatch.setattr(onnx_write, "open", refuse, raising=False)
+    with pytest.raises(Error) as caught:
+        write(tmp_path / "o.onnx", {"w": large}, like, limit=200)
+    assert str(caught.value) == f"{tmp_path / 'o.onnx'}: cannot be written: Permission denied"
+    assert files(tmp_path) == []

@@ -321,8 +321,6 @@ class _Job:
 
 
 def _flat(values: np.ndarray, ref: TensorRef) -> memoryview:
-    if not values.size:
-        return memoryview(b"")
     return _strided.byte_view(packed(values.reshape(-1)) if ref.dtype.name in BITS else values)
 
 
