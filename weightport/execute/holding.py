@@ -78,7 +78,7 @@ class Loader:
     def __init__(self, task: Task, done: Done) -> None:
         self._task, self._done = task, done
         self._files: dict[str, ByteFile] = {}
-        self.buffer = memoryview(bytearray(task.sizes.chunk))
+        self.buffer = np.empty(task.sizes.chunk, np.uint8).data
 
     def load(self, side: int, name: str, ranges: Ranges, *, empty: Callable[..., Array] = np.empty) -> Array:
         """A part of a tensor, in memory that ``empty`` gives."""
