@@ -225,6 +225,43 @@ def test_headers_in_several_pieces(tmp_path: Path) -> None:
     assert beyond == ": 5000 bytes asked for at 16 of 1064"
 
 
+def newer(*messages: tuple[int, bytes], flags: int = 0, size: int | None = None) -> bytes:
+    """An object header of version 2: its fields by its flags, its messages with their order where bit 2 is set."""
+    order = b"\x07\x00" if flags & 4 else b""
+    body = b"".join(struct.pack("<BHB", kind, len(raw), 0) + order + raw for kind, raw in messages)
+    wide = 1 << (flags & 3)
+    optional = (b"\xee" * 16 if flags & 0x20 else b"") + (b"\xdd" * 4 if flags & 0x10 else b"")
+    length = (len(body) if size is None else size).to_bytes(wide, "little")
+    return b"OHDR\2" + bytes([flags]) + optional + length + body
+
+
+@pytest.mark.parametrize("flags", [0, 1, 2, 3, 4, 0x10, 0x20, 0x37])
+def test_newer_headers(tmp_path: Path, flags: int) -> None:
+    path = tmp_path / "x"
+    size = None if flags & 3 else 200  # of one byte
+    other, bad = (12, attribute(3, "other", GOOD)), (12, attribute(3, "name", BAD))
+    assert attribute_refused(path, newer(other, bad, flags=flags)) == NOT_HELD
+    assert attribute_refused(path, newer(other, bad, flags=flags, size=size)) == NOT_HELD
+    assert attribute_refused(path, newer(other, (12, attribute(3, "name", GOOD)), flags=flags)) is None
+    assert attribute_refused(path, newer(bad, flags=flags), base=512) == NOT_HELD.replace("1024", "1536")
+    whole = newer(other, bad, flags=flags)
+    assert attribute_refused(path, newer(other, bad, flags=flags, size=len(whole) - 60)) is None
+    assert attribute_refused(path, whole.replace(b"OHDR", b"OHDX")) is None
+
+
+@pytest.mark.parametrize("flags", [0, 5])
+def test_newer_headers_in_several_pieces(tmp_path: Path, flags: int) -> None:
+    path = tmp_path / "x"
+    order = b"\x07\x00" if flags & 4 else b""
+    raw = attribute(3, "name", BAD)
+    block = b"OCHK" + struct.pack("<BHB", 12, len(raw), 0) + order + raw + b"sums"
+    first = newer((16, struct.pack("<QQ", 512, len(block))), (12, attribute(3, "other", GOOD)), flags=flags)
+    assert attribute_refused(path, first.ljust(512, b"\0") + block) == NOT_HELD
+    # Without the checksum behind it, the message is longer than its block.
+    first = newer((16, struct.pack("<QQ", 512, len(block) - 1)), flags=flags)
+    assert attribute_refused(path, first.ljust(512, b"\0") + block) is None
+
+
 def test_as_h5py_writes_them(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w", libver="earliest") as file:
         file.attrs["names"] = ["one", "two", ""]
