@@ -10,6 +10,7 @@ import pickle
 import tracemalloc
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ from hypothesis import strategies as st
 import weightport as wp
 from tests.plan.stub import Stub, document, numbers, planned
 from tests.support import need, says
+from weightport.checksums import crc32c
 from weightport.errors import FormatError
 from weightport.execute import files, mover
 from weightport.execute.boxes import Sizes
 from weightport.formats import npz, safetensors_file, tf_bundle, tf_bundle_write
-from weightport.formats._io import ByteFile
+from weightport.formats._io import CHUNK, ByteFile
 from weightport.plan import plan
 from weightport.tensors import Array, TensorSpec
+from weightport.values import Cast, Leaf, Made, Mean
 
 WRITE = {".ckpt": tf_bundle_write.write, ".safetensors": safetensors_file.write, ".npz": npz.write}
 ARRAYS: dict[str, Array] = {
@@ -344,6 +347,29 @@ def test_processors(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rows_at_a_time(shape: tuple[int, ...], most: int, steps: tuple[int, ...]) -> None:
     """Of a large tensor that is copied as it is: consecutive bytes, as many as may be."""
     assert files._rows(TensorSpec.of("float32", shape), most) == steps
+
+
+def test_what_was_not_read_yet_is_read_for_its_checksum(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).bytes(2 * CHUNK + 5)
+    (tmp_path / "f").write_bytes(data)
+    read = files._rest(str(tmp_path / "f"), "crc32c", "t")
+    assert read(3, len(data) - 3) == crc32c(data[3:])
+    what = f"truncated or corrupt: bytes 3..{len(data) + 3} asked for, the file has {len(data)}"
+    with says(FormatError, f"{tmp_path / 'f'}: tensor 't' at byte 3: {what}"):
+        read(3, len(data))
+
+
+def test_what_is_made_whole_is_not_cut() -> None:
+    """An average, and what an initializer makes at once, would be made again for every piece."""
+    spec = TensorSpec.of("float32", (4, 3))
+    leaf = Leaf("a", spec)
+    made = Made(spec.shape, spec.dtype, lambda: np.zeros((4, 3), np.float32))
+    by_rows = replace(made, rows=lambda start, stop: np.zeros((stop - start, 3), np.float32))
+    mean = Mean(leaf, 0, 4)
+    assert [files._is_one(e) for e in (leaf, by_rows, mean, made)] == [False, False, True, True]
+    assert [files._is_one(Cast(e, np.dtype(np.float64))) for e in (leaf, by_rows, mean, made)] == [
+        False, False, True, True,
+    ]  # fmt: skip
 
 
 def test_what_a_writer_checks_before() -> None:

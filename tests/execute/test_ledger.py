@@ -65,3 +65,27 @@ def test_pieces_that_meet_become_one(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nothing_at_all() -> None:
     assert Sheet(CRC32, 7, 0).add(pieces([])) == 0
     assert Sheet(CRC32, 7, 0).finish(lambda at, n: at + n) == 0
+
+
+def rest(sheet: Sheet) -> list[tuple[int, int]]:
+    """What is read of the file in the end."""
+    asked = []
+
+    def read(at: int, size: int) -> int:
+        asked.append((at, size))
+        return zlib.crc32(DATA[at : at + size])
+
+    assert sheet.finish(read) == zlib.crc32(DATA)
+    return asked
+
+
+def test_of_pieces_that_begin_together_the_longest_counts() -> None:
+    sheet = Sheet(CRC32, 0, 500)
+    sheet.add(pieces([piece(0, 10), piece(0, 300), piece(0, 20)]))
+    assert rest(sheet) == [(300, 200)]
+
+
+def test_pieces_of_one_byte_and_of_none() -> None:
+    sheet = Sheet(CRC32, 0, 500)
+    sheet.add(pieces([piece(7, 7), piece(0, 1), piece(1, 2), piece(0, 0)]))
+    assert rest(sheet) == [(2, 498)]
