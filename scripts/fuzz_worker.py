@@ -13,6 +13,7 @@ import gc
 import json
 import mmap
 import os
+import re
 import resource
 import signal
 import struct
@@ -73,7 +74,7 @@ def opener(reader: str) -> Opener:
     made = module(READERS[reader]).open_source
 
     def opened(path: str) -> Source:
-        source: Source = made(path, budget=Budget(header_bytes=HEADER, tensors=10_000, tensor_bytes=1 << 22))
+        source: Source = made(path, budget=Budget(header_bytes=HEADER, tensors=10_000, tensor_bytes=1 << 20))
         return source
 
     return opened
@@ -181,7 +182,7 @@ def finding(error: BaseException) -> str:
     """What tells one finding from another: the kind, and the last places in weightport."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "weightport" in f.filename]
     places = " < ".join(f"{Path(f.filename).name}:{f.lineno}" for f in reversed(frames[-2:]))
-    return f"{type(error).__name__} at {places}: {str(error)[:200]}"
+    return f"{type(error).__name__} at {places}: {re.sub('[0-9]+', 'N', str(error))[:200]}"
 
 
 def run(reader: str, executions: int, seed: str, folder: Path, limit: float) -> dict[str, Any]:

@@ -573,3 +573,14 @@ def test_big_endian_values_of_every_kind(tmp_path: Path) -> None:
     with npz.open_source(str(tmp_path / "x.npy")) as source:
         assert source.read("x").tolist() == [True]
         assert source.extent("x") is not None
+
+
+@pytest.mark.parametrize("kind", ["|S0", "<U0"])
+def test_empty_strings_without_end(tmp_path: Path, kind: str) -> None:
+    """Nothing in the file stands for them: only memory says how many there may be."""
+    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': (1099511627776,), }}\n".encode()
+    (tmp_path / "a.npy").write_bytes(b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header)
+    with npz.open_source(str(tmp_path / "a.npy")) as source:
+        assert source.read("a", (slice(5, 8),)).tolist() == [b""] * 3
+        with pytest.raises(BudgetExceeded, match="8,796,093,022,208 asked for, at most 268,435,456 allowed"):
+            source.read("a")

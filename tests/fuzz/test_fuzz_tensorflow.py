@@ -9,11 +9,11 @@ import pytest
 from tests.fuzz.fuzzing import fuzz
 
 EXECUTIONS = {
-    "tf-checkpoint": 80_000,
-    "tf-checkpoint-v1": 60_000,
-    "tf-frozen": 80_000,
-    "tf-meta": 40_000,
-    "tf-saved-model": 20_000,
+    "tf-checkpoint": 40_000,
+    "tf-checkpoint-v1": 30_000,
+    "tf-frozen": 40_000,
+    "tf-meta": 20_000,
+    "tf-saved-model": 10_000,
 }
 
 

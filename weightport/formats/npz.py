@@ -69,6 +69,10 @@ class _Layout:
         return TensorSpec(dtype, self.shape, self.nbytes)
 
 
+#: What an array of empty strings may take in memory.
+_EMPTY_BYTES = 1 << 28
+
+
 class NpzSource:
     """An open ``.npz`` archive, or a ``.npy`` file as a source of one tensor named like the file."""
 
@@ -204,7 +208,9 @@ class NpzSource:
         member, layout = found
         cuts = _strided.bounds(index, layout.shape, f"{self.path}: tensor {name!r}")
         member.verify(name)
-        if not layout.dtype.itemsize:  # strings of no characters
+        if not layout.dtype.itemsize:  # strings of no characters, for which no byte of the file stands
+            few = Budget(tensor_bytes=min(_EMPTY_BYTES, self._budget.tensor_bytes))
+            _strided.checked(np.dtype(object), _strided.counts(cuts), few, self.path, name)
             return np.full(_strided.counts(cuts), b"", object)
         shape = layout.shape
         if layout.fortran:
