@@ -69,8 +69,7 @@ class _Layout:
         return TensorSpec(dtype, self.shape, self.nbytes)
 
 
-#: What an array of empty strings may take in memory.
-_EMPTY_BYTES = 1 << 28
+_EMPTY = 1 << 28  # what an array of empty strings may take in memory
 
 
 class NpzSource:
@@ -209,9 +208,9 @@ class NpzSource:
         cuts = _strided.bounds(index, layout.shape, f"{self.path}: tensor {name!r}")
         member.verify(name)
         if not layout.dtype.itemsize:  # strings of no characters, for which no byte of the file stands
-            few = Budget(tensor_bytes=min(_EMPTY_BYTES, self._budget.tensor_bytes))
-            _strided.checked(np.dtype(object), _strided.counts(cuts), few, self.path, name)
-            return np.full(_strided.counts(cuts), b"", object)
+            few, counts = Budget(tensor_bytes=min(_EMPTY, self._budget.tensor_bytes)), _strided.counts(cuts)
+            _strided.checked(np.dtype(object), counts, few, self.path, name)
+            return np.full(counts, b"", object)
         shape = layout.shape
         if layout.fortran:
             shape, cuts = shape[::-1], cuts[::-1]
