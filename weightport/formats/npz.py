@@ -69,7 +69,7 @@ class _Layout:
         return TensorSpec(dtype, self.shape, self.nbytes)
 
 
-_EMPTY = 1 << 28  # what an array of empty strings may take in memory
+_FEW = 1 << 28  # what an array of empty strings may take in memory
 
 
 class NpzSource:
@@ -208,7 +208,7 @@ class NpzSource:
         cuts = _strided.bounds(index, layout.shape, f"{self.path}: tensor {name!r}")
         member.verify(name)
         if not layout.dtype.itemsize:  # strings of no characters, for which no byte of the file stands
-            few, counts = Budget(tensor_bytes=min(_EMPTY, self._budget.tensor_bytes)), _strided.counts(cuts)
+            few, counts = Budget(tensor_bytes=min(_FEW, self._budget.tensor_bytes)), _strided.counts(cuts)
             _strided.checked(np.dtype(object), counts, few, self.path, name)
             return np.full(counts, b"", object)
         shape = layout.shape
