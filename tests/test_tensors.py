@@ -22,7 +22,7 @@ def test_a_dtype_that_does_not_exist() -> None:
         dtype_named("float33")
 
 
-@pytest.mark.parametrize("name", ["2f4", "f4,i1", ",", "", "(2,)f4", "<f4" + "x" * 60, "f4\0"])
+@pytest.mark.parametrize("name", ["2f4", "f4,i1", ",", "", "(2,)f4", "<f4" + "x" * 60, "f4\0", "<a4", "a"])
 def test_expressions_are_no_names(name: str) -> None:
     with pytest.raises(TypeError, match="no dtype "):
         dtype_named(name)

@@ -265,8 +265,8 @@ class RangedWriter(FileWriter, Protocol):
         ...
 
 
-# numpy takes whole expressions for a dtype ("2f4, i1"), and has Python parse what stands in them.
-_DTYPE = re.compile(r"[<>|=]?[A-Za-z?]\w{0,30}")
+# numpy takes whole expressions for a dtype ("2f4, i1"), and has Python parse what stands in them; "a4" it warns of.
+_DTYPE = re.compile(r"[<>|=]?(?!a\d*\Z)[A-Za-z?]\w{0,30}")
 # Names that ml_dtypes has, or may have by now: float8_e8m0fnu and the small integers came with 0.5.
 _EXTENSION = re.compile(r"float[468]_e\d\w*|u?int[124]")
 
