@@ -129,6 +129,7 @@ def test_the_examples(document: Path, folder: Path) -> None:
     assert seen or document.name in (
         "conversions.md",
         "performance.md",
+        "reliability.md",
     )  # tables, and benchmarks that have tests of their own
 
 

@@ -9,11 +9,11 @@ import pytest
 from tests.fuzz.fuzzing import fuzz
 
 EXECUTIONS = {
-    "tf-checkpoint": 40_000,
-    "tf-checkpoint-v1": 30_000,
-    "tf-frozen": 40_000,
-    "tf-meta": 20_000,
-    "tf-saved-model": 10_000,
+    "tf-checkpoint": 20_000,
+    "tf-checkpoint-v1": 20_000,
+    "tf-frozen": 20_000,
+    "tf-meta": 10_000,
+    "tf-saved-model": 5_000,
 }
 
 
