@@ -353,6 +353,8 @@ def _orbax(folder: Path, **options) -> None:
         warnings.simplefilter("ignore")
         handler = ocp.PyTreeCheckpointHandler(**options)
         ocp.Checkpointer(handler).save(folder / "m", {"a": {"w": W}, "b": B})
+    # It names the folder that it was made in, which is nobody's business.
+    (folder / "m" / "commit_success.txt").write_text("Checkpoint commit was successful to m", encoding="utf-8")
 
 
 def orbax(folder: Path) -> None:
