@@ -1,8 +1,9 @@
 """The bounds that every reader keeps to, whatever a file claims.
 
-Promise: what is refused is refused before it is allocated or done, in Python's integers, and the same file is refused
-by the same bound on every machine: work is counted in steps, never in seconds. Limit: what a library that is not ours
-does with a file is bounded only from outside (:attr:`Budget.isolated`).
+Promise: what is refused is refused before it is allocated, in Python's integers, and the same file is refused by the
+same bound on every machine. Limits: names that share their prefixes and parts that refer to each other are bounded only
+by what they come to in all; what a library that is not ours does with a file is bounded only from outside
+(:attr:`Budget.isolated`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,6 @@ from weightport.errors import BudgetExceeded, FormatError
 
 #: Whether files are not trusted that are opened without a word about it; see :attr:`Budget.isolated`.
 ISOLATED: ContextVar[bool] = ContextVar("weightport.isolated", default=False)
-# Below these, no ratio is worth the question.
-_FREE_BYTES, _FREE_NAMES, _FREE_STEPS = 64 << 20, 16 << 20, 1 << 20
-_WORDS = {"ratio": "bytes", "spread": "characters of names", "steps": "steps"}
 
 
 @dataclass(slots=True)
@@ -33,12 +31,6 @@ class Budget:
         depth: nesting of messages, groups or objects.
         rank: axes of one tensor.
         tensor_bytes: size of one tensor in memory.
-        ratio: bytes of one value or member that a byte of the file may stand for, where it is compressed (deflate
-            reaches 1032); beyond the first 64 MiB.
-        spread: characters of names, all tensors together, that a byte of the file may stand for: where scopes nest or
-            prefixes are shared, names multiply; beyond the first 16 MiB.
-        steps: steps of work that a byte of the file may cost where parts of it refer to each other; beyond the first
-            million.
         isolated: whether a library that is not ours (HDF5's, tensorstore) reads the file in a process that may be lost.
     """
 
@@ -47,9 +39,6 @@ class Budget:
     depth: int = 64
     rank: int = 64
     tensor_bytes: int = 1 << 46
-    ratio: int = 1032
-    spread: int = 16
-    steps: int = 16
     isolated: bool = field(default_factory=ISOLATED.get)
     _spent: dict[str, int] = field(default_factory=dict, repr=False)
 
@@ -66,32 +55,6 @@ class Budget:
         total = self._spent.get(kind, 0) + amount
         self._spent[kind] = total
         self.check(kind, total, path)
-
-    def check_ratio(
-        self, amount: int, stored: int, path: object, *, tensor: str | None = None, offset: int | None = None
-    ) -> None:
-        """Refuse ``amount`` bytes that ``stored`` ones are said to stand for."""
-        if amount > _FREE_BYTES and amount > self.ratio * stored:
-            raise BudgetExceeded(
-                path,
-                f"{stored:,} bytes are said to stand for {amount:,}, more than {self.ratio:,} for each",
-                tensor=tensor,
-                offset=offset,
-            )
-
-    def names(self, length: int, size: int, path: object) -> None:
-        """Add ``length`` characters of names to those made so far from a file of ``size`` bytes."""
-        self._relative("spread", length, size, _FREE_NAMES, path)
-
-    def work(self, steps: int, size: int, path: object) -> None:
-        """Add ``steps`` to those done so far for a file of ``size`` bytes."""
-        self._relative("steps", steps, size, _FREE_STEPS, path)
-
-    def _relative(self, kind: str, amount: int, size: int, free: int, path: object) -> None:
-        total = self._spent[kind] = self._spent.get(kind, 0) + amount
-        if total > free and total > getattr(self, kind) * size:
-            what = f"{total:,} {_WORDS[kind]} for {size:,} bytes, at most {getattr(self, kind)} for each"
-            raise BudgetExceeded(path, f"{what}: its parts multiply each other")
 
 
 def checked_nbytes(
