@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks import Goal, Run, folder, interleaved, run, table
@@ -235,7 +236,7 @@ def bench(data: Path, mb: int, rounds: int, models: Sequence[str]) -> str:
     found = []
     for model in models:
         names = [*_WHO[model], *(["an assign each"] if model == "graph" and mb <= 300 else [])]
-        runs = interleaved({n: (lambda n=n: run(_CODE[model], str(data), str(mb), n)) for n in names}, rounds)  # type: ignore[misc]  # noqa: B023
+        runs = interleaved({n: partial(run, _CODE[model], str(data), str(mb), n) for n in names}, rounds)
         found.append(table(f"{mb} MB into a {model} model", runs, names[0], _GOALS.get(model)))
         found.append(_beside(runs))
         growth = runs["weightport"][0].said.get("growth") if model == "graph" else None

@@ -90,7 +90,7 @@ def silent(tool: Tool, path: Path, whole: Arrays) -> bool:
     """Whether a file is read without an error, and gives something else."""
     try:
         found = tool.load(path)
-    except Exception:
+    except Exception:  # whatever a tool raises, it has noticed
         return False
     if set(found) != set(whole):
         return True

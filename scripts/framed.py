@@ -39,7 +39,7 @@ def _items(data: bytes) -> dict[bytes, bytes] | None:
         try:
             with ByteFile(file.name) as opened:
                 return dict(Table(opened, Budget(header_bytes=1 << 20)).items())
-        except Exception:
+        except Exception:  # a mutant that is no table any more, however that shows
             return None
 
 
@@ -97,7 +97,7 @@ def _members(data: bytes) -> list[tuple[str, bool, bytes]] | None:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return [(i.filename, i.compress_type == 8, archive.read(i)) for i in archive.infolist()]
-    except Exception:
+    except Exception:  # a mutant that is no archive any more: zipfile raises what it likes
         return None
 
 
@@ -163,38 +163,21 @@ def lookup3(data: bytes) -> int:
     a: int
     b: int
     c: int
-    x: int
-    y: int
-    z: int
     a = b = c = (0xDEADBEEF + len(data)) & most
-    at, left = 0, len(data)
-    while left > 12:
-        x, y, z = struct.unpack_from("<III", data, at)
-        a, b, c = a + x & most, b + y & most, c + z & most
-        a = (a - c & most) ^ _rotated(c, 4)
-        c = c + b & most
-        b = (b - a & most) ^ _rotated(a, 6)
-        a = a + c & most
-        c = (c - b & most) ^ _rotated(b, 8)
-        b = b + a & most
-        a = (a - c & most) ^ _rotated(c, 16)
-        c = c + b & most
-        b = (b - a & most) ^ _rotated(a, 19)
-        a = a + c & most
-        c = (c - b & most) ^ _rotated(b, 4)
-        b = b + a & most
-        at, left = at + 12, left - 12
-    if left == 0:
+    if not data:
         return c
-    x, y, z = struct.unpack("<III", data[at:].ljust(12, b"\0"))
+    last = (len(data) - 1) // 12 * 12  # the last twelve bytes or fewer are mixed in another way
+    for x, y, z in struct.iter_unpack("<III", data[:last]):
+        a, b, c = a + x & most, b + y & most, c + z & most
+        for turn in (4, 6, 8, 16, 19, 4):
+            a, c = (a - c & most) ^ _rotated(c, turn), c + b & most
+            a, b, c = b, c, a
+    x, y, z = struct.unpack("<III", data[last:].ljust(12, b"\0"))
     a, b, c = a + x & most, b + y & most, c + z & most
-    c = (c ^ b) - _rotated(b, 14) & most
-    a = (a ^ c) - _rotated(c, 11) & most
-    b = (b ^ a) - _rotated(a, 25) & most
-    c = (c ^ b) - _rotated(b, 16) & most
-    a = (a ^ c) - _rotated(c, 4) & most
-    b = (b ^ a) - _rotated(a, 14) & most
-    return (c ^ b) - _rotated(b, 24) & most
+    for turn in (14, 11, 25, 16, 4, 14, 24):
+        c = (c ^ b) - _rotated(b, turn) & most
+        a, b, c = b, c, a
+    return b
 
 
 @lru_cache(maxsize=256)

@@ -16,11 +16,10 @@ import numpy as np
 
 from weightport.checksums import function
 from weightport.execute.boxes import runs
-from weightport.execute.ledger import pieces
 from weightport.execute.tasks import Done, Task
 from weightport.formats._io import ByteFile
 from weightport.ranges import Ranges, extent, position, slices_of
-from weightport.tensors import Array
+from weightport.tensors import Array, Extent
 
 #: A line of the cache: what is held together begins at one each.
 LINE = 64
@@ -93,22 +92,22 @@ class Loader:
         starts, length = runs(ranges, spec.shape)
         starts, nbytes = starts * item + place.offset, length * item
         out: Array = empty((len(starts), nbytes), np.dtype(np.uint8))
-        checksum = None if place.checksum is None else function(place.checksum.kind)
-        crcs = self.file(place.path).read_rows(starts.tolist(), out, checksum, self._task.sizes.chunk, tensor=name)
-        if checksum is not None:
-            sizes = np.full(len(starts), nbytes, np.int64)
-            self._done.read.append((side, name, (starts, sizes, np.array(crcs, np.uint32))))
+        self._rows(side, name, place, starts, out)
         found: Array = out.view(spec.dtype).reshape(size)
         return found
 
     def fill(self, side: int, name: str, start: int, out: Array) -> None:
         """Consecutive bytes of a tensor that has a place, from one on, into an array of bytes."""
         place = self._task.extents[side, name]
+        self._rows(side, name, place, np.array([place.offset + start], np.int64), out.reshape(1, -1))
+
+    def _rows(self, side: int, name: str, place: Extent, starts: Array, out: Array) -> None:
+        """Rows of bytes, each from its own offset in the file; their checksums are noted."""
         checksum = None if place.checksum is None else function(place.checksum.kind)
-        offset, rows = place.offset + start, out.reshape(1, -1)
-        crcs = self.file(place.path).read_rows([offset], rows, checksum, self._task.sizes.chunk, tensor=name)
+        crcs = self.file(place.path).read_rows(starts.tolist(), out, checksum, self._task.sizes.chunk, tensor=name)
         if checksum is not None:
-            self._done.read.append((side, name, pieces([(offset, len(out), crcs[0])])))
+            sizes = np.full(len(starts), out.shape[1], np.int64)
+            self._done.read.append((side, name, (starts, sizes, np.array(crcs, np.uint32))))
 
     def room(self, side: int, name: str, ranges: Ranges) -> int:
         """Bytes that a part takes in memory at most."""

@@ -8,7 +8,6 @@ in this process; values in one run are read by position here. Limit: what the li
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from weightport.errors import Error, FormatError, Problem, TensorNotFound
@@ -36,9 +35,8 @@ class IsolatedH5Source(KerasH5Source):
             "offset": offset,
             "part": whole is not self._bytes or not whole.local,
             "size": self._bytes.size,
-            "budget": {k: v for k, v in asdict(budget).items() if type(v) is int},
         }
-        self._child = Child(self.path, "the HDF5 library", opens, (handle,))
+        self._child = Child(self.path, "the HDF5 library", opens, budget, (handle,))
         said = self._child.described(structure_limit(self._bytes.size, budget))
         try:
             self._take(said, budget)

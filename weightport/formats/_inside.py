@@ -19,6 +19,11 @@ def folders_of(anchor: str) -> set[str]:
     return {_fs.realpath(os.path.dirname(_fs.abspath(anchor))), os.path.dirname(_fs.realpath(anchor))}
 
 
+def roots_of(folder: str, *marks: str) -> set[str]:
+    """The same of a model that is a folder; ``marks`` are the names in it of the files that say what it is."""
+    return {_fs.realpath(folder), *(os.path.dirname(_fs.realpath(os.path.join(folder, mark))) for mark in marks)}
+
+
 def is_inside(path: str, folders: set[str]) -> bool:
     """Whether a path, its links followed, lies beneath one of these folders."""
     real = _fs.realpath(path)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from math import prod
 from typing import Any
 
@@ -53,13 +54,17 @@ class Child:
         path: the file that errors name.
         library: what reads it there, as errors call it.
         opens: what the worker is told: see there.
+        budget: its bounds.
         files: descriptors that it is given.
     """
 
-    def __init__(self, path: str, library: str, opens: Mapping[str, Any], files: Sequence[int] = ()) -> None:
+    def __init__(
+        self, path: str, library: str, opens: Mapping[str, Any], budget: Budget, files: Sequence[int] = ()
+    ) -> None:
         self.path, self._library, self._lost = path, library, ""
         self._lock = threading.Lock()
-        text = json.dumps({**opens, "memory": MEMORY, "seconds": SECONDS})
+        bounds = {k: v for k, v in asdict(budget).items() if type(v) is int}
+        text = json.dumps({**opens, "budget": bounds, "memory": MEMORY, "seconds": SECONDS})
         places = [os.path.abspath(place) for place in sys.path]
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-c", _BOOT, text, *places],

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from weightport.errors import FormatError
-from weightport.formats import _fs
+from weightport.formats import _fs, _inside
 from weightport.formats._io import ByteFile
 
 _NUMBER = re.compile(r"[0-9]{1,19}", re.ASCII)
@@ -93,9 +93,9 @@ class ExternalFiles:
             raise FormatError(self._path, f"its external data {location[:200]!r} leads out of the folder", tensor=title)
         # A model that is a link itself, as in the caches of model hubs, has two folders: the link's, and its own.
         folders = [os.path.dirname(_fs.abspath(self._path)), os.path.dirname(_fs.realpath(self._path))]
-        roots = [_fs.realpath(folder) for folder in folders]
+        roots = _inside.folders_of(self._path)
         found = [real for f in folders if _fs.exists(real := _fs.realpath(os.path.join(f, location)))]
-        inside = [real for real in found if any(_fs.is_beneath(real, root) for root in roots)]
+        inside = [real for real in found if _inside.is_inside(real, roots)]
         if inside:
             return inside[0]
         if found:

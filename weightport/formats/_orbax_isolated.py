@@ -7,7 +7,6 @@ loaded in this process. Limit: memory is bounded by the part asked for, and by w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from weightport.errors import Error, FormatError, TensorNotFound
@@ -28,8 +27,7 @@ class IsolatedOrbaxSource:
         self.path = _jax_paths.resolve(path).path
         self._specs: dict[str, TensorSpec] = {}
         self._closed = False
-        bounds = {k: v for k, v in asdict(budget).items() if type(v) is int}
-        self._child = Child(self.path, "tensorstore", {"kind": "orbax", "path": path, "budget": bounds})
+        self._child = Child(self.path, "tensorstore", {"kind": "orbax", "path": path}, budget)
         try:
             said = self._child.described(structure_limit(_STRUCTURE, budget))
             entries = said.get("tensors") if isinstance(said, dict) else None

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from weightport.errors import FormatError, MissingPackage
-from weightport.formats import _fs, _strided
+from weightport.formats import _fs, _inside, _strided
 from weightport.formats._io import ByteFile
 from weightport.formats._jax_paths import MANIFEST, METADATA
 from weightport.tensors import Array, Budget, TensorSpec, dtype_named
@@ -235,15 +235,10 @@ class ArrayStore:
         return path
 
     def _is_inside(self, path: str) -> bool:
-        """Whether a path, its links followed, lies in the folder, or beside what the folder's own metadata link to.
-
-        In the caches of model hubs, all files are links into one folder.
-        """
+        """Whether a path, its links followed, lies in the folder, or beside what the folder's own metadata link to."""
         if not self._roots:
-            marks = (_fs.realpath(os.path.join(self.folder, n)) for n in (METADATA, MANIFEST))
-            self._roots = {_fs.realpath(self.folder), *(os.path.dirname(mark) for mark in marks)}
-        real = _fs.realpath(path)
-        return any(_fs.is_beneath(real, root) for root in self._roots)
+            self._roots = _inside.roots_of(self.folder, METADATA, MANIFEST)
+        return _inside.is_inside(path, self._roots)
 
     def _refuse_irregular(self, folder: str) -> None:
         """Refuse a folder with links that lead out of it, or with what is no file: a pipe would be waited for."""

@@ -15,10 +15,13 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from weightport.errors import Problem, RefusedError
 from weightport.formats import _fs
-from weightport.formats._remote import Remote
+
+if TYPE_CHECKING:
+    from weightport.formats._remote import Remote
 
 _OUT = re.compile(r"(?:([A-Za-z][A-Za-z0-9_-]+):(?=[A-Za-z][A-Za-z0-9+.-]+://))?(.+)", re.DOTALL)
 # What is read first of several files: it is there last.
@@ -44,6 +47,8 @@ def destination(out: str, *, dry_run: bool = False) -> Iterator[tuple[str, str |
     if at is None:
         yield kind + path, None
         return
+    from weightport.formats._remote import Remote
+
     place, inner = at
     if not isinstance(place, Remote) or not place.writes:
         raise RefusedError(Problem(path, "cannot be written by URL", "write to a local path, and copy it there"))

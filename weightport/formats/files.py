@@ -52,8 +52,7 @@ def files_of(path: str | os.PathLike[str]) -> list[str]:
 
 def _below(folder: str, *marks: str) -> list[str]:
     """All files in a folder, which its links must not lead out of; ``marks`` are the files that say what it is."""
-    folders = {_fs.realpath(folder)}
-    folders.update(os.path.dirname(_fs.realpath(os.path.join(folder, mark))) for mark in marks)
+    folders = _inside.roots_of(folder, *marks)
     found = sorted(os.path.join(above, name) for above, _, names in _fs.walk(folder) for name in names)
     return [_inside.refuse_outside(path, folders) for path in found]
 
