@@ -59,7 +59,7 @@ MAY_IMPORT = {
         "formats._fs",
         "targets",
     ),
-    "lockfile": _may("tensors", "mapping", "inputs", "formats.files", "formats._io"),
+    "lockfile": _may("tensors", "mapping", "inputs", "formats.files", "formats._temporaries"),
     "execute": _may("tensors", "checksums", "ranges", "strips", "values", "plan", "formats._io", "formats._fs"),
     "cluster": _may("execute", "formats._fs"),
     "settle": _may("tensors", "ranges", "layouts", "plan"),

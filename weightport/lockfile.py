@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from weightport.errors import FormatError, Problem, RefusedError
-from weightport.formats._io import atomic_file
+from weightport.formats._temporaries import atomic_file
 from weightport.formats.files import digest
 from weightport.inputs import vocabularies
 from weightport.mapping.rules import Mapping as Rules

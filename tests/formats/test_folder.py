@@ -7,7 +7,9 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ from tests.support import says
 from weightport.errors import Error, RefusedError
 from weightport.formats import _folder
 from weightport.formats._folder import atomic_folder
-from weightport.formats._io import try_lock
+from weightport.formats._temporaries import try_lock
 
 
 def fill(path: Path, text: str) -> None:
@@ -138,6 +140,37 @@ def test_one_at_work_is_seen(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["f"]
 
 
+def test_nobody_meets_it_before_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it is created, and while others look for what is left, the folder above is locked."""
+    seen: list[bool] = []
+    above = os.open(tmp_path, os.O_RDONLY)
+
+    def noted(plain: Any) -> Any:
+        def call(*given: Any, **more: Any) -> Any:
+            seen.append(try_lock(above))
+            return plain(*given, **more)
+
+        return call
+
+    monkeypatch.setattr(tempfile, "mkdtemp", noted(tempfile.mkdtemp))
+    monkeypatch.setattr(_folder, "_remove_stale", noted(_folder._remove_stale))
+    fill(tmp_path / "f", "1")
+    assert seen == [False, False]
+    os.close(above)
+
+
+def test_files_are_as_private_as_those_they_replace(tmp_path: Path) -> None:
+    fill(tmp_path / "f", "old")
+    (tmp_path / "f" / "a" / "1").chmod(0o640)
+    (tmp_path / "f" / "b").chmod(0o600)
+    with atomic_folder(tmp_path / "f") as made:
+        (Path(made) / "a").mkdir()
+        for name in ("a/1", "a/2", "b", "c"):
+            (Path(made) / name).write_text("new", encoding="utf-8")
+    modes = {name: stat.S_IMODE((tmp_path / "f" / name).stat().st_mode) for name in ("a/1", "a/2", "b", "c")}
+    assert modes == {"a/1": 0o640, "a/2": 0o640, "b": 0o600, "c": 0o600}
+
+
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     with says(Error, f"{tmp_path / 'no' / 'f'}: cannot be written: No such file or directory"):
         fill(tmp_path / "no" / "f", "")
@@ -164,6 +197,7 @@ def test_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 KILLED = """
 import os, shutil, sys, ctypes
 from pathlib import Path
+from typing import Any
 from weightport.formats import _folder
 count = 0
 def dying(plain):

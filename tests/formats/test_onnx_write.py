@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -218,8 +219,11 @@ def test_external_data_goes_beside_the_new_model(tmp_path: Path, monkeypatch: py
     np.testing.assert_allclose(run(path), expected(found), rtol=1e-6)
     # Over itself: another name, and the old data goes with the old model.
     for name in ("o.onnx.1.data", "o.onnx.data"):
+        for file in folder.iterdir():
+            file.chmod(0o600)
         write(folder / "o.onnx", arrays, like)
         assert files(folder) == ["o.onnx", name]
+        assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}, "it is as private"
         assert same(arrays_in(path)["c"], arrays["c"])
     like = sample(tmp_path, save_as_external_data=True, location="more.bin", size_threshold=0, convert_attribute=True)
     write(folder / "o.onnx", arrays, like)  # which onnxruntime cannot run

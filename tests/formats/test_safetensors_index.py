@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,32 @@ def test_written_over_an_older_model(tmp_path: Path) -> None:
     assert set(os.listdir(tmp_path)) == {INDEX, "model-99999-of-99999.safetensors", *names}
 
 
+def test_two_writers_at_once(tmp_path: Path) -> None:
+    """The second one begins and ends while the first one is at work: each model is whole, and one is left."""
+    first, second = ({name: array + n for name, array in ARRAYS.items()} for n in (1, 2))
+
+    def tiles(name: str) -> Any:
+        if name == list(first)[-1]:
+            path = written(tmp_path, second, shard_size=40)
+            with si.open_source(str(path)) as source:
+                assert all(same(source.read(name), array) for name, array in second.items())
+        return tiles_of(first)(name)
+
+    si.write(str(tmp_path / INDEX), specs_of(first), tiles, shard_size=40)
+    with si.open_source(str(tmp_path / INDEX)) as source:
+        assert all(same(source.read(name), array) for name, array in first.items())
+    assert len(os.listdir(tmp_path)) == 4
+
+
+def test_shards_are_as_private_as_the_old_model(tmp_path: Path) -> None:
+    path = written(tmp_path, ARRAYS, shard_size=40)
+    for file in tmp_path.iterdir():
+        file.chmod(0o600)
+    written(tmp_path, ARRAYS, shard_size=40)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
+    assert path.exists()
+
+
 def test_a_failure_leaves_the_older_model(tmp_path: Path) -> None:
     path = written(tmp_path, ARRAYS, shard_size=40)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
@@ -267,12 +294,15 @@ def test_interrupted_when_it_is_written(tmp_path: Path, monkeypatch: pytest.Monk
     """While the older model's shards are removed: the new one is there and stays."""
     path = written(tmp_path, ARRAYS, shard_size=40)
 
-    def interrupt(_: str) -> bool:
-        raise KeyboardInterrupt
+    plain = os.unlink
 
-    (tmp_path / "model-00009-of-00009.safetensors").write_text("")
-    monkeypatch.setattr(si, "_is_ours", interrupt)
+    def interrupt(path: str) -> None:
+        if path.endswith(".safetensors"):
+            raise KeyboardInterrupt
+        plain(path)
+
     new = {name: array + 1 for name, array in ARRAYS.items()}
+    monkeypatch.setattr(os, "unlink", interrupt)
     with pytest.raises(KeyboardInterrupt):
         written(tmp_path, new, shard_size=40)
     with si.open_source(str(path)) as source:

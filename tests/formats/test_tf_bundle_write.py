@@ -19,8 +19,9 @@ from tests.formats.test_tf_objects import node as trackable
 from tests.support import fixture, need, says
 from weightport.errors import Error, FormatError
 from weightport.formats import _tf_bundle_files, tf_bundle, tf_bundle_write
-from weightport.formats._io import ByteFile, try_lock
+from weightport.formats._io import ByteFile
 from weightport.formats._table import Table, mask
+from weightport.formats._temporaries import try_lock
 from weightport.formats._tensorproto import NUMBERS
 from weightport.formats._tf_variants import variants
 from weightport.tensors import Budget, TensorSpec, dtype_named
@@ -545,14 +546,32 @@ def test_new_files_have_the_mode_that_the_umask_says(tmp_path: Path) -> None:
     }
 
 
+def test_data_is_as_private_as_the_old_one(tmp_path: Path) -> None:
+    for _ in range(2):
+        save(str(tmp_path / "c"), {"v": np.zeros(2)})
+        assert stat.S_IMODE((tmp_path / "c.index").stat().st_mode) == 0o666 & ~umask_of_now()
+        for file in tmp_path.iterdir():
+            file.chmod(0o600)
+        save(str(tmp_path / "c"), {"v": np.ones(2)})
+        assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
+        for file in tmp_path.iterdir():
+            file.unlink()
+
+
+def umask_of_now() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
 def test_what_killed_writers_left(tmp_path: Path) -> None:
     """It is removed by the next, unless somebody holds a lock of its index; the files of others stay."""
-    mine = [".c.bundle-abc.weightport-tmp", ".c.bundle-abc.00000.weightport-tmp", ".c.bundle-xyz.00012.weightport-tmp"]
-    held = [".c.bundle-held.weightport-tmp", ".c.bundle-held.00000.weightport-tmp"]
+    mine = [".c.index.abc.weightport-tmp", ".c.index.abc.00000.weightport-tmp", ".c.index.xyz.00012.weightport-tmp"]
+    held = [".c.index.held.weightport-tmp", ".c.index.held.00000.weightport-tmp"]
     other = [
-        ".d.bundle-abc.weightport-tmp",
-        ".c.bundle-a-c.weightport-tmp",
-        ".c.bundle-abc.0.weightport-tmp",
+        ".d.index.abc.weightport-tmp",
+        ".c.index.a-c.weightport-tmp",
+        ".c.index.abc.0.weightport-tmp",
         "c.data-1-of-2",
     ]
     for name in (*mine, *held, *other):
@@ -569,7 +588,7 @@ def test_a_writer_at_work_is_seen(tmp_path: Path) -> None:
     seen = []
 
     def tiles(_: str) -> Iterator[np.ndarray]:
-        temporary = [n for n in os.listdir(tmp_path) if n.startswith(".c.bundle-") and n.count(".") == 3]
+        temporary = [n for n in os.listdir(tmp_path) if n.startswith(".c.index.") and n.count(".") == 4]
         with open(tmp_path / temporary[0], "rb") as handle:
             seen.append(try_lock(handle.fileno()))
         yield np.zeros(2)
@@ -589,14 +608,14 @@ def test_temporaries_go_by_the_name_of_their_index(tmp_path: Path) -> None:
     tf_bundle_write.write(str(tmp_path / "c"), {"v": TensorSpec.of(object, (1,))}, tiles)
     data, index = seen
     stem = index.removesuffix(".weightport-tmp")
-    assert re.fullmatch(r"\.c\.bundle-\w+", stem)
+    assert re.fullmatch(r"\.c\.index\.\w+", stem)
     assert data == f"{stem}.00000.weightport-tmp"
 
 
 def test_what_cannot_be_removed_is_no_reason_to_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, plain = str(tmp_path / "c"), os.unlink
     save(path, {"v": np.zeros(2)})
-    left = tmp_path / ".c.bundle-abc.weightport-tmp"
+    left = tmp_path / ".c.index.abc.weightport-tmp"
     left.write_bytes(b"")
 
     def unlink(name: Any, **more: Any) -> None:
@@ -862,7 +881,7 @@ os._exit(7)
 @pytest.mark.parametrize("shard_size", [100, 12])
 def test_killed_at_every_step(tmp_path: Path, shard_size: int) -> None:
     path = str(tmp_path / "c")
-    (tmp_path / ".c.bundle-x.tmp").write_text("another's")
+    (tmp_path / ".c.index.x.tmp").write_text("another's")
     codes: list[int] = []
     while 7 not in codes:
         save(path, {n: np.full(3, 1, np.float32) for n in "vw"}, shard_size=shard_size)
@@ -882,7 +901,7 @@ def test_killed_at_every_step(tmp_path: Path, shard_size: int) -> None:
     save(path, {"v": np.zeros(1)})
     # What the killed left behind is gone; the files of others are not.
     left = sorted(os.listdir(tmp_path))
-    assert [n for n in left if ".data-" not in n] == [".c.bundle-x.tmp", "c.index"]
+    assert [n for n in left if ".data-" not in n] == [".c.index.x.tmp", "c.index"]
     assert len(left) == 3
 
 

@@ -34,7 +34,7 @@ def report(session: Session, source: str, target: str | None, mapping: str, out:
     from weightport import __version__
     from weightport.api import load_mapping
     from weightport.errors import Problem, RefusedError
-    from weightport.formats._io import atomic_file
+    from weightport.formats._temporaries import atomic_file
     from weightport.formats.files import digest, files_of
     from weightport.inputs import named_paths
     from weightport.integrity import integrity

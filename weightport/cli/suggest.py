@@ -31,7 +31,7 @@ def suggest(session: Session, source: str, target: str, out: str | None, force: 
         weightport transfer model.ckpt-1000 new_model.h5 -m mapping.yaml --dry-run
     """
     from weightport.errors import Problem, RefusedError
-    from weightport.formats._io import atomic_file
+    from weightport.formats._temporaries import atomic_file
     from weightport.opening import as_source
     from weightport.suggest import suggest as propose
 

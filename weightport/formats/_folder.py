@@ -15,16 +15,14 @@ import ctypes
 import os
 import re
 import shutil
-import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from weightport.errors import Error, Problem, RefusedError
-from weightport.formats._io import fsync_folder, try_lock
+from weightport.formats._temporaries import SUFFIX, fsync_folder, locked_folder, mode_of, try_lock
 
-_SUFFIX = ".weightport-tmp"
 _EXCHANGE, _SWAP, _AT_FDCWD = 2, 2, -100
 
 
@@ -40,17 +38,21 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[str]:
     """
     final = Path(os.path.realpath(path))
     try:
-        temporary = tempfile.mkdtemp(prefix=f".{final.name}.", suffix=_SUFFIX, dir=final.parent)
+        with locked_folder(final.parent):  # so that nobody meets it before its lock
+            temporary = tempfile.mkdtemp(prefix=f".{final.name}.", suffix=SUFFIX, dir=final.parent)
+            lock = os.open(temporary, os.O_RDONLY)
+            try_lock(lock)
     except OSError as error:
         raise Error(f"{path}: cannot be written: {error.strerror}") from None
-    lock = os.open(temporary, os.O_RDONLY)
     try:
-        try_lock(lock)
-        os.chmod(temporary, _mode(final))
+        os.chmod(temporary, mode_of(str(final), new=0o777))
         yield temporary
         for folder, _, names in os.walk(temporary):
+            before = final / os.path.relpath(folder, temporary)
             for name in names:
-                fsync_folder(os.path.join(folder, name))
+                file = os.path.join(folder, name)
+                _closed_as(file, before)
+                fsync_folder(file)
             fsync_folder(folder)
         if not final.is_dir() or not os.listdir(final):
             os.rename(temporary, final)
@@ -58,7 +60,8 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[str]:
             what = "is there already, and two folders cannot be exchanged at once here"
             raise RefusedError(Problem(str(path), what, "remove it first, or write to another path"))
         fsync_folder(final.parent)
-        _remove_stale(final)
+        with locked_folder(final.parent):
+            _remove_stale(final)
     except OSError as error:
         raise Error(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
@@ -66,13 +69,12 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[str]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _mode(final: Path) -> int:
-    try:
-        return stat.S_IMODE(final.stat().st_mode)
-    except FileNotFoundError:
-        umask = os.umask(0)
-        os.umask(umask)
-        return 0o777 & ~umask
+def _closed_as(file: str, before: Path) -> None:
+    """A file is no more open than what it replaces: that of its name, or all files that were in that folder."""
+    same = before / os.path.basename(file)
+    files = [same] if same.is_file() else [f for f in before.glob("*") if f.is_file()]
+    if files:
+        os.chmod(file, mode_of(*map(str, files)))
 
 
 def _exchange(one: str, other: str) -> bool:
@@ -89,7 +91,8 @@ def _exchange(one: str, other: str) -> bool:
 
 def _remove_stale(final: Path) -> None:
     """Remove what writers of this folder left that were killed: nobody holds a lock of it."""
-    pattern = re.compile(rf"\.{re.escape(final.name)}\.\w+{re.escape(_SUFFIX)}")
+    # Called with the folder above locked, so that none is met between its creation and its lock.
+    pattern = re.compile(rf"\.{re.escape(final.name)}\.\w+{re.escape(SUFFIX)}")
     for name in filter(pattern.fullmatch, os.listdir(final.parent)):
         left = final.parent / name
         with contextlib.suppress(OSError):

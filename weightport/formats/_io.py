@@ -1,20 +1,17 @@
-"""Bytes of files: bounded positional reads, and destinations that are the old file or the complete new one.
+"""Bytes of files: bounded positional reads.
 
-Promise: a read past the end is a :class:`FormatError` with the offset, never a short result; a destination appears by
-one rename after fsync, and what a killed writer left beside it is removed by the next. Limit: what is written is local;
-the folder's file system must support rename. Where it has no locks, what a killed writer left stays.
+Promise: a read past the end is a :class:`FormatError` with the offset, never a short result; only regular files are
+opened. Limit: a file that is changed while it is read is noticed by who watches it, not here.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import io
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from weightport.errors import Error, FormatError
 from weightport.formats import _fs
@@ -24,7 +21,6 @@ from weightport.tensors import Array
 _NO_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF)
 #: How much is read at a time where a byte range is streamed: fits the second-level cache.
 CHUNK = 256 * 1024
-_SUFFIX = ".weightport-tmp"
 
 
 class Bytes(Protocol):
@@ -218,141 +214,3 @@ class Stream(io.RawIOBase):
         self._bytes.read_into(self._at, view)
         self._at += len(view)
         return len(view)
-
-
-def fsync_folder(folder: str | os.PathLike[str]) -> None:
-    """Make renames in that folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
-    """A temporary path beside ``path`` to write to; renamed over it on success, removed on failure.
-
-    It is locked as long as this process writes it: what nobody has locked was left by a writer that was killed.
-    A symbolic link is written through, the mode of an existing file is kept, and file and folder are fsynced.
-
-    Raises:
-        Error: the folder does not exist or cannot be written to.
-    """
-    import tempfile  # only where something is written
-
-    final = os.path.realpath(path)
-    folder, name = os.path.split(final)
-    if os.path.isdir(final):
-        raise Error(f"{path}: is a directory, not a file to write")
-    try:
-        with locked_folder(folder):
-            handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=_SUFFIX, dir=folder)
-            try_lock(handle)
-    except OSError as error:
-        raise Error(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        try:
-            mode = stat.S_IMODE(os.stat(final).st_mode)
-        except FileNotFoundError:
-            umask = os.umask(0)
-            os.umask(umask)
-            mode = 0o666 & ~umask
-        os.chmod(temporary, mode)
-        yield temporary
-        os.fsync(handle)
-        os.replace(temporary, final)
-        fsync_folder(folder)
-        with contextlib.suppress(OSError):
-            _remove_stale(folder, name)
-    except OSError as error:
-        raise Error(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        os.close(handle)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-
-
-def _remove_stale(folder: str, name: str) -> None:
-    """Remove what writers of a file left that were killed: nobody holds a lock of it."""
-    with locked_folder(folder):  # so that no file is met between its creation and its lock
-        _unlocked_removed(folder, re.escape(name))
-
-
-def _unlocked_removed(folder: str, names: str) -> bool:
-    """Remove temporaries that nobody has locked; whether there are none that somebody has.
-
-    Args:
-        names: pattern of the final names.
-    """
-    pattern = re.compile(rf"\.(?:{names})\.\w+{re.escape(_SUFFIX)}")
-    alone = True
-    for name in filter(pattern.fullmatch, os.listdir(folder)):
-        with contextlib.suppress(OSError):
-            left = os.path.join(folder, name)
-            handle = os.open(left, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-            try:
-                if try_lock(handle):
-                    os.unlink(left)
-                else:
-                    alone = False
-            finally:
-                os.close(handle)
-    return alone
-
-
-@contextlib.contextmanager
-def atomic_set(path: str | os.PathLike[str], parts: str, stale: Callable[[str], bool]) -> Iterator[BinaryIO]:
-    """The file that refers to others beside it: begun before them and committed after them.
-
-    Its temporary is locked from the beginning, so that others see that somebody is at work. When it is committed and
-    nobody else is, stale parts are removed: those of the old model, and what killed writers left.
-
-    Args:
-        path: the file.
-        parts: pattern of the names that the others may have.
-        stale: whether a part of that name is nobody's any more; asked after the file was committed.
-    """
-    with atomic_file(path) as out:
-        yield out
-    folder, name = os.path.split(os.path.realpath(path))
-    with contextlib.suppress(OSError), locked_folder(folder):
-        mine, others = _unlocked_removed(folder, re.escape(name)), _unlocked_removed(folder, parts)
-        if mine and others:
-            for part in filter(re.compile(parts).fullmatch, os.listdir(folder)):
-                if stale(part):
-                    with contextlib.suppress(OSError):
-                        os.unlink(os.path.join(folder, part))
-
-
-@contextlib.contextmanager
-def locked_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """One writer at a time in a folder. Where locks are not supported, nobody waits."""
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def try_lock(handle: int) -> bool:
-    """Lock an open file or folder for this process; False if another one has, or the file system has no locks."""
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Like :func:`atomic_path`, as an open binary file."""
-    with atomic_path(path) as temporary, open(temporary, "r+b") as handle:
-        yield handle
-        handle.flush()

@@ -1,44 +1,41 @@
 """The files of a checkpoint that is being written: data shards and index, which appear together or not at all.
 
 Promise: all of them are written under temporary names beside the checkpoint; the data is renamed first, to names that
-the checkpoint of that prefix does not use, the index last; then what the old index used is removed. What a killed
-writer left is removed by the next. Limit: locks that the file system does not support do not keep two writers apart;
-the last one wins.
+the checkpoint of that prefix does not use, the index last; then what the old index used is removed. Limits: those of
+:mod:`~weightport.formats._temporaries`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import re
-import stat
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 from weightport.errors import Error
-from weightport.formats._io import fsync_folder, locked_folder, try_lock
+from weightport.formats import _temporaries
+from weightport.formats._temporaries import Parts
 
-_MARK, _SUFFIX = ".bundle-", ".weightport-tmp"
 # linux/fs.h: FICLONE, _IOW(0x94, 9, int).
 _FICLONE = 0x40049409
 #: What a number of five digits can count.
 MOST_SHARDS = 99_999
 
 
-class Shards:
+class Shards(Parts):
     """The data shards under temporary names beside the index, one of them open; what was not renamed is removed.
 
-    Their names begin with the index', whose lock says that somebody is still writing.
+    Args:
+        made: the temporary index, whose lock says that somebody is still writing.
+        most: bytes of a shard, unless one tensor has more.
     """
 
-    def __init__(self, index_path: str, most: int | None) -> None:
-        self._stem = index_path.removesuffix(_SUFFIX)
+    def __init__(self, made: str, most: int | None) -> None:
+        super().__init__(made)
         self._most = most
         self._open: BinaryIO | None = None
-        self.paths: list[str] = []
 
     def room_for(self, size: int) -> BinaryIO:
         """The shard to write the next tensor of that many bytes to."""
@@ -48,8 +45,7 @@ class Shards:
             self.close()
             if len(self.paths) == MOST_SHARDS:
                 raise Error(f"more than {MOST_SHARDS:,} data shards: a checkpoint cannot have more; choose larger ones")
-            self.paths.append(f"{self._stem}.{len(self.paths):05d}{_SUFFIX}")
-            self._open = open(self.paths[-1], "xb")  # noqa: SIM115
+            self._open = open(self.new(), "xb")  # noqa: SIM115
         return self._open
 
     def reserve(self, size: int) -> tuple[str, int]:
@@ -69,13 +65,10 @@ class Shards:
             self._open.close()
             self._open = None
             os.unlink(self.paths.pop())
-        path = f"{self._stem}.{len(self.paths):05d}{_SUFFIX}"
         if link:
-            os.link(source, path)
-            self.paths.append(path)
+            os.link(source, self.new())
             return
-        with open(source, "rb") as whole, open(path, "xb") as clone:
-            self.paths.append(path)
+        with open(source, "rb") as whole, open(self.new(), "xb") as clone:
             cloned(whole.fileno(), clone.fileno())
 
     def close(self) -> None:
@@ -88,9 +81,7 @@ class Shards:
     def sync(self) -> None:
         """Make all shards durable."""
         self.close()
-        for path in self.paths:
-            with open(path, "rb") as handle:
-                os.fsync(handle.fileno())
+        super().sync()
 
     def __enter__(self) -> Shards:
         self.room_for(0)  # a checkpoint without tensors has a shard, too
@@ -99,9 +90,7 @@ class Shards:
     def __exit__(self, *_: object) -> None:
         if self._open is not None:
             self._open.close()
-        for path in self.paths:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+        super().__exit__()
 
 
 def cloned(source: int, target: int) -> None:
@@ -118,99 +107,37 @@ def cloned(source: int, target: int) -> None:
 
 
 def commit(
-    prefix: str,
-    index: BinaryIO,
-    index_path: str,
-    data: Sequence[str],
-    write_index: Callable[[BinaryIO, int, int], None],
+    prefix: str, index: BinaryIO, made: str, shards: Shards, write_index: Callable[[BinaryIO, int, int], None]
 ) -> None:
-    """Give the data names that are free, swap the index, remove what the old index used.
+    """Give the data names that the old checkpoint does not use, swap the index, remove what the old one used.
 
     Args:
         prefix: the checkpoint's.
-        index, index_path: its temporary index, not written yet.
-        data: the temporary data shards.
+        index, made: its temporary index, not written yet.
+        shards: the data, which is durable.
         write_index: writes the index, given how many shards there are and which number the first has.
     """
-    folder = os.path.dirname(prefix) or "."
-    with locked_folder(folder):
-        count = len(data)
-        if os.path.lexists(prefix + ".index"):
-            while any(os.path.lexists(_shard(prefix, count - len(data) + n, count)) for n in range(len(data))):
-                count += 1
-        first = count - len(data)
-        write_index(index, count, first)
-        sync(index)
-        with contextlib.suppress(FileNotFoundError):
-            os.chmod(index_path, stat.S_IMODE(os.stat(prefix + ".index").st_mode))
-        shards = [_shard(prefix, first + n, count) for n in range(len(data))]
-        try:
-            for temporary, shard in zip(data, shards, strict=True):
-                os.replace(temporary, shard)
-            fsync_folder(folder)
-            os.replace(index_path, prefix + ".index")
-        except OSError:
-            for shard in shards:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(shard)
-            raise
-        fsync_folder(folder)
-        _remove_stale(prefix, folder)
-        pattern = re.compile(re.escape(os.path.basename(prefix)) + r"\.data-\d{5}-of-\d{5}")
-        used = set(map(os.path.basename, shards))
-        for name in os.listdir(folder):
-            if pattern.fullmatch(name) and name not in used:
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(folder, name))
+    folder, base = os.path.split(prefix)
+    pattern = re.compile(re.escape(base) + r"\.data-\d{5}-of-\d{5}")
+    parts = shards.paths
+
+    def old() -> list[str]:
+        return list(filter(pattern.fullmatch, os.listdir(folder or ".")))
+
+    def names() -> list[str]:
+        count = len(parts)
+        while os.path.lexists(prefix + ".index") and any(
+            os.path.lexists(_shard(prefix, count - len(parts) + n, count)) for n in range(len(parts))
+        ):
+            count += 1
+        return [os.path.basename(_shard(prefix, count - len(parts) + n, count)) for n in range(len(parts))]
+
+    def write(out: BinaryIO, chosen: Sequence[str]) -> None:
+        count = int(chosen[0].rpartition("-")[2])
+        write_index(out, count, count - len(parts))
+
+    _temporaries.commit(prefix + ".index", index, made, parts, old=old, names=names, write=write)
 
 
 def _shard(prefix: str, number: int, count: int) -> str:
     return f"{prefix}.data-{number:05d}-of-{count:05d}"
-
-
-@contextlib.contextmanager
-def temporary(prefix: str) -> Iterator[tuple[BinaryIO, str]]:
-    """A file beside the checkpoint, removed unless it was renamed. It is locked as long as this process writes it."""
-    folder, base = os.path.split(prefix)
-    with locked_folder(folder or "."):
-        descriptor, path = tempfile.mkstemp(prefix=f".{base}{_MARK}", suffix=_SUFFIX, dir=folder or ".")
-        try_lock(descriptor)
-    try:
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(path, 0o666 & ~umask)
-        with os.fdopen(descriptor, "w+b") as handle:
-            yield handle, path
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-
-def sync(handle: BinaryIO) -> None:
-    """Make what was written durable."""
-    handle.flush()
-    os.fsync(handle.fileno())
-
-
-def _remove_stale(prefix: str, folder: str) -> None:
-    """Remove what writers of this checkpoint left that were killed: their temporary index is locked by nobody.
-
-    Called with the folder locked, so that no index is met between its creation and its lock.
-    """
-    mine = re.escape(os.path.basename(prefix)) + re.escape(_MARK)
-    pattern = re.compile(rf"(\.{mine}\w+)(\.\d{{5}})?{re.escape(_SUFFIX)}")
-    for match in filter(None, map(pattern.fullmatch, os.listdir(folder))):
-        with contextlib.suppress(OSError):
-            if not _is_locked(os.path.join(folder, match[1] + _SUFFIX)):
-                os.unlink(os.path.join(folder, match[0]))
-
-
-def _is_locked(path: str) -> bool:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return False
-    try:
-        return not try_lock(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,8 +18,8 @@ import numpy as np
 from weightport.errors import Error
 from weightport.formats import _msgpack as mp
 from weightport.formats import _strided, _tiles
-from weightport.formats._io import atomic_file
 from weightport.formats._msgpack import ARRAY, BINARY, EXT, MAP
+from weightport.formats._temporaries import atomic_file
 from weightport.formats.flax_msgpack import CHUNKED, COMPLEX, NDARRAY, FlaxSource, dtype_of
 from weightport.tensors import TensorSpec, Tiles
 

@@ -20,7 +20,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from weightport.errors import Error, FormatError, Problem
 from weightport.formats import _fs, keras_archive, keras_h5_write
-from weightport.formats._io import CHUNK, ByteFile, atomic_file
+from weightport.formats._io import CHUNK, ByteFile
+from weightport.formats._temporaries import atomic_file
 from weightport.formats._zipmember import Deflated, Stored, directory, member_of
 from weightport.formats.keras_archive import CONFIG, METADATA, WEIGHTS
 from weightport.tensors import TensorSpec, Tiles

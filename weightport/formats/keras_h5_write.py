@@ -29,7 +29,7 @@ import numpy as np
 
 from weightport.errors import Error, Problem, closest
 from weightport.formats import _tiles, keras_archive, keras_h5, keras_objects
-from weightport.formats._io import atomic_path
+from weightport.formats._temporaries import atomic_path
 from weightport.formats.keras_h5 import MODEL, OPTIMIZER, TOP_LEVEL, KerasH5Source
 from weightport.tensors import TensorSpec, Tiles
 

@@ -6,10 +6,10 @@ streams and gives the same bytes for the same input. Limit: no structured, date 
 deflated only, not encrypted.
 
 Dtypes that numpy does not have (ml_dtypes): ``np.save`` writes them as raw void, ``<V2`` for bfloat16. A void of two
-bytes is therefore read as bfloat16, the one extension dtype of that size that numpy sees as void. One byte could be any
-float8 or int4: :func:`write` stores such a tensor as ``|V1`` and says the dtype in the member's comment, where
-``np.load`` ignores it and :class:`NpzSource` finds it; without that comment it is refused, not guessed. ``<f1``, which
-``np.save`` writes and ``np.load`` cannot read, is float8_e5m2. Strings (``S``, ``U``) are arrays of bytes (UTF-8).
+bytes is therefore read as bfloat16, the one extension dtype of that size. One byte could be any float8 or int4:
+:func:`write` stores such a tensor as ``|V1`` and says the dtype in the member's comment, which ``np.load`` ignores;
+without that comment it is refused, not guessed. ``<f1``, which ``np.save`` writes and ``np.load`` cannot read, is
+float8_e5m2. Strings (``S``, ``U``) are arrays of bytes (UTF-8).
 
 Sources: numpy/lib/format.py (NEP 1), numpy/lib/_npyio_impl.py, APPNOTE.TXT 6.3.9 (PKWARE).
 """
@@ -33,8 +33,9 @@ import numpy as np
 from weightport.checksums import CRC32, combined
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _strided, _tiles
-from weightport.formats._io import ByteFile, atomic_path
+from weightport.formats._io import ByteFile
 from weightport.formats._ranged import Place, Ranged
+from weightport.formats._temporaries import atomic_path
 from weightport.formats._zipmember import LOCAL, Deflated, Stored, directory, member_of, metadata_of
 from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, Tiles, dtype_named
 
@@ -324,8 +325,7 @@ def _destination(
     Raises:
         Error: a name or string that the format cannot hold, or values that are not as their spec says.
     """
-    comment = json.dumps(dict(sorted(metadata.items()))).encode() if metadata else b""
-    if len(comment) > 0xFFFF:
+    if len(comment := json.dumps(dict(sorted(metadata.items()))).encode() if metadata else b"") > 0xFFFF:
         raise Error(f"{path}: {len(comment)} bytes of metadata, a .npz holds 65535")
     for name in specs:
         if not name or "\0" in name or len(name.encode("utf-8", "surrogatepass")) > 0xFFFF - 4 or _surrogate(name):

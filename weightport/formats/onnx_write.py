@@ -26,13 +26,13 @@ import numpy as np
 
 from weightport.errors import Error, FormatError, Problem, closest
 from weightport.formats import _strided, _tiles
-from weightport.formats._io import atomic_set, fsync_folder
 from weightport.formats._onnx_edit import Chunks, Edit
 from weightport.formats._onnx_graph import LITERALS, Constant
 from weightport.formats._onnx_tensor import EXTERNAL, LOCATION, RAW, STRING, VALUES, TensorRef
 from weightport.formats._proto import BYTES, FIXED32, VARINT, located
 from weightport.formats._subbyte import BITS, packed
 from weightport.formats._table import put_varint
+from weightport.formats._temporaries import atomic_set, fsync_folder, mode_of
 from weightport.formats.onnx_file import OnnxSource, sniff
 from weightport.tensors import TensorSpec, Tiles
 
@@ -205,6 +205,8 @@ class _Job:
                 raise Error(f"{self.path}: cannot be written: {error.strerror}") from None
         self.beside = file
         try:
+            beside = (os.path.join(os.path.dirname(final), name) for name in _data(final))
+            os.chmod(file, mode_of(final, *beside))
             with data:
                 yield data, os.path.basename(file)
         except OSError as error:

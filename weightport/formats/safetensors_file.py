@@ -20,8 +20,9 @@ import numpy as np
 
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _strided
-from weightport.formats._io import ByteFile, atomic_path
+from weightport.formats._io import ByteFile
 from weightport.formats._ranged import Place, Ranged
+from weightport.formats._temporaries import atomic_path
 from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, Tiles, dtype_named
 
 #: The format's bound on its own header.
@@ -230,17 +231,34 @@ def _destination(
     Raises:
         Error: a dtype or name that the format cannot hold, or values that are not as their spec says.
     """
-    head, offsets, size = _head(path, specs, metadata)
-    with atomic_path(path) as temporary:
-        with open(temporary, "r+b") as out:
-            out.write(head)
-            out.truncate(size)
-        places = {name: (temporary, offset) for name, offset in offsets.items()}
-        del head, offsets  # of a million tensors
-        yield Place(places)
+    with atomic_path(path) as made:
+        yield Place(begin(path, made, specs, metadata))
 
 
 write = Ranged(_destination)
+
+
+def begin(
+    path: str, made: str, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None
+) -> dict[str, tuple[str, int]]:
+    """Write all but the values of a file.
+
+    Args:
+        path: what errors name.
+        made: the file, new or empty.
+        specs, metadata: see :data:`write`.
+
+    Returns:
+        where each tensor's values belong: the file, and the offset in it.
+
+    Raises:
+        Error: a dtype or name that the format cannot hold.
+    """
+    head, offsets, size = _head(path, specs, metadata)
+    with open(made, "wb") as out:
+        out.write(head)
+        out.truncate(size)
+    return {name: (made, offset) for name, offset in offsets.items()}
 
 
 def _head(

@@ -19,12 +19,14 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, BinaryIO
 
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _fs, _inside, safetensors_file, tf_paths
-from weightport.formats._io import ByteFile, atomic_set
+from weightport.formats._io import ByteFile
 from weightport.formats._ranged import Place, Ranged
+from weightport.formats._temporaries import Parts, commit, temporary
 from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, Tiles
 
 #: What the name of an index ends in.
@@ -283,7 +285,7 @@ def open_source(path: str, *, budget: Budget | None = None) -> ShardedSource | s
 def _destination(
     path: str,
     specs: Mapping[str, TensorSpec],
-    tiles: Tiles,
+    tiles: Tiles,  # noqa: ARG001
     *,
     metadata: Mapping[str, str] | None = None,
     shard_size: int = SHARD_BYTES,
@@ -305,49 +307,47 @@ def _destination(
         raise Error(f"{path}: the index of a sharded model is named like 'model{ENDING}'")
     if shard_size < 1:
         raise Error(f"{path}: a shard of {shard_size} bytes holds nothing")
-    folder, base = os.path.split(_fs.realpath(path))
-    dealt = _dealt(specs, shard_size)
-    names = _free_names(folder, base.removesuffix(ENDING), len(dealt))
+    final = _fs.realpath(path)
+    folder, base = os.path.split(final)
+    stem = base.removesuffix(ENDING)
     total = sum(TensorSpec.of(spec.dtype, spec.shape).nbytes for spec in specs.values() if spec.dtype.kind != "O")
-    weights = {name: shard for shard, group in zip(names, dealt, strict=True) for name in group}
-    document = {"metadata": {"total_size": total}, _MAP: weights}
-    written: list[str] = []
-    stem = re.escape(base.removesuffix(ENDING))
-    before = _named_by(path)
+    dealt = _dealt(specs, shard_size)
+    pattern = re.compile(rf"{re.escape(stem)}(?:\.\d+)?-\d{{5,}}-of-\d{{5,}}\.safetensors")
 
-    def stale(name: str) -> bool:
-        return name not in names and (name in before or _is_ours(os.path.join(folder, name)))
+    def old() -> list[str]:
+        named = _named_by(final)
+        shards = filter(pattern.fullmatch, os.listdir(folder))
+        return [name for name in shards if name in named or _is_ours(os.path.join(folder, name))]
+
+    def index(out: BinaryIO, names: Sequence[str]) -> None:
+        weights = {name: shard for shard, group in zip(names, dealt, strict=True) for name in group}
+        document = {"metadata": {"total_size": total}, _MAP: weights}
+        try:
+            out.write(json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n")
+        except UnicodeEncodeError:
+            raise Error(f"{path}: the name of the file, and so of its shards, is no valid text") from None
 
     try:
-        with atomic_set(path, rf"{stem}(?:\.\d+)?-\d{{5}}-of-\d{{5}}\.safetensors", stale) as out:
-            with contextlib.ExitStack() as stack:
-                places: dict[str, tuple[str, int]] = {}
-                for shard, group in zip(names, dealt, strict=True):
-                    written.append(os.path.join(folder, shard))
-                    part = {name: specs[name] for name in group}
-                    begun = safetensors_file.write.destination(written[-1], part, tiles, metadata=metadata)
-                    places.update(stack.enter_context(begun).places)
-                yield Place(places)
-            try:
-                out.write(json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n")
-            except UnicodeEncodeError:
-                raise Error(f"{path}: the name of the file, and so of its shards, is no valid text") from None
-    except BaseException:
-        if _named_by(path).isdisjoint(names):  # it was not committed
-            for shard in written:
-                with contextlib.suppress(OSError):
-                    os.unlink(shard)
-        raise
+        with temporary(final) as (_, made), open(made, "r+b") as out, Parts(made) as parts:
+            places: dict[str, tuple[str, int]] = {}
+            for group in dealt:
+                part = {name: specs[name] for name in group}
+                places.update(safetensors_file.begin(path, parts.new(), part, metadata))
+            yield Place(places)
+            parts.sync()
+            names = partial(_free_names, folder, stem, len(dealt))
+            commit(final, out, made, parts.paths, old=old, names=names, write=index)
+    except OSError as error:
+        raise Error(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def _named_by(path: str) -> set[str]:
-    """The shards of a model that is overwritten, where they are named as shards are; nobody else's files."""
+def _named_by(index: str) -> set[str]:
+    """The shards of a model that is overwritten."""
     try:
-        weights, _ = read_index(path, Budget())
+        weights, _ = read_index(index, Budget())
     except FormatError:
         return set()
-    stem = re.escape(os.path.basename(path).removesuffix(ENDING))
-    return {shard for shard in weights.values() if re.fullmatch(rf"{stem}(\.\d+)?-\d+-of-\d+\.safetensors", shard)}
+    return set(weights.values())
 
 
 def _is_ours(path: str) -> bool:

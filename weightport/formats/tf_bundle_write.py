@@ -31,8 +31,9 @@ from weightport.formats import _strided, _tiles, tf_bundle
 from weightport.formats._io import CHUNK
 from weightport.formats._ranged import Place, Ranged
 from weightport.formats._table import TableWriter, mask, put_varint
+from weightport.formats._temporaries import temporary
 from weightport.formats._tensorproto import NUMBERS, STRING
-from weightport.formats._tf_bundle_files import Shards, commit, temporary
+from weightport.formats._tf_bundle_files import Shards, commit
 from weightport.formats.tf_bundle import VERSION, string_lengths
 from weightport.formats.tf_objects import GRAPH_KEY
 from weightport.tensors import Array, Extent, TensorSpec, Tiles
@@ -110,11 +111,11 @@ def adopt(path: str, specs: Mapping[str, TensorSpec], extents: Mapping[str, Exte
         assert extent.checksum is not None
         crc = mask(extent.checksum.value)
         entries[name.encode()] = (numbers[name], spec.shape, files[extent.path], extent.offset, extent.nbytes, crc)
-    with temporary(prefix) as (index, index_path), Shards(index_path, None) as shards:
+    with _index(prefix) as (index, made), Shards(made, None) as shards:
         for file in files:
             shards.adopt(file, link=link)
         shards.sync()
-        commit(prefix, index, index_path, shards.paths, lambda *at: _write_index(entries, *at))
+        commit(prefix, index, made, shards, lambda *at: _write_index(entries, *at))
 
 
 @contextlib.contextmanager
@@ -141,7 +142,7 @@ def _data(
     if not os.path.isdir(folder):
         raise Error(f"{prefix}: cannot be written: no folder {folder!r}")
     try:
-        with temporary(prefix) as (index, index_path), Shards(index_path, shard_size) as shards:
+        with _index(prefix) as (index, made), Shards(made, shard_size) as shards:
             entries: dict[str, _Entry] = {}
             places: dict[str, tuple[str, int]] = {}
             for key, spec in specs.items():
@@ -165,9 +166,16 @@ def _data(
                 for key, entry in entries.items()
             }
             shards.sync()
-            commit(prefix, index, index_path, shards.paths, lambda *at: _write_index(found, *at))
+            commit(prefix, index, made, shards, lambda *at: _write_index(found, *at))
     except OSError as error:
         raise Error(f"{prefix}: cannot be written: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def _index(prefix: str) -> Iterator[tuple[BinaryIO, str]]:
+    """The index in the making, beside the checkpoint: a link is replaced, since the data could not follow it."""
+    with temporary(prefix + ".index", follow=False) as (_, made), open(made, "r+b") as out:
+        yield out, made
 
 
 def _keyed(

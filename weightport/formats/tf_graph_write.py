@@ -18,8 +18,8 @@ from contextlib import contextmanager
 
 from weightport.errors import Problem, RefusedError
 from weightport.formats import _tf_collections, _tf_saver_edit, tf_frozen, tf_meta
-from weightport.formats._io import atomic_file
 from weightport.formats._message import MOST_BYTES, Message
+from weightport.formats._temporaries import atomic_file
 from weightport.formats._tf_change import Change, Values, refuse_text
 from weightport.formats._tf_collections import Surroundings
 from weightport.formats._tf_metagraph import MetaGraph

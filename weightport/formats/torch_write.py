@@ -20,8 +20,8 @@ import numpy as np
 
 from weightport.checksums import CRC32
 from weightport.errors import Error
-from weightport.formats._io import atomic_path
 from weightport.formats._ranged import Place, Ranged
+from weightport.formats._temporaries import atomic_path
 from weightport.formats._torch_tensors import DTYPES
 from weightport.formats._zipwrite import Archive
 from weightport.tensors import TensorSpec, Tiles
