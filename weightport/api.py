@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from weightport.execute import Progress
+    from weightport.execute.journal import Resumed
     from weightport.integrity import Integrity
     from weightport.mapping import Mapping as Rules
     from weightport.plan import Plan
@@ -43,6 +44,7 @@ class Result:
             itself says it.
         integrity: what verified the bytes of each source tensor that was moved; of a dry run, and of a graph, which
             reads when its initializers run: what will.
+        resumed: how much was done already, of a transfer with ``resume=True``.
     """
 
     plan: Plan
@@ -50,11 +52,12 @@ class Result:
     path: str | None = None
     frozen: Any = None
     integrity: Integrity | None = None
+    resumed: Resumed | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The document that ``transfer --json`` prints."""
         found = {} if self.integrity is None else {"integrity": self.integrity.as_json()}
-        return {**self.plan.as_json(), **found}
+        return {**self.plan.as_json(), **found, **({} if self.resumed is None else {"resumed": self.resumed.as_json()})}
 
     def __str__(self) -> str:
         return str(self.plan)
@@ -140,6 +143,7 @@ def transfer(
     executor: Executor | None = None,
     cluster: str | None = None,
     link: bool = False,
+    resume: bool | Callable[[str], None] = False,
     **options: Any,
 ) -> Result:
     """Move weights into a live model, or into a file.
@@ -175,6 +179,9 @@ def transfer(
         link: from checkpoint to checkpoint, where nothing but names changes: the new one's data files are the old
             one's, under another name (hard links), and nothing is copied. Refused where it is not so. Where the file
             system has clones, these are made without being asked for.
+        resume: should it fail or be killed, leave what is written of ``out``, and go on with what an earlier call with
+            ``resume=True`` left, if everything that decides about the result is the same. What is found is read back
+            and compared. Only for formats that are written by range. A function is told what becomes of it.
         options: for a graph: ``session`` (one that has run it already) and ``large_constants`` (``"refuse"`` or
             ``"variable"``: what becomes of constants beyond protobuf's 2 GiB).
 
@@ -199,12 +206,15 @@ def transfer(
         raise Error("to write a file, say where: out='model.npz'")
     if shard_size is not None and out is None:
         raise Error("shard_size is for a file that is written: say where, out='model.ckpt'")
+    if resume and out is None:
+        raise Error("resume is for a file that is written: say where, out='model.safetensors'")
     if out is None and not file:
         return _into_model(source, target, rules, sources, expect_sha256, locked, told, dry_run, options)
     if options:
         raise Error(f"{', '.join(options)}: for live models only")
     if not file:
         raise Error(f"with out=, the target is a file, not {type(target).__name__}")
+    from weightport import resuming
     from weightport.execute import Unchanged, check_file, write_file
     from weightport.formats._upload import destination
     from weightport.formats.detect import writer_for
@@ -229,6 +239,8 @@ def transfer(
         place, url = stack.enter_context(destination(os.fspath(out), dry_run=dry_run))
         path, write = writer_for(place, format=format, like=like, shard_size=shards)
         refuse_inputs(url or path, opened, kept, rules)
+        if resume:
+            resuming.refuse(path, url, write)
         if dry_run:
             check_file(planned, kept, path, write)
             return Result(planned, integrity=will)
@@ -239,11 +251,16 @@ def transfer(
                 raise Error("cluster: not together with executor, and not for an out by URL, which nobody shares")
             models, ranged = paths(opened) + ([kept.path] if kept is not None else []), getattr(write, "ranged", False)
             executor = stack.enter_context(spread(cluster, path, ranged=ranged, sources=models, files=watch.paths))
+        metadata = provenance(opened, rules, __version__, digests)
+        more: dict[str, Any] = {"digests": digests, "metadata": metadata, "told": resume}
+        begun = resuming.begun(planned, opened, kept, rules, path, write, **more) if resume else None
+        journal = begun and stack.enter_context(begun)
         read = write_file(
-            planned, opened, kept, path, write, metadata=provenance(opened, rules, __version__, digests),
-            progress=progress, watch=watch, threads=threads, executor=executor, link=link,
+            planned, opened, kept, path, write, metadata=metadata, progress=progress, watch=watch, threads=threads,
+            executor=executor, link=link, journal=journal,
         )  # fmt: skip
-        return Result(planned, path=url or path, integrity=integrity(planned.moved, opened, digests, read=read))
+        done, again = integrity(planned.moved, opened, digests, read=read), journal.resumed if journal else None
+        return Result(planned, path=url or path, integrity=done, resumed=again)
 
 
 def lock(

@@ -251,16 +251,37 @@ class Destination(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class Kept:
+    """What a writer calls its temporaries, so that a later one can go on with them, and whether it leaves them behind.
+
+    Attributes:
+        token: the part of their names that is random else.
+        keep: whether they are worth it, should the writer fail.
+    """
+
+    token: str
+    keep: bool = False
+
+
 @runtime_checkable
 class RangedWriter(FileWriter, Protocol):
     """A writer of a format in which tensors can be written at any place, in any order."""
 
     def destination(
-        self, path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
+        self,
+        path: str,
+        specs: Mapping[str, TensorSpec],
+        tiles: Tiles,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        kept: Kept | None = None,
     ) -> AbstractContextManager[Destination] | None:
         """Files to write to. The model is complete, and appears at ``path``, when the context ends without an error.
 
         What has no place of a known size (strings) is written at once, from ``tiles``. None: this one is a stream.
+        With ``kept``, the files are those that an earlier writer of it left, if they are there: all that is in the
+        places of tensors is still in them.
         """
         ...
 

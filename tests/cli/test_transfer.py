@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import weightport as wp
 from tests.cli.command import weightport
 from tests.support import fixture
 from weightport.errors import Problem
+from weightport.execute import files, journal
+from weightport.execute.tasks import Done, Task
 
 SEED = fixture("a_seed_char_lstm")
 SOURCE = SEED.path("checkpoint_v2")
@@ -157,6 +160,39 @@ def test_shards_of_a_size(mapping: Path, tmp_path: Path) -> None:
     assert "keras-h5 is not written in shards; known: " in ran.told[0]
     ran = weightport("transfer", SOURCE, "-m", mapping, "-o", out, "--shard-size", "much", code=2)
     assert "Invalid value for '--shard-size': 'much' is no size: expected a number of bytes such as 2GB" in ran.err
+
+
+def test_what_was_interrupted_is_resumed(mapping: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, other = tmp_path / "out.safetensors", tmp_path / "other.safetensors"
+    monkeypatch.setattr(files, "SIZES", replace(files.SIZES, task=8000))
+    weightport("transfer", SOURCE, "-m", mapping, "-o", other)
+    arguments = ("transfer", SOURCE, "-m", mapping, "-o", out, "--resume", "--threads", 1)
+    tasks, run = 0, journal.run
+
+    def failing(task: Task) -> Done:
+        nonlocal tasks
+        tasks += 1
+        if tasks == 3:
+            raise OSError(28, "No space left on device")
+        return run(task)
+
+    monkeypatch.setattr(journal, "run", failing)
+    ran = weightport(*arguments, code=1)
+    assert ran.told == [
+        "what was written is kept: run it again with --resume, and it goes on there",
+        f"{out}: cannot be written: No space left on device",
+        "1 problem; the destination is as it was",
+    ]
+    ran = weightport(*arguments)
+    assert ran.told == ["goes on where an earlier run ended; what that wrote is read back first"]
+    assert ran.out.splitlines()[-2:] == [
+        "resumed: 11.8 kB were there and are as they were written, 22.5 kB were moved",
+        f"wrote {out}: 5 tensors, 34.3 kB",
+    ]
+    assert out.read_bytes() == other.read_bytes()
+    assert weightport(*arguments, "--json").json["resumed"] == {"found": 0, "moved": 34284, "anew": ""}
+    ran = weightport("transfer", SOURCE, "-m", mapping, "-o", tmp_path / "o.h5", "--resume", code=1)
+    assert "is written as one stream, which cannot be resumed" in ran.told[0]
 
 
 # --- the dry run ------------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def test_writing_by_ranges(made: Any) -> None:
     assert Writer("_made").destination("o", SPECS, tiles) is None
     made.write = Ranged()
     found: Any = Writer("_made", {"like": "m"}).destination("o", SPECS, tiles, metadata={"a": "b"})
-    assert found == ("o", SPECS, tiles, {"a": "b"}, {"like": "m"})
+    assert found == ("o", SPECS, tiles, {"a": "b"}, {"kept": None, "like": "m"})
 
 
 def test_modules_by_name() -> None:

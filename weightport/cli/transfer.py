@@ -64,6 +64,11 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     "local:N for N processes here. They need the same files under the same paths.",
 )  # fmt: skip
 @click.option("--link", is_flag=True, help="Where nothing but names changes: hard links to SOURCE's data, no copy.")
+@click.option(
+    "--resume", is_flag=True,
+    help="Should it fail or be killed, leave what is written; and go on with what an earlier run with --resume left, "
+    "if SOURCE, TARGET, the mapping and the options are the same. For .safetensors, .npz, .pt and checkpoints.",
+)  # fmt: skip
 @expected_digest
 @click.option("--locked", is_flag=True, help="Refuse anything that is not as the mapping's lock file says.")
 @click.option(
@@ -84,6 +89,7 @@ def transfer(
     threads: int | None,
     cluster: str | None,
     link: bool,
+    resume: bool,
     expect_sha256: str | None,
     locked: bool,
     lock: str | None,
@@ -119,7 +125,7 @@ def transfer(
     from weightport.api import transfer as move
 
     session.document = {"rules": [], "source": {}, "target": {}, "bytes": 0}
-    session.verdict = "nothing was written"
+    session.verdict = "the destination is as it was" if resume else "nothing was written"
     with Progress("writing") as progress:
 
         def planned(plan: Plan) -> None:
@@ -135,6 +141,7 @@ def transfer(
         options: dict[str, Any] = {"out": out, "format": format, "sources": sources, "expect_sha256": expect_sha256}
         options["locked"] = lock or locked
         options |= {"shard_size": shard_size, "threads": threads, "cluster": cluster, "link": link}
+        options["resume"] = resume and session.tell
         result = move(
             source,
             target,
@@ -152,6 +159,9 @@ def transfer(
     if result.path is not None:
         from weightport.sizes import size
 
+        if result.resumed is not None and result.resumed.found:
+            there, moved = size(result.resumed.found), size(result.resumed.moved)
+            session.line(f"resumed: {there} were there and are as they were written, {moved} were moved")
         session.line(f"wrote {result.path}: {counted(len(result.plan.specs), 'tensor')}, {size(progress.total)}")
     else:
         session.line("dry run: nothing was written")

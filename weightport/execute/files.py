@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from weightport import values
-from weightport.checksums import function
+from weightport.checksums import CRC32C, function
 from weightport.errors import FormatError
 from weightport.execute import boxes
 from weightport.execute.adopt import adopted
@@ -30,6 +31,9 @@ from weightport.formats._io import ByteFile
 from weightport.plan.model import KEPT, Item, Plan
 from weightport.tensors import Array, Destination, Extent, FileWriter, RangedWriter, Source, TensorSpec, extent_of
 from weightport.values import Expr, Leaf
+
+if TYPE_CHECKING:
+    from weightport.execute.journal import Journal
 
 #: How much is done at a time.
 SIZES = boxes.Sizes()
@@ -55,6 +59,7 @@ def write_file(
     threads: int | None = None,
     executor: Executor | None = None,
     link: bool = False,
+    journal: Journal | None = None,
 ) -> bool:
     """Write the plan's result: its items, and of the target's own tensors those that keep their values.
 
@@ -70,6 +75,7 @@ def write_file(
         threads: how many; by default as many as there are processors, at most :data:`THREADS`.
         executor: runs the tasks instead of threads of its own. They can be pickled.
         link: where names are all that changes, the result's data files are to be the source's own.
+        journal: what an earlier run has done; only for a format that is written by range.
 
     Returns:
         Whether values were read, and their checksums compared; where names are all that changed, they may not be.
@@ -95,11 +101,13 @@ def write_file(
         if progress is not None:
             progress(sum(spec.nbytes for spec in specs.values()))
         return False
-    begun = write.destination(path, specs, tiles, metadata=metadata) if isinstance(write, RangedWriter) else None
+    begun = None
+    if isinstance(write, RangedWriter):
+        begun = write.destination(path, specs, tiles, metadata=metadata, kept=journal.kept if journal else None)
     if begun is None:
         write(path, specs, tiles, metadata=metadata, **_told(items))
         return True
-    job = Job([r.source for r in readers], items, progress, watch)
+    job = Job([r.source for r in readers], items, progress, watch, journal=journal)
     with begun as out:
         job.run(out, threads or min(THREADS, processors()), executor)
     return True
@@ -151,6 +159,7 @@ class Job:
     extents: dict[tuple[int, str], Extent | None] = field(default_factory=dict)
     read: dict[tuple[int, str], Sheet] = field(default_factory=dict)
     written: dict[str, Sheet] = field(default_factory=dict)
+    journal: Journal | None = None
 
     def run(self, out: Destination, threads: int, executor: Executor | None) -> None:
         """Write everything that ``out`` has a place for, and prove every checksum of what was read."""
@@ -160,7 +169,8 @@ class Job:
         elif threads == 1:
             try:
                 for task in tasks:
-                    self._take(run(task), out)
+                    call, arguments = self._call(task)
+                    self._take(call(*arguments), out)
             finally:
                 SCRATCH.release()
                 TILE.release()
@@ -231,14 +241,20 @@ class Job:
         leaves = {(p.side, leaf) for p in batch for leaf in p.expr.leaves()}
         extents = {key: found for key in leaves if (found := self.extents.get(key)) is not None}
         specs = {(side, name): self.sources[side].specs()[name] for side, name in leaves}
-        return Task(out.checksum, sides, tuple(batch), specs, extents, sizes, getattr(out, "memory", None))
+        checksum = out.checksum if self.journal is None else out.checksum or CRC32C
+        return Task(checksum, sides, tuple(batch), specs, extents, sizes, getattr(out, "memory", None))
+
+    def _call(self, task: Task) -> tuple[Callable[..., Done], tuple[Any, ...]]:
+        """What carries out a task, and its arguments."""
+        return (run, (task,)) if self.journal is None else self.journal.call(task)
 
     def _spread(self, tasks: Iterator[Task], out: Destination, executor: Executor, ahead: int) -> None:
         """Run tasks side by side; only a few wait, so that a transfer of any size takes little memory."""
         waiting: deque[Future[Done]] = deque()
         try:
             for task in tasks:
-                waiting.append(executor.submit(run, task))
+                call, arguments = self._call(task)
+                waiting.append(executor.submit(call, *arguments))
                 if len(waiting) >= ahead:
                     self._take(waiting.popleft().result(), out)
             while waiting:
@@ -251,6 +267,8 @@ class Job:
                     future.exception()
 
     def _take(self, done: Done, out: Destination) -> None:
+        if self.journal is not None:
+            self.journal.take(done, (path for path, _ in out.places.values()))
         for side, name, found in done.read:
             place = self.extents[side, name]
             if place is None or place.checksum is None:
@@ -262,7 +280,7 @@ class Job:
             crc = sheet.add(found)
             if crc is not None:
                 self._proven(side, name, crc)
-        for name, found in done.written:
+        for name, found in done.written if out.checksum is not None else ():
             assert out.checksum is not None
             spec = self.items[name][1].spec
             sheet = self.written.get(name)
@@ -275,7 +293,7 @@ class Job:
         if self.watch is not None:
             self.watch.check()
         if self.progress is not None:
-            self.progress(done.nbytes)
+            self.progress(done.nbytes + done.kept)
 
     # Proof -----------------------------------------------------------------------------------------------------------
 
@@ -297,6 +315,8 @@ class Job:
         place = self.extents[side, name]
         assert place is not None
         if place.checksum is not None and place.checksum.value != crc:
+            if self.journal is not None:
+                self.journal.spoil()
             # The reader says it in its own words, if it is the file that is wrong and not what was read of it.
             source = self.sources[side]
             source.read(name, (slice(0, 1),) * len(source.specs()[name].shape))

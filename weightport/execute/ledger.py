@@ -6,7 +6,7 @@ made one, so that what is kept does not grow with the number of tasks. Limit: pi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -77,21 +77,27 @@ class Sheet:
         return checksums.combined(self._kind, crcs, sizes)
 
     def _settle(self) -> None:
-        starts, sizes, crcs = (np.concatenate(c) for c in zip(self._kept, *self._new, strict=True))
-        order = np.lexsort((-sizes, starts))
-        starts, sizes, crcs = starts[order], sizes[order], crcs[order]
-        ends = starts + sizes
-        inside = (starts >= self._offset) & (ends <= self._offset + self._size) & (sizes > 0)
-        # Pieces that begin before an earlier one ends are left out; these are few, if any.
-        if len(starts) > 1 and (starts[1:] < np.maximum.accumulate(ends)[:-1]).any():
-            inside[list(_overlapping(starts, ends, inside))] = False
-        starts, sizes, crcs, ends = starts[inside], sizes[inside], crcs[inside], ends[inside]
-        first = np.flatnonzero(np.concatenate([[True], starts[1:] != ends[:-1]])) if len(starts) else order[:0]
-        crcs = checksums.joined(self._kind, crcs, sizes, first)
-        sizes = np.add.reduceat(sizes, first) if len(first) else sizes
-        self._kept, self._new = (starts[first], sizes, crcs), []
-        self._total, self._pieces = int(sizes.sum()), 0
-        self._limit = max(_MANY, 2 * len(first))
+        self._kept = settled(self._kind, [self._kept, *self._new], self._offset, self._offset + self._size)
+        self._new = []
+        self._total, self._pieces = int(self._kept[1].sum()), 0
+        self._limit = max(_MANY, 2 * len(self._kept[0]))
+
+
+def settled(kind: str, found: Sequence[Pieces], start: int, stop: int) -> Pieces:
+    """Pieces in order, those that meet as one; without those that overlap others or do not lie in a range."""
+    starts, sizes, crcs = (np.concatenate(c) for c in zip(*found, strict=True))
+    order = np.lexsort((-sizes, starts))
+    starts, sizes, crcs = starts[order], sizes[order], crcs[order]
+    ends = starts + sizes
+    inside = (starts >= start) & (ends <= stop) & (sizes > 0)
+    # Pieces that begin before an earlier one ends are left out; these are few, if any.
+    if len(starts) > 1 and (starts[1:] < np.maximum.accumulate(ends)[:-1]).any():
+        inside[list(_overlapping(starts, ends, inside))] = False
+    starts, sizes, crcs, ends = starts[inside], sizes[inside], crcs[inside], ends[inside]
+    first = np.flatnonzero(np.concatenate([[True], starts[1:] != ends[:-1]])) if len(starts) else order[:0]
+    crcs = checksums.joined(kind, crcs, sizes, first)
+    sizes = np.add.reduceat(sizes, first) if len(first) else sizes
+    return starts[first], sizes, crcs
 
 
 def _overlapping(starts: Array, ends: Array, inside: Array) -> Iterator[int]:

@@ -83,7 +83,7 @@ class Task:
     """See the module.
 
     Attributes:
-        checksum: the kind that the new file has for each tensor, or None.
+        checksum: the kind that the new file has for each tensor, or that a journal wants of it; or None.
         sides: the sources.
         pieces: what to write.
         specs: of the source tensors, by side and name.
@@ -108,9 +108,13 @@ class Done:
     Attributes:
         nbytes: that were written.
         read: per side and name of a source tensor with a checksum, the pieces of its file that were read.
-        written: per target tensor, the pieces of its bytes, if the new file has checksums.
+        written: per target tensor, the pieces of its bytes, if the task has a checksum.
+        kept: bytes that an earlier run had written, and that are still there.
+        note: what a journal is to say of it; see :mod:`.journal`.
     """
 
     nbytes: int = 0
     read: list[tuple[int, str, Pieces]] = field(default_factory=list)
     written: list[tuple[str, Pieces]] = field(default_factory=list)
+    kept: int = 0
+    note: bytes = b""

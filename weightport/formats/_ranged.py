@@ -14,7 +14,7 @@ from typing import Any
 from weightport.checksums import function
 from weightport.formats import _strided, _tiles
 from weightport.formats._io import CHUNK
-from weightport.tensors import Destination, TensorSpec, Tiles
+from weightport.tensors import Destination, Kept, TensorSpec, Tiles
 
 
 class Place:
@@ -33,7 +33,7 @@ class Place:
         self.checksums[name] = checksum
 
 
-#: ``begin(path, specs, tiles, metadata=..., ...)``: the file in the making.
+#: ``begin(path, specs, tiles, metadata=..., kept=..., ...)``: the file in the making.
 Begin = Callable[..., AbstractContextManager[Destination]]
 
 
@@ -55,10 +55,11 @@ class Ranged:
         tiles: Tiles,
         *,
         metadata: Mapping[str, str] | None = None,
+        kept: Kept | None = None,
         **options: Any,
     ) -> AbstractContextManager[Destination]:
         """A file to write to; see :class:`~weightport.tensors.RangedWriter`."""
-        return self._begin(path, specs, tiles, metadata=metadata, **options)
+        return self._begin(path, specs, tiles, metadata=metadata, kept=kept, **options)
 
     def __call__(
         self,

@@ -8,7 +8,8 @@ left stays.
 
 A temporary is named ``.NAME.RANDOM.weightport-tmp`` after the file that it becomes. Its writer holds a lock of it from
 its creation to its end: what nobody has locked was left. Parts of a model of several files go by the temporary that
-will refer to them: ``.NAME.RANDOM.00000.weightport-tmp``.
+will refer to them: ``.NAME.RANDOM.00000.weightport-tmp``. Where a transfer can be resumed, its journal is named
+``.NAME.journal.weightport-tmp`` and says what RANDOM is: what a writer that failed or was killed left is found by it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import BinaryIO
 
-from weightport.errors import Error
+from weightport.errors import Error, Problem, RefusedError
+from weightport.tensors import Kept
 
 SUFFIX = ".weightport-tmp"
 
@@ -29,10 +31,11 @@ SUFFIX = ".weightport-tmp"
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
+def atomic_path(path: str | os.PathLike[str], kept: Kept | None = None) -> Iterator[str]:
     """A temporary path beside ``path`` to write to; renamed over it on success, removed on failure.
 
-    A symbolic link is written through, the mode of an existing file is kept, and file and folder are fsynced.
+    A symbolic link is written through, the mode of an existing file is kept, and file and folder are fsynced. For
+    ``kept`` see :func:`temporary`.
 
     Raises:
         Error: the folder does not exist or cannot be written to.
@@ -40,7 +43,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[str]:
     final = os.path.realpath(path)
     folder, name = os.path.split(final)
     try:
-        with temporary(path) as (handle, made):
+        with temporary(path, kept=kept) as (handle, made):
             yield made
             os.fsync(handle)
             os.replace(made, final)
@@ -60,15 +63,19 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def temporary(path: str | os.PathLike[str], *, follow: bool = True) -> Iterator[tuple[int, str]]:
+def temporary(
+    path: str | os.PathLike[str], *, follow: bool = True, kept: Kept | None = None
+) -> Iterator[tuple[int, str]]:
     """A new file beside ``path``, with its mode, open and locked; removed at the end unless it was renamed.
 
     Args:
         path: the destination.
         follow: whether it is beside the file that a symbolic link leads to.
+        kept: it is the one that an earlier writer left, if there is one, and may be left again.
 
     Raises:
         Error: it is a folder.
+        RefusedError: what an earlier writer left is not this user's.
         OSError: the folder above does not exist or cannot be written to.
     """
     import tempfile  # only where something is written
@@ -78,15 +85,41 @@ def temporary(path: str | os.PathLike[str], *, follow: bool = True) -> Iterator[
     if os.path.isdir(final):
         raise Error(f"{path}: is a directory, not a file to write")
     with locked_folder(folder):  # so that nobody meets it before its lock
-        handle, made = tempfile.mkstemp(prefix=f".{name}.", suffix=SUFFIX, dir=folder)
+        if kept is None:
+            handle, made = tempfile.mkstemp(prefix=f".{name}.", suffix=SUFFIX, dir=folder)
+        else:
+            made = os.path.join(folder, f".{name}.{kept.token}{SUFFIX}")
+            handle = open_own(made)
         try_lock(handle)
     try:
         os.chmod(made, mode_of(final))
         yield handle, made
     finally:
         os.close(handle)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(made)
+        if kept is None or not kept.keep:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(made)
+
+
+def open_own(path: str, mode: int = 0o600) -> int:
+    """A descriptor of a file to read and write: a new one, or one of this user that is there.
+
+    Raises:
+        RefusedError: what is there is anything else, or has other names.
+        OSError: it cannot be made.
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with contextlib.suppress(FileExistsError):
+        return os.open(path, flags | os.O_CREAT | os.O_EXCL, mode)
+    refused = RefusedError(Problem(path, "is in the way: it is no file of this user alone", "remove it"))
+    if os.path.islink(path):
+        raise refused
+    handle = os.open(path, flags)
+    info = os.fstat(handle)
+    if stat.S_ISREG(info.st_mode) and info.st_uid == os.geteuid() and info.st_nlink == 1:
+        return handle
+    os.close(handle)
+    raise refused
 
 
 # Several files -------------------------------------------------------------------------------------------------------
@@ -99,16 +132,27 @@ class Parts:
 
     Args:
         made: that temporary, which is locked.
+        kept: they are those that an earlier writer left, where there are some, and may be left again.
     """
 
-    def __init__(self, made: str) -> None:
+    def __init__(self, made: str, kept: Kept | None = None) -> None:
         self._stem = made.removesuffix(SUFFIX)
+        self._kept = kept
         self.paths: list[str] = []
 
     def new(self) -> str:
         """The path of the next part, which nobody has created yet."""
         self.paths.append(f"{self._stem}.{len(self.paths):05d}{SUFFIX}")
         return self.paths[-1]
+
+    def create(self) -> str:
+        """The path of the next part, which is empty, or as it was left."""
+        path = self.new()
+        if self._kept is not None:
+            os.close(open_own(path, 0o666))
+        else:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        return path
 
     def sync(self) -> None:
         """Make all of them durable."""
@@ -120,7 +164,7 @@ class Parts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for path in self.paths:
+        for path in self.paths if self._kept is None or not self._kept.keep else ():
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
 
@@ -154,6 +198,7 @@ def commit(
     folder = folder or "."
     with locked_folder(folder):
         replaced, chosen = old(), names()
+        index.truncate(0)  # an earlier writer may have left something
         write(index, chosen)
         index.flush()
         os.fsync(index.fileno())
@@ -169,9 +214,9 @@ def commit(
             os.replace(made, path)
         except BaseException:
             if os.path.lexists(made):
-                for final in finals:
+                for part, final in zip(parts, finals, strict=True):
                     with contextlib.suppress(FileNotFoundError):
-                        os.unlink(final)
+                        os.rename(final, part)
             raise
         fsync_folder(folder)
         remove_stale(folder, re.escape(name))
@@ -202,6 +247,23 @@ def atomic_set(path: str | os.PathLike[str], parts: str, stale: Callable[[str], 
                 if stale(part):
                     with contextlib.suppress(OSError):
                         os.unlink(os.path.join(folder, part))
+
+
+def journal_of(final: str) -> str:
+    """The journal of a transfer that can be resumed.
+
+    Args:
+        final: the file, links followed, that the temporaries are named after.
+    """
+    folder, name = os.path.split(os.path.abspath(final))
+    return os.path.join(folder, f".{name}.journal{SUFFIX}")
+
+
+def remove_kept(folder: str, token: str) -> None:
+    """Remove the temporaries of a transfer that nobody resumes any more."""
+    pattern = re.compile(rf"\..*\.{re.escape(token)}(\.\d{{5,}})?{re.escape(SUFFIX)}", re.DOTALL)
+    for name in filter(pattern.fullmatch, os.listdir(folder)):
+        os.unlink(os.path.join(folder, name))
 
 
 # What they share -----------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import BinaryIO
 from weightport.errors import Error
 from weightport.formats import _temporaries
 from weightport.formats._temporaries import Parts
+from weightport.tensors import Kept
 
 # linux/fs.h: FICLONE, _IOW(0x94, 9, int).
 _FICLONE = 0x40049409
@@ -30,10 +31,11 @@ class Shards(Parts):
     Args:
         made: the temporary index, whose lock says that somebody is still writing.
         most: bytes of a shard, unless one tensor has more.
+        kept: see :class:`~weightport.formats._temporaries.Parts`.
     """
 
-    def __init__(self, made: str, most: int | None) -> None:
-        super().__init__(made)
+    def __init__(self, made: str, most: int | None, kept: Kept | None = None) -> None:
+        super().__init__(made, kept)
         self._most = most
         self._open: BinaryIO | None = None
 
@@ -45,7 +47,7 @@ class Shards(Parts):
             self.close()
             if len(self.paths) == MOST_SHARDS:
                 raise Error(f"more than {MOST_SHARDS:,} data shards: a checkpoint cannot have more; choose larger ones")
-            self._open = open(self.new(), "xb")  # noqa: SIM115
+            self._open = open(self.create(), "r+b")  # noqa: SIM115
         return self._open
 
     def reserve(self, size: int) -> tuple[str, int]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-from weightport.tensors import Destination, Extent, RangedWriter, TensorSpec, Tiles
+from weightport.tensors import Destination, Extent, Kept, RangedWriter, TensorSpec, Tiles
 
 
 def module(name: str) -> ModuleType:
@@ -87,12 +88,23 @@ class Writer:
             return f"the file system cannot do it: {error.strerror or error}"
         return ""
 
+    def final(self, path: str) -> str:
+        """The file that temporaries of that destination are named after."""
+        final = getattr(module(self.module), "final", os.path.realpath)
+        return str(final(path))
+
     def destination(
-        self, path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
+        self,
+        path: str,
+        specs: Mapping[str, TensorSpec],
+        tiles: Tiles,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        kept: Kept | None = None,
     ) -> AbstractContextManager[Destination] | None:
         """Files to write to by range, if the module can; see :class:`~weightport.tensors.RangedWriter`."""
         write = module(self.module).write
         if not isinstance(write, RangedWriter):
             return None
         more: Any = self.told
-        return write.destination(path, specs, tiles, metadata=metadata, **more)
+        return write.destination(path, specs, tiles, metadata=metadata, kept=kept, **more)

@@ -37,7 +37,7 @@ from weightport.formats._io import ByteFile
 from weightport.formats._ranged import Place, Ranged
 from weightport.formats._temporaries import atomic_path
 from weightport.formats._zipmember import LOCAL, Deflated, Stored, directory, member_of, metadata_of
-from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, Tiles, dtype_named
+from weightport.tensors import Array, Budget, Extent, Index, Kept, TensorSpec, Tiles, dtype_named
 
 _MAGIC = b"\x93NUMPY"
 _EMPTY = b"PK\x05\x06"
@@ -318,8 +318,9 @@ def open_source(path: str, *, budget: Budget | None = None) -> NpzSource:
 
 @contextlib.contextmanager
 def _destination(
-    path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None
-) -> Iterator[Place]:
+    path: str, specs: Mapping[str, TensorSpec], tiles: Tiles, *, metadata: Mapping[str, str] | None = None,
+    kept: Kept | None = None,
+) -> Iterator[Place]:  # fmt: skip
     """Write an uncompressed ``.npz`` that ``np.load`` reads without pickle. ``metadata`` is its comment (JSON).
 
     Raises:
@@ -332,7 +333,7 @@ def _destination(
             raise Error(f"{path}: tensor {name!r}: a .npz cannot hold a tensor of this name")
         if name.endswith(_SUFFIX):
             raise Error(f"{path}: tensor {name!r}: a name that ends in .npy would lose its ending")
-    with atomic_path(path) as temporary, open(temporary, "r+b") as out:
+    with atomic_path(path, kept) as temporary, open(temporary, "r+b") as out:
         members: dict[str, zipfile.ZipInfo] = {}
         places: dict[str, tuple[str, int]] = {}
         for name, spec in specs.items():
@@ -350,8 +351,7 @@ def _destination(
                 info.CRC = zlib.crc32(piece, info.CRC)
                 out.write(piece)
             out.seek(info.header_offset + len(_local(info)) + info.file_size)
-        end = out.tell()
-        out.truncate()
+        end = out.truncate()
         out.flush()
         place = Place(places, CRC32)
         yield place

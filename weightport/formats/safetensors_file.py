@@ -23,7 +23,7 @@ from weightport.formats import _strided
 from weightport.formats._io import ByteFile
 from weightport.formats._ranged import Place, Ranged
 from weightport.formats._temporaries import atomic_path
-from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, Tiles, dtype_named
+from weightport.tensors import Array, Budget, Extent, Index, Kept, TensorSpec, Tiles, dtype_named
 
 #: The format's bound on its own header.
 MAX_HEADER = 100_000_000
@@ -222,6 +222,7 @@ def _destination(
     tiles: Tiles,  # noqa: ARG001
     *,
     metadata: Mapping[str, str] | None = None,
+    kept: Kept | None = None,
 ) -> Iterator[Place]:
     """Write a ``.safetensors`` file. Its order is the format's canonical one, not that of ``specs``.
 
@@ -231,7 +232,7 @@ def _destination(
     Raises:
         Error: a dtype or name that the format cannot hold, or values that are not as their spec says.
     """
-    with atomic_path(path) as made:
+    with atomic_path(path, kept) as made:
         yield Place(begin(path, made, specs, metadata))
 
 
@@ -245,7 +246,7 @@ def begin(
 
     Args:
         path: what errors name.
-        made: the file, new or empty.
+        made: the file, which is there; what it has in the places of tensors stays.
         specs, metadata: see :data:`write`.
 
     Returns:
@@ -255,7 +256,7 @@ def begin(
         Error: a dtype or name that the format cannot hold.
     """
     head, offsets, size = _head(path, specs, metadata)
-    with open(made, "wb") as out:
+    with open(made, "r+b") as out:
         out.write(head)
         out.truncate(size)
     return {name: (made, offset) for name, offset in offsets.items()}

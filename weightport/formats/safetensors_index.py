@@ -27,7 +27,7 @@ from weightport.formats import _fs, _inside, safetensors_file, tf_paths
 from weightport.formats._io import ByteFile
 from weightport.formats._ranged import Place, Ranged
 from weightport.formats._temporaries import Parts, commit, temporary
-from weightport.tensors import Array, Budget, Extent, Index, TensorSpec, Tiles
+from weightport.tensors import Array, Budget, Extent, Index, Kept, TensorSpec, Tiles
 
 #: What the name of an index ends in.
 ENDING = ".safetensors.index.json"
@@ -288,6 +288,7 @@ def _destination(
     tiles: Tiles,  # noqa: ARG001
     *,
     metadata: Mapping[str, str] | None = None,
+    kept: Kept | None = None,
     shard_size: int = SHARD_BYTES,
 ) -> Iterator[Place]:
     """Write an index and its shards.
@@ -328,11 +329,11 @@ def _destination(
             raise Error(f"{path}: the name of the file, and so of its shards, is no valid text") from None
 
     try:
-        with temporary(final) as (_, made), open(made, "r+b") as out, Parts(made) as parts:
+        with temporary(final, kept=kept) as (_, made), open(made, "r+b") as out, Parts(made, kept) as parts:
             places: dict[str, tuple[str, int]] = {}
             for group in dealt:
                 part = {name: specs[name] for name in group}
-                places.update(safetensors_file.begin(path, parts.new(), part, metadata))
+                places.update(safetensors_file.begin(path, parts.create(), part, metadata))
             yield Place(places)
             parts.sync()
             names = partial(_free_names, folder, stem, len(dealt))

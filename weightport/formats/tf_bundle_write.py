@@ -36,7 +36,7 @@ from weightport.formats._tensorproto import NUMBERS, STRING
 from weightport.formats._tf_bundle_files import Shards, commit
 from weightport.formats.tf_bundle import VERSION, string_lengths
 from weightport.formats.tf_objects import GRAPH_KEY
-from weightport.tensors import Array, Extent, TensorSpec, Tiles
+from weightport.tensors import Array, Extent, Kept, TensorSpec, Tiles
 
 # Strings' bytes follow all of their lengths: up to this much waits in memory, more in a temporary file. Tensors that
 # are carried over from another checkpoint are read in tiles of that size.
@@ -55,6 +55,7 @@ def _destination(
     tiles: Tiles,
     *,
     metadata: Mapping[str, str] | None = None,  # noqa: ARG001
+    kept: Kept | None = None,
     like: str | None = None,
     shard_size: int | None = None,
 ) -> Iterator[Place]:
@@ -65,6 +66,7 @@ def _destination(
         specs: name -> dtype and shape, in the order in which the values are stored.
         tiles: yields each tensor's consecutive tiles along axis 0.
         metadata: not stored.
+        kept: what an earlier writer left, to go on with.
         like: a V2 checkpoint. An object-based one gives its keys and its object graph, and its names must be those of
             ``specs``; of any other, what cannot be read is carried over (the state of an iterator).
         shard_size: bytes that a data shard should not pass.
@@ -82,10 +84,15 @@ def _destination(
             others = {name: spec for name, spec in model.specs().items() if spec.unread}
             specs, tiles, names = _keyed(prefix, specs, tiles, model) or ({**specs, **others}, tiles, names)
             opaque = {key: partial(_carry, model, key) for key, spec in specs.items() if spec.unread}
-        yield stack.enter_context(_data(prefix, specs, tiles, names, opaque, shard_size))
+        yield stack.enter_context(_data(prefix, specs, tiles, names, opaque, shard_size, kept))
 
 
 write = Ranged(_destination)
+
+
+def final(path: str) -> str:
+    """The file that is written last, and that temporaries are named after."""
+    return os.path.abspath(path.removesuffix(".index") + ".index")
 
 
 def adopt(path: str, specs: Mapping[str, TensorSpec], extents: Mapping[str, Extent], *, link: bool = False) -> None:
@@ -126,6 +133,7 @@ def _data(
     names: Mapping[str, str],
     opaque: Mapping[str, Carry],
     shard_size: int | None,
+    kept: Kept | None,
 ) -> Iterator[Place]:
     """The data shards in the making; the checkpoint appears at the end.
 
@@ -136,13 +144,14 @@ def _data(
         names: key -> name, of the tensors that the caller has values for. Two keys of one name share its bytes.
         opaque: by key, of what has no values: writes the bytes of another checkpoint.
         shard_size: bytes that a shard should not pass.
+        kept: see :data:`write`.
     """
     numbers = {key: _number(prefix, key, spec) for key, spec in specs.items()}
     folder = os.path.dirname(prefix) or "."
     if not os.path.isdir(folder):
         raise Error(f"{prefix}: cannot be written: no folder {folder!r}")
     try:
-        with _index(prefix) as (index, made), Shards(made, shard_size) as shards:
+        with _index(prefix, kept) as (index, made), Shards(made, shard_size, kept) as shards:
             entries: dict[str, _Entry] = {}
             places: dict[str, tuple[str, int]] = {}
             for key, spec in specs.items():
@@ -172,9 +181,9 @@ def _data(
 
 
 @contextlib.contextmanager
-def _index(prefix: str) -> Iterator[tuple[BinaryIO, str]]:
+def _index(prefix: str, kept: Kept | None = None) -> Iterator[tuple[BinaryIO, str]]:
     """The index in the making, beside the checkpoint: a link is replaced, since the data could not follow it."""
-    with temporary(prefix + ".index", follow=False) as (_, made), open(made, "r+b") as out:
+    with temporary(prefix + ".index", follow=False, kept=kept) as (_, made), open(made, "r+b") as out:
         yield out, made
 
 

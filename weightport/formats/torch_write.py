@@ -24,7 +24,7 @@ from weightport.formats._ranged import Place, Ranged
 from weightport.formats._temporaries import atomic_path
 from weightport.formats._torch_tensors import DTYPES
 from weightport.formats._zipwrite import Archive
-from weightport.tensors import TensorSpec, Tiles
+from weightport.tensors import Kept, TensorSpec, Tiles
 
 _PREFIX = "archive"
 _VERSION = b"3\n"
@@ -44,6 +44,7 @@ def _destination(
     tiles: Tiles,  # noqa: ARG001
     *,
     metadata: Mapping[str, str] | None = None,
+    kept: Kept | None = None,
 ) -> Iterator[Place]:
     """Write a state dict. ``metadata`` is the archive's comment (JSON).
 
@@ -60,7 +61,7 @@ def _destination(
         data[f"{_PREFIX}/data/{number}"] = TensorSpec.of(spec.dtype, spec.shape).nbytes
     before = {f"{_PREFIX}/data.pkl": index.done(), f"{_PREFIX}/byteorder": b"little"}
     archive = Archive({**before, **data, f"{_PREFIX}/version": _VERSION}, comment)
-    with atomic_path(path) as temporary:
+    with atomic_path(path, kept) as temporary:
         with open(temporary, "r+b") as out:
             archive.begin(out)
         place = Place({name: (temporary, archive.offsets[key]) for name, key in zip(specs, data, strict=True)}, CRC32)
