@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import heapq
 import json
 import os
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -115,8 +116,8 @@ def shared(where: Path, tb: float, shards: int, workers: int, ranges: TextIO | N
         told: list[list[int]] = [[0, 0, 0, 0, 0] for _ in range(workers)]
         destination = write.destination(str(where / "out.safetensors"), specs, _nothing)
         with contextlib.suppress(Enough), destination as out:
-            for number, task in enumerate(Job([source], items, None, None).tasks(out)):
-                _account(task, told[number % workers], number % workers, ranges)
+            for worker, task in dealt(Job([source], items, None, None).tasks(out), workers):
+                _account(task, told[worker], worker, ranges)
             raise Enough  # so that the file does not appear
     cut = time.process_time() - cpu - opened - planned
     print(f"{tb:g} TB in {shards:,} shards, {tensors:,} tensors, {plan.bytes / 1e12:.2f} TB to write")
@@ -127,6 +128,16 @@ def shared(where: Path, tb: float, shards: int, workers: int, ranges: TextIO | N
             f"  worker {worker}: {tasks:,} tasks, reads {read / 1e9:,.1f} GB in {reading:,} ranges, "
             f"writes {written / 1e9:,.1f} GB in {writing:,} ranges"
         )
+
+
+def dealt(tasks: Iterable[Task], workers: int) -> Iterator[tuple[int, Task]]:
+    """Each task in its order, for the worker that has the least to write so far; that is who would be free first."""
+    busy = [(0, worker) for worker in range(workers)]
+    for task in tasks:
+        written, worker = busy[0]
+        size = sum(length * len(starts) for piece in task.pieces for _, starts, length in writes(piece))
+        heapq.heapreplace(busy, (written + size, worker))
+        yield worker, task
 
 
 def _nothing(name: str) -> Iterator[Array]:

@@ -17,6 +17,7 @@ from tests.support import fixture, need
 from tests.targets.live import batch
 from weightport.errors import FormatError, MappingError, PlanError, RefusedError
 from weightport.formats import files
+from weightport.provenance import tables_digest
 
 A, B = numbers(4, 3), numbers(3, seed=1)
 RULES = [{"from": "a", "to": "new/a", "rearrange": "i j -> j i"}, {"from": "b", "to": "new/b", "as": "constant"}]
@@ -156,6 +157,7 @@ def test_provenance_is_in_the_file(model: Path, tmp_path: Path) -> None:
         "weightport.version": wp.__version__,
         "weightport.source": "model.npz",
         "weightport.mapping_sha256": mapping.digest,
+        "weightport.layouts_sha256": tables_digest(),
     }
     with safetensors.safe_open(tmp_path / "o.safetensors", "np") as file:
         assert file.metadata() == {**expected, "format": "pt"}

@@ -74,7 +74,7 @@ def test_inspecting_and_planning(tmp_path: Path) -> None:
 def test_simulated_scale(tmp_path: Path) -> None:
     ranges, plot = tmp_path / "ranges", tmp_path / "memory.svg"
     out = bench(
-        "simulate_scale.py", "--gb", "0.01", "--share", "3", "--tb", "0.00001", "--shards", "3", "--workers", "2",
+        "simulate_scale.py", "--gb", "0.01", "--share", "3", "--tb", "0.0002", "--shards", "3", "--workers", "4",
         "--folder", str(tmp_path / "data"), "--ranges", str(ranges), "--plot", str(plot),
     )  # fmt: skip
     assert "worker 1: " in out
@@ -91,6 +91,10 @@ def test_simulated_scale(tmp_path: Path) -> None:
             places.sort()
             ends = [offset + size for offset, size in places]
             assert [offset for offset, _ in places[1:]] == ends[:-1]
+    # Large tensors and small ones take turns; all the same, no worker has a task more to do than another.
+    shares = [sum(size for worker, what, _, _, size in found if (worker, what) == (n, "write")) for n in range(4)]
+    assert min(shares) > 0
+    assert max(shares) - min(shares) <= 17 << 20
 
 
 def test_a_contender_that_fails_stops_the_benchmark() -> None:

@@ -196,7 +196,8 @@ def test_the_old_file_stays_until_the_new_one_is_complete(memory: Any, monkeypat
 def test_several_files_do_not_replace_others(memory: Any) -> None:
     wp.transfer(MODEL, None, "m.yaml", out="memory://new/o.ckpt")
     order = [name for name in memory.store if name.startswith("/new/")]
-    assert order == ["/new/o.ckpt.data-00000-of-00001", "/new/o.ckpt.index"]  # the index last
+    names = ["o.ckpt.data-00000-of-00001", "o.ckpt.index.weightport.json", "o.ckpt.index"]
+    assert order == [f"/new/{name}" for name in names], "the index last"
     before = {name: memory.cat_file(name) for name in order}
     with pytest.raises(RefusedError) as caught:
         wp.transfer(MODEL, None, {"weightport": 1, "rules": [{"from": "softmax_b", "to": "b"}], "ignore": ["**"]},

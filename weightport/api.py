@@ -218,8 +218,9 @@ def transfer(
     from weightport.execute import Unchanged, check_file, write_file
     from weightport.formats._upload import destination
     from weightport.formats.detect import writer_for
-    from weightport.inputs import expected, files, given_files, paths, provenance, refuse_inputs
+    from weightport.inputs import expected, files, given_files, paths, refuse_inputs
     from weightport.integrity import integrity
+    from weightport.provenance import record
     from weightport.settle import settled
 
     with ExitStack() as stack:
@@ -251,13 +252,12 @@ def transfer(
                 raise Error("cluster: not together with executor, and not for an out by URL, which nobody shares")
             models, ranged = paths(opened) + ([kept.path] if kept is not None else []), getattr(write, "ranged", False)
             executor = stack.enter_context(spread(cluster, path, ranged=ranged, sources=models, files=watch.paths))
-        metadata = provenance(opened, rules, __version__, digests)
-        more: dict[str, Any] = {"digests": digests, "metadata": metadata, "told": resume}
+        more: Any = {"digests": digests, "metadata": record(opened, rules, __version__, digests), "told": resume}
         begun = resuming.begun(planned, opened, kept, rules, path, write, **more) if resume else None
         journal = begun and stack.enter_context(begun)
         read = write_file(
-            planned, opened, kept, path, write, metadata=metadata, progress=progress, watch=watch, threads=threads,
-            executor=executor, link=link, journal=journal,
+            planned, opened, kept, path, write, metadata=more["metadata"], progress=progress, watch=watch,
+            threads=threads, executor=executor, link=link, journal=journal,
         )  # fmt: skip
         done, again = integrity(planned.moved, opened, digests, read=read), journal.resumed if journal else None
         return Result(planned, path=url or path, integrity=done, resumed=again)

@@ -19,8 +19,6 @@ from weightport.mapping.rules import Mapping as Rules
 from weightport.mapping.rules import NamedSource, TensorRule
 from weightport.tensors import Array, Extent, Index, Source, TensorSpec, extent_of
 
-VERSION_KEY, SOURCE_KEY, MAPPING_KEY = "weightport.version", "weightport.source", "weightport.mapping_sha256"
-
 
 def named_paths(rules: Rules, given: Mapping[str, Any]) -> dict[str, Any]:
     """Name -> path or open source, of every source that the mapping names.
@@ -172,28 +170,6 @@ def refuse_inputs(path: str, source: Source, kept: Source | None, rules: Rules) 
         for file in files(given):
             if any(_fs.exists(w) and _fs.samefile(w, file) for w in written):
                 raise RefusedError(Problem(path, f"is {given} itself, which is only read", "write to another path"))
-
-
-def provenance(source: Source, rules: Rules, version: str, digests: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What a destination says of where its values came from. No times: the same transfer says the same.
-
-    Args:
-        source: what :func:`gathered` gave.
-        version: weightport's.
-        digests: of those of the sources whose files were looked at whole, by name; the first one's is ``""``.
-    """
-    others: Mapping[str, Source] = getattr(source, "others", {})
-    found = {VERSION_KEY: version}
-    for name, model in (("", source), *others.items()):
-        end = f".{name}" if name else ""
-        found[SOURCE_KEY + end] = _base(model)
-        if digests and name in digests:
-            found[f"{SOURCE_KEY}_sha256{end}"] = digests[name]
-    return {**found, MAPPING_KEY: rules.digest}
-
-
-def _base(source: Source) -> str:
-    return os.path.basename(source.path.rstrip("/"))
 
 
 class Averaged:

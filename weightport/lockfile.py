@@ -8,11 +8,9 @@ Limit: plain names of files, for people; where they lie is said at each transfer
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from weightport.formats._temporaries import atomic_file
 from weightport.formats.files import digest
 from weightport.inputs import vocabularies
 from weightport.mapping.rules import Mapping as Rules
+from weightport.provenance import tables_digest
 from weightport.tensors import Source
 
 VERSION = 1
@@ -50,7 +49,7 @@ def described(source: Source, target: Source | None, rules: Rules, version: str)
     return {
         "weightport_lock": VERSION,
         "weightport": version,
-        "layouts": _tables(),
+        "layouts": tables_digest(),
         "mapping": {"name": os.path.basename(rules.path), "sha256": rules.digest},
         "sources": {name: _model(model) for name, model in models.items()},
         "target": _model(target) if target is not None else None,
@@ -60,16 +59,6 @@ def described(source: Source, target: Source | None, rules: Rules, version: str)
 
 def _model(source: Source) -> dict[str, str]:
     return {"name": os.path.basename(source.path.rstrip("/")), "sha256": digest(source.path)}
-
-
-def _tables() -> str:
-    """One digest of all layout tables."""
-    found = hashlib.sha256()
-    folder = resources.files("weightport.layouts") / "tables"
-    for table in sorted(folder.iterdir(), key=lambda entry: entry.name):
-        if table.name.endswith(".yaml"):
-            found.update(f"{hashlib.sha256(table.read_bytes()).hexdigest()}  {table.name}\n".encode())
-    return found.hexdigest()
 
 
 def write(path: str, content: Mapping[str, Any]) -> None:

@@ -47,6 +47,14 @@ class OpenSource:
         """Name -> spec (dtype, shape, nbytes, role), in the file's order. No tensor bytes are read."""
         return self._inner.specs()
 
+    def provenance(self) -> dict[str, str]:
+        """What weightport said of the file when it wrote it: ``version``, ``source``, ``mapping_sha256``,
+        ``layouts_sha256``, and ``source_sha256`` where that was known. Empty for any other file.
+        """
+        from weightport.provenance import provenance_of
+
+        return provenance_of(self._inner)
+
     def read(self, name: str, index: Index = None, *, dequantize: bool = False) -> Array:
         """A tensor, or the part of it that ``index`` (slices of the leading axes) cuts out, as a numpy array.
 

@@ -134,7 +134,7 @@ def test_what_cannot_be_cloned_is_copied(tmp_path: Path, monkeypatch: pytest.Mon
     source, out = save(tmp_path / "m", ARRAYS), tmp_path / "o.ckpt"
     wp.transfer(source, None, document(RENAMED), out=str(out))
     holds(out)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_a_source_that_changed(tmp_path: Path) -> None:
@@ -178,7 +178,8 @@ class Taking:
     def __init__(self) -> None:
         self.took: list[tuple[str, dict[str, Any], dict[str, Extent], bool]] = []
 
-    def adopt(self, path: str, specs: Any, extents: Any, *, link: bool) -> str:
+    def adopt(self, path: str, specs: Any, extents: Any, *, link: bool, metadata: Any = None) -> str:
+        assert metadata is None
         self.took.append((path, dict(specs), dict(extents), link))
         return ""
 

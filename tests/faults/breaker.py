@@ -11,13 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import random
+import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -181,12 +186,55 @@ class Case:
             yield {"at": at, "left after the next run": sorted(self.files())}
             self.fresh()
 
+    def on_small_disks(self) -> Iterator[dict[str, Any]]:
+        """On disks with room for the old model and one page more, two, and so on, until the new one is written.
+
+        For this the process has to be allowed to mount something (``unshare --user --map-root-user --mount``).
+        """
+        saved, page = self.folder / "saved", resource.getpagesize()
+        shutil.move(self.destination, saved)
+        held = sum(-(-file.stat().st_size // page) for file in saved.rglob("*") if file.is_file())
+        self.destination.mkdir()
+        more, written = 0, False
+        while not written:
+            more += 1
+            if more > 500:
+                raise SystemExit("it does not end")
+            options = f"size={(held + more) * page},mode=755"
+            subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", self.destination], check=True)
+            shutil.copytree(saved, self.destination, dirs_exist_ok=True)
+            before = self.files()
+            said = self.folder / "said"
+            status = child(functools.partial(self.told, said))
+            written = os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
+            text = said.read_text(encoding="utf-8")
+            if self.look() != int(written):
+                yield {"pages": more, "state": self.look(), "said": text}
+            if not written and self.files() != before:
+                yield {"pages": more, "left": sorted(self.files() - before), "lost": sorted(before - self.files())}
+            if not written and (self.out not in text or os.strerror(errno.ENOSPC) not in text):
+                yield {"pages": more, "said": text}
+            subprocess.run(["umount", self.destination], check=True)
+        yield {"calls": more}
+
+    def told(self, said: Path) -> None:
+        """Write the new model; what is wrong goes into a file."""
+        said.write_text("", encoding="utf-8")
+        try:
+            self.write(1)
+        except wp.Error as error:
+            said.write_text(str(error), encoding="utf-8")
+            raise
+        except BaseException:
+            said.write_text(traceback.format_exc(), encoding="utf-8")
+            raise
+
     def at_random(self, runs: int) -> Iterator[dict[str, Any]]:
         """Killed from outside, at some time."""
         clean, begun = self.clean(), time.monotonic()
         assert child(lambda: self.write(1)) == 0
         whole = time.monotonic() - begun
-        rng = random.Random(0)
+        rng, found = random.Random(runs), Counter[str]()
         for at in range(runs):
             pid = os.fork()
             if pid == 0:
@@ -196,9 +244,11 @@ class Case:
             time.sleep(rng.random() * whole)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+            killed = os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+            found["killed" if killed else "too late"] += 1
+            found["new"] += self.look() == 1
             yield from self.judged(at, clean, "kill")
-        yield {"calls": runs}
+        yield {"calls": runs, **found}
 
 
 class Resumed(Case):
@@ -215,8 +265,9 @@ class Resumed(Case):
         self.fresh()
 
     def content(self) -> list[bytes]:
-        """Of all files but indices, which name the others."""
-        found = (self.destination / name for name in self.files() if not name.endswith((".index", ".index.json")))
+        """Of all files but indices, which name the others, and what has their checksum."""
+        indices = (".index", ".index.json", ".weightport.json")
+        found = (self.destination / name for name in self.files() if not name.endswith(indices))
         return sorted(path.read_bytes() for path in found)
 
     def write(self, number: int) -> None:
@@ -257,8 +308,11 @@ class Resumed(Case):
 def main(folder: str, out: str, like: str, mode: str, options: str) -> None:
     more = json.loads(options)
     case = (Resumed if "resume" in more else Case)(Path(folder), out, like, more)
-    found = list(case.at_random(int(mode)) if mode.isdecimal() else case.every(mode))
-    print(json.dumps({"calls": found[-1]["calls"], "wrong": found[:-1]}))
+    if mode == "full":
+        found = list(case.on_small_disks())
+    else:
+        found = list(case.at_random(int(mode)) if mode.isdecimal() else case.every(mode))
+    print(json.dumps({**found[-1], "wrong": found[:-1]}))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from tests.faults.breaker import SHAPES
 from tests.support import need
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Runs a command that may mount what only it sees.
+UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
 #: Output, the TARGET file that it needs, and options.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "npz": ("m.npz", "", {}),
@@ -49,8 +51,9 @@ def broken(folder: Path, case: str, mode: str) -> dict[str, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what frameworks warn of while they save is not ours to mend
             make(folder, like)
+    mounts = UNSHARE if mode == "full" else ()
     ran = subprocess.run(
-        [sys.executable, "-m", "tests.faults.breaker", str(folder), out, like, mode, json.dumps(more)],
+        [*mounts, sys.executable, "-m", "tests.faults.breaker", str(folder), out, like, mode, json.dumps(more)],
         cwd=ROOT, capture_output=True, encoding="utf-8", check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
@@ -92,3 +95,23 @@ def test_every_call(tmp_path: Path, case: str, mode: str) -> None:
 def test_at_random(tmp_path: Path, case: str) -> None:
     """HDF5 writes by itself, and threads in another order each time: there kills come at some time."""
     assert broken(tmp_path, case, "25")["wrong"] == []
+
+
+def may_mount(folder: Path) -> bool:
+    """Whether this system lets us mount a file system that only we see."""
+    try:
+        return not subprocess.run(
+            [*UNSHARE, "mount", "-t", "tmpfs", "none", str(folder)], capture_output=True, check=False
+        ).returncode
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "resumed" not in case])
+def test_a_disk_that_is_too_small(tmp_path: Path, case: str) -> None:
+    """Page by page larger, until the new model fits: the old one stays, nothing is left over, and the error says so."""
+    if not may_mount(tmp_path):
+        pytest.skip("this system does not let a user mount a tmpfs of his own (unshare --user --mount)")
+    found = broken(tmp_path, case, "full")
+    assert found["wrong"] == []
+    assert found["calls"] >= 2, "the disk was never full"

@@ -70,7 +70,10 @@ def test_dealt_out_in_order_and_loaded_by_safetensors(tmp_path: Path) -> None:
     oracle = need("safetensors")
     path = written(tmp_path, ARRAYS, shard_size=40, metadata={"k": "v"})
     names = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
-    assert document(path) == {"metadata": {"total_size": 112}, "weight_map": dict(zip(ARRAYS, names, strict=True))}
+    assert document(path) == {
+        "metadata": {"total_size": 112, "k": "v"},
+        "weight_map": dict(zip(ARRAYS, names, strict=True)),
+    }
     assert sorted(os.listdir(tmp_path)) == sorted([INDEX, *names])
     for name, shard in document(path)["weight_map"].items():
         with oracle.safe_open(tmp_path / shard, framework="np") as file:

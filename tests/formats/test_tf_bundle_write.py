@@ -45,7 +45,7 @@ def save(
                 yield value[at : at + rows]
 
     specs = {n: TensorSpec.of(a.dtype, a.shape) for n, a in tensors.items()}
-    tf_bundle_write.write(path, specs, tiles, metadata={"made by": "a test"}, like=like, shard_size=shard_size)
+    tf_bundle_write.write(path, specs, tiles, like=like, shard_size=shard_size)
 
 
 def everything() -> dict[str, np.ndarray]:

@@ -67,6 +67,7 @@ def inspect(session: Session, model: str, scope: str | None, stats: bool, digest
         cells = [(cell, recorded(source, [u.names for u in cell.units])) for cell in known]
         found = _stats(source, tensors) if stats else {}
         sha256 = _digest(model) if digest else ""
+        made = source.provenance()
         if session.json:
             session.emit({
                 "format": source.format,
@@ -74,10 +75,12 @@ def inspect(session: Session, model: str, scope: str | None, stats: bool, digest
                 "constants": (_tensor(source, n, s) for n, s in constants.items()),
                 "cells": [{**describe(cell), **facts} for cell, facts in cells],
                 **({"sha256": sha256} if digest else {}),
+                **({"provenance": made} if made else {}),
             })  # fmt: skip
             return
         session.line(f"{model}: {_header(source.format, tensors, len(constants))}", bold=True)
         session.lines(["  sha256 " + sha256] if digest else [])
+        session.lines([_made(made)] if made else [])
         session.lines(f"  {_cell(describe(cell), facts)}" for cell, facts in cells)
         session.lines(
             f"  vector {name}: a cell in one piece ({' or '.join(layouts)}), if a rule states its sizes"
@@ -149,6 +152,13 @@ def _header(format: str, tensors: Mapping[str, TensorSpec], constants: int) -> s
     if set(roles) - {"weight"}:
         text += f" ({', '.join(counted(n, _ROLES[role]) for role, n in roles.items())})"
     return text + (f"; {counted(constants, 'constant')} of the graph" if constants else "")
+
+
+def _made(said: Mapping[str, str]) -> str:
+    """Where a file says that it came from."""
+    others = [said[key] for key in said if key.startswith("source.")]
+    text = f"  written by weightport {said.get('version', '')} from {', '.join([said.get('source', '?'), *others])}"
+    return text + f" (mapping {said['mapping_sha256'][:12]})" if "mapping_sha256" in said else text
 
 
 def _cell(cell: Mapping[str, Any], facts: Mapping[str, Any]) -> str:

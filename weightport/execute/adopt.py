@@ -28,7 +28,15 @@ class Adopting(Protocol):
         """Whether there is any use in asking."""
         ...
 
-    def adopt(self, path: str, specs: Mapping[str, TensorSpec], extents: Mapping[str, Extent], *, link: bool) -> str:
+    def adopt(
+        self,
+        path: str,
+        specs: Mapping[str, TensorSpec],
+        extents: Mapping[str, Extent],
+        *,
+        link: bool,
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
         """Do it. Returns ``""``, or the reason why it cannot be done."""
         ...
 
@@ -41,6 +49,7 @@ def adopted(
     watch: Unchanged | None = None,
     *,
     link: bool = False,
+    metadata: Mapping[str, str] | None = None,
 ) -> bool:
     """Whether the files of the source could be taken for those of the result.
 
@@ -51,6 +60,7 @@ def adopted(
         items: name -> which source it comes from, and the plan's item.
         watch: the files of the sources.
         link: take the very files, and nothing else will do.
+        metadata: provenance, where there is room for it.
 
     Raises:
         FormatError: the source changed since it was opened.
@@ -68,7 +78,8 @@ def adopted(
         assert isinstance(write, Adopting)
         if watch is not None:
             watch.check()
-        reason = write.adopt(path, {name: item.spec for name, (_, item) in items.items()}, extents, link=link)
+        specs = {name: item.spec for name, (_, item) in items.items()}
+        reason = write.adopt(path, specs, extents, link=link, metadata=metadata)
     if reason and link:
         raise RefusedError(Problem(path, f"cannot be linked: {reason}", "leave out --link: it is copied then"))
     return not reason

@@ -97,7 +97,7 @@ def write_file(
                 progress(part.nbytes)
 
     specs = {name: item.spec for name, (_, item) in items.items()}
-    if adopted(path, write, [r.source for r in readers], items, watch, link=link):
+    if adopted(path, write, [r.source for r in readers], items, watch, link=link, metadata=metadata):
         if progress is not None:
             progress(sum(spec.nbytes for spec in specs.values()))
         return False

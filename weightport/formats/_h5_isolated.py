@@ -49,6 +49,7 @@ class IsolatedH5Source(KerasH5Source):
         self.nested = bool(said["nested"])
         self.layers = [Layer(str(name), tuple(map(str, weights))) for name, weights in said["layers"]]
         self.attributes = {str(k): str(v) for k, v in said["attributes"].items()}
+        self.metadata = {str(k): str(v) for k, v in said["metadata"].items()}
         self.optimizer = tuple(map(str, said["optimizer"]))
         if said["config"] is not None:
             self._model = keras_config.parse(str(said["config"]), self.path)
@@ -121,6 +122,7 @@ def structure(source: KerasH5Source) -> dict[str, Any]:
         "nested": source.nested,
         "layers": [[layer.name, layer.weights] for layer in source.layers],
         "attributes": source.attributes,
+        "metadata": source.metadata,
         "optimizer": source.optimizer,
         "config": source.config,
         "datasets": [

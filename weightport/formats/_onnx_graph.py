@@ -26,7 +26,7 @@ CELLS = ("LSTM", "GRU", "RNN")
 #: Operators that compute a value from others without mixing its numbers with any.
 MOVERS = ("Identity", "Transpose", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape", "Cast", "Split")
 # Fields: of ModelProto, GraphProto, FunctionProto, NodeProto, AttributeProto, TrainingInfoProto.
-_PRODUCER, GRAPH, _TRAINING, _FUNCTIONS = 2, 7, 20, 25
+_PRODUCER, GRAPH, _METADATA, _TRAINING, _FUNCTIONS = 2, 7, 14, 20, 25
 NODE, INITIALIZER, _INPUT, SPARSE = 1, 5, 11, 15
 _FUNCTION_NODE, _FUNCTION_DOMAIN, _OVERLOAD = 7, 10, 13
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _OP, ATTRIBUTE, _DOMAIN = 1, 2, 3, 4, 5, 7
@@ -114,6 +114,7 @@ class Model:
 
     Attributes:
         producer: who wrote it: ``pytorch``, ``tf2onnx``.
+        metadata: the first hundred of its ``metadata_props``.
 
     Raises:
         FormatError: malformed, or no model with a graph.
@@ -123,6 +124,7 @@ class Model:
         self.file, self.budget = file, budget
         self.bodies: list[Body] = []
         self.producer = ""
+        self.metadata: dict[str, str] = {}
         graph: list[tuple[int, int]] = []
         functions, trainings = [], []
         for number, wire, value, size in spans(file, 0, file.size):
@@ -130,6 +132,10 @@ class Model:
                 graph.append((value, value + size))
             elif wire == BYTES and number == _PRODUCER:
                 self.producer = self._text(value, size)
+            elif wire == BYTES and number == _METADATA and size < 1 << 16 and len(self.metadata) < 100:
+                pair = {n: (v, s) for n, w, v, s in spans(file, value, value + size) if w == BYTES}
+                if 1 in pair and 2 in pair:
+                    self.metadata[self._text(*pair[1])] = self._text(*pair[2])
             elif wire == BYTES and number == _FUNCTIONS:
                 functions.append((value, value + size))
             elif wire == BYTES and number == _TRAINING:

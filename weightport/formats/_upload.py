@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from weightport.errors import Problem, RefusedError
-from weightport.formats import _fs
+from weightport.formats import _beside, _fs
 
 if TYPE_CHECKING:
     from weightport.formats._remote import Remote
@@ -65,7 +65,7 @@ def _put(folder: str, local: str, place: Remote, inner: str) -> None:
     found.sort(key=lambda file: (_FIRST.fullmatch(file) is not None or file == local, file))
     above = os.path.dirname(inner)
     names = {file: os.path.join(above, os.path.relpath(file, folder)) for file in found}
-    if len(found) > 1:
+    if len([file for file in found if not file.endswith(_beside.ENDING)]) > 1:
         there = next((n for n in (inner, *names.values()) if place.entry(n, anew=True) is not None), None)
         if there is not None:
             what = "is there, and several files cannot be replaced at once"

@@ -68,7 +68,15 @@ class Writer:
         """Whether the format can have its values in files that are there already."""
         return hasattr(module(self.module), "adopt") and not self.told
 
-    def adopt(self, path: str, specs: Mapping[str, TensorSpec], extents: Mapping[str, Extent], *, link: bool) -> str:
+    def adopt(
+        self,
+        path: str,
+        specs: Mapping[str, TensorSpec],
+        extents: Mapping[str, Extent],
+        *,
+        link: bool,
+        metadata: Mapping[str, str] | None = None,
+    ) -> str:
         """Take files that are there for the new model's, if the module can: ``""``, or the reason why not.
 
         Args:
@@ -76,6 +84,7 @@ class Writer:
             specs: name -> dtype and shape.
             extents: where each tensor's bytes lie already.
             link: the very files, instead of clones.
+            metadata: provenance, where there is room for it.
         """
         adopt = getattr(module(self.module), "adopt", None)
         if adopt is None:
@@ -83,7 +92,7 @@ class Writer:
         if self.told:
             return "the new file is to be as another one, or in shards of a size"
         try:
-            adopt(path, specs, extents, link=link)
+            adopt(path, specs, extents, link=link, metadata=metadata)
         except OSError as error:
             return f"the file system cannot do it: {error.strerror or error}"
         return ""

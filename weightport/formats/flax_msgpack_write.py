@@ -2,7 +2,8 @@
 
 Promise: one rename after fsync; the same input gives the same bytes, those that ``msgpack_serialize`` gives for the
 same tree; arrays above Flax' limit are stored in its chunks. Like a TARGET, all of it that is no array is repeated
-(empty states, text, lists), and a native number stays one. Limits: no dtypes but numbers; no place for metadata.
+(empty states, text, lists), and a native number stays one. Limits: no dtypes but numbers; ``metadata`` goes into a
+file beside it.
 
 Source: flax/serialization.py (``_ndarray_to_bytes``, ``_chunk``, ``MAX_CHUNK_SIZE``).
 """
@@ -16,8 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from weightport.errors import Error
+from weightport.formats import _beside, _strided, _tiles
 from weightport.formats import _msgpack as mp
-from weightport.formats import _strided, _tiles
 from weightport.formats._msgpack import ARRAY, BINARY, EXT, MAP
 from weightport.formats._temporaries import atomic_file
 from weightport.formats.flax_msgpack import CHUNKED, COMPLEX, NDARRAY, FlaxSource, dtype_of
@@ -32,7 +33,7 @@ def write(
     specs: Mapping[str, TensorSpec],
     tiles: Tiles,
     *,
-    metadata: Mapping[str, str] | None = None,  # noqa: ARG001
+    metadata: Mapping[str, str] | None = None,
     like: str | None = None,
 ) -> None:
     """Write a msgpack file: maps nested by the names' parts, or the tree of ``like`` with these values.
@@ -41,7 +42,7 @@ def write(
         path: where to.
         specs: name -> spec; a name is its keys, joined by ``/``.
         tiles: their values.
-        metadata: has no place in the format.
+        metadata: goes into a file beside it (:mod:`~weightport.formats._beside`).
         like: a msgpack file whose tree is repeated; its tensors have these names.
 
     Raises:
@@ -53,6 +54,7 @@ def write(
             _write_like(path, specs, tiles, tree, out)
         else:
             _write_tree(path, tree, specs, tiles, out)
+    _beside.put(path, metadata)
 
 
 def check(path: str, specs: Mapping[str, TensorSpec], *, like: str | None = None) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from weightport.checksums import CRC32
 from weightport.errors import FormatError, TensorNotFound
-from weightport.formats import _fs, keras_config, keras_h5, keras_objects, keras_sharded, tf_paths
+from weightport.formats import _beside, _fs, keras_config, keras_h5, keras_objects, keras_sharded, tf_paths
 from weightport.formats._io import ByteFile, Bytes
 from weightport.formats._zipmember import LOCAL, Deflated, Stored, directory, member_of
 from weightport.formats.keras_h5 import KerasH5Source
@@ -38,7 +38,7 @@ class KerasSource:
     """An open model.
 
     Attributes:
-        metadata: what ``metadata.json`` says (``keras_version``, ``date_saved``).
+        metadata: what ``metadata.json`` says (``keras_version``, ``date_saved``), and weightport where it wrote it.
         root: the scope of the model's own before its variables' names (``sequential``); a mapping may leave it out.
         weights: the weights file inside, under the names in it.
         aliases: name in the file -> name that is listed; mappings may use either.
@@ -49,6 +49,7 @@ class KerasSource:
     def __init__(self, path: str, *, budget: Budget | None = None) -> None:
         self.path = path
         self._budget = budget or Budget()
+        self.metadata: dict[str, Any] = {}
         self._file: ByteFile | None = None
         self._lock = threading.Lock()
         self._unverified: Stored | Deflated | None = None
@@ -60,6 +61,7 @@ class KerasSource:
             else:
                 config, weights = self._archive()
                 self.weights = keras_h5.open_source(path, budget=self._budget, file=weights)
+            self.metadata |= {k: v for k, v in self.weights.metadata.items() if k in _beside.KEYS}
             groups, titles, objects = self.weights.objects()
             found = keras_objects.named(groups, titles, objects, config, self._major())
         except BaseException:
@@ -121,7 +123,7 @@ class KerasSource:
         return config
 
     def _described(self, config: bytes, metadata: bytes | None) -> Mapping[str, Any]:
-        self.metadata = {} if metadata is None else keras_config.document(metadata, self.path, METADATA)
+        self.metadata.update(keras_config.document(metadata, self.path, METADATA) if metadata is not None else {})
         return keras_config.document(config, self.path, CONFIG)
 
     def _major(self) -> int:

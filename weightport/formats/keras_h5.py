@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from weightport.errors import Error, FormatError, TensorNotFound
-from weightport.formats import _h5_chunks, _h5_file, _strided, keras_config
+from weightport.formats import _beside, _h5_chunks, _h5_file, _strided, keras_config
 from weightport.formats._h5_preflight import Dataset, Preflight, superblock, translated
 from weightport.formats._io import ByteFile, Bytes
 from weightport.tensors import Array, Budget, Extent, Index, TensorSpec
@@ -62,10 +62,9 @@ class KerasH5Source:
         format: ``keras-h5``, or ``hdf5`` without Keras' attributes.
         layers: the layers in the file's order, those without weights and the top level's included.
         weights: name -> which entry it is (Keras only; optimizer's included).
-        attributes: ``keras_version`` and ``backend``, where recorded.
-        optimizer: the optimizer's entries, as the file spells them.
-        nested: whether the weights stand in the group ``model_weights`` (a full model) or in the root.
-        config: the text of ``model_config``, where recorded.
+        attributes: ``keras_version`` and ``backend``, where recorded; ``metadata``: what weightport said of it.
+        optimizer: its entries, as the file spells them.
+        nested: whether the weights stand in the group ``model_weights`` (a full model); ``config``: ``model_config``.
         datasets: name -> header.
     """
 
@@ -75,6 +74,7 @@ class KerasH5Source:
         self.layers: list[Layer] = []
         self.weights: dict[str, Weight] = {}
         self.attributes: dict[str, str] = {}
+        self.metadata: dict[str, str] = {}
         self.optimizer: tuple[str, ...] = ()
         self.nested = False
         self.config: str | None = None
@@ -103,6 +103,7 @@ class KerasH5Source:
             self._open(self._h5)
 
     def _open(self, h5: Preflight) -> None:
+        self.metadata = {key: said for key in _beside.KEYS if (said := h5.text(h5.root, key)) is not None}
         group, where = h5.group(h5.root, MODEL), MODEL + "/"
         names = None if group is None else self._layer_names(h5, group)
         if names is None:
@@ -116,8 +117,7 @@ class KerasH5Source:
             return
         self.nested = bool(where)
         for key in ("keras_version", "backend"):
-            value = h5.text(group, key) or h5.text(h5.root, key)
-            if value is not None:
+            if (value := h5.text(group, key) or h5.text(h5.root, key)) is not None:
                 self.attributes[key] = value
         self.config = h5.text(h5.root, "model_config")
         self._model = None if self.config is None else keras_config.parse(self.config, self.path)

@@ -21,6 +21,7 @@ Sources: tf_keras/src/saving/legacy/hdf5_format.py and keras/src/legacy/saving/l
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
@@ -36,6 +37,7 @@ from weightport.tensors import TensorSpec, Tiles
 #: The suffix of Keras 3's own weights files.
 OBJECTS = ".weights.h5"
 _OBJECT = re.compile(r"(?:.*/)?vars/\d+", re.DOTALL)
+_ERRNO = re.compile(r"errno = (\d+), error message")
 #: What HDF5 takes into one attribute of an object header, by Keras' measure.
 LIMIT = 64512
 #: Which Keras the file's conventions are those of: Keras looks only whether it is "1".
@@ -310,5 +312,7 @@ def _translated(path: str, tensor: str | None = None) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         where = path if tensor is None else f"{path}: tensor {tensor!r}"
-        text = str(error).split("\n", 1)[0]
+        said = str(error)
+        number = _ERRNO.search(said)  # what the system said, amid what HDF5 was about to do
+        text = os.strerror(int(number[1])) if number is not None else said.split("\n", 1)[0]
         raise Error(f"{where}: cannot be written: {text}") from error

@@ -65,6 +65,7 @@ class OnnxSource:
         self.aliases: dict[str, str] = {}
         try:
             self.model = Model(self.file, self.budget)
+            self.metadata = self.model.metadata
             self._cells = Cells(self.model)
             self._name()
         except BaseException:

@@ -297,7 +297,7 @@ def _destination(
         path: the index; its name ends in ``.safetensors.index.json``.
         specs: name -> dtype and shape; the tensors are dealt out to the shards in this order.
         tiles: yields each tensor's consecutive tiles along axis 0.
-        metadata: becomes the ``__metadata__`` of every shard.
+        metadata: becomes the ``__metadata__`` of every shard, and stands in the index, too.
         shard_size: a shard holds no more than this, unless a single tensor does.
 
     Raises:
@@ -322,7 +322,7 @@ def _destination(
 
     def index(out: BinaryIO, names: Sequence[str]) -> None:
         weights = {name: shard for shard, group in zip(names, dealt, strict=True) for name in group}
-        document = {"metadata": {"total_size": total}, _MAP: weights}
+        document = {"metadata": {"total_size": total, **(metadata or {})}, _MAP: weights}
         try:
             out.write(json.dumps(document, indent=2, ensure_ascii=False).encode("utf-8") + b"\n")
         except UnicodeEncodeError:

@@ -111,7 +111,7 @@ class BundleSource:
 
     def __init__(self, prefix: str, *, budget: Budget | None = None) -> None:
         self.path = prefix
-        self._index = f"{prefix}.index"
+        self._index = self.described = f"{prefix}.index"
         self._budget = Budget() if budget is None else budget
         self._graph = GraphBeside(prefix, self._budget)
         self._shards: dict[int, ByteFile] = {}

@@ -5,9 +5,9 @@ prefix is the old one or the complete new one at any moment. To overwrite one, t
 old one does not use (``data-00001-of-00002``, of which TensorFlow never opens the other), then the index is swapped,
 then the old shards are removed. There is one shard, or, where ``shard_size`` is given, as many as it takes: tensors in
 their order, none of them cut, so that one that is larger has a shard of its own. Limit: nothing but index and data is
-written: no ``checkpoint`` state file (which would change what is the latest checkpoint of a folder), no ``.meta``;
-``metadata`` has no place in this format. An index that is a symbolic link is replaced, not written through: its data
-could not follow.
+written, and a file beside the index for ``metadata``: no ``checkpoint`` state file (which would change what is the
+latest checkpoint of a folder), no ``.meta``. An index that is a symbolic link is replaced, not written through: its
+data could not follow.
 
 With an object-based checkpoint as ``like`` (``tf.train.Checkpoint``, Keras' weights in TensorFlow's format), the
 tensors get its keys again and its object graph goes with them, so that what restored that one restores this one. Its
@@ -27,7 +27,7 @@ from typing import BinaryIO
 
 from weightport.checksums import CRC32C, crc32c
 from weightport.errors import Error, Problem, TensorNotFound, closest
-from weightport.formats import _strided, _tiles, tf_bundle
+from weightport.formats import _beside, _strided, _tiles, tf_bundle
 from weightport.formats._io import CHUNK
 from weightport.formats._ranged import Place, Ranged
 from weightport.formats._table import TableWriter, mask, put_varint
@@ -54,7 +54,7 @@ def _destination(
     specs: Mapping[str, TensorSpec],
     tiles: Tiles,
     *,
-    metadata: Mapping[str, str] | None = None,  # noqa: ARG001
+    metadata: Mapping[str, str] | None = None,
     kept: Kept | None = None,
     like: str | None = None,
     shard_size: int | None = None,
@@ -65,7 +65,7 @@ def _destination(
         path: the prefix; ``.index`` at its end is left away.
         specs: name -> dtype and shape, in the order in which the values are stored.
         tiles: yields each tensor's consecutive tiles along axis 0.
-        metadata: not stored.
+        metadata: goes into a file beside the index (:mod:`~weightport.formats._beside`).
         kept: what an earlier writer left, to go on with.
         like: a V2 checkpoint. An object-based one gives its keys and its object graph, and its names must be those of
             ``specs``; of any other, what cannot be read is carried over (the state of an iterator).
@@ -85,6 +85,7 @@ def _destination(
             specs, tiles, names = _keyed(prefix, specs, tiles, model) or ({**specs, **others}, tiles, names)
             opaque = {key: partial(_carry, model, key) for key, spec in specs.items() if spec.unread}
         yield stack.enter_context(_data(prefix, specs, tiles, names, opaque, shard_size, kept))
+    _beside.put(prefix + ".index", metadata)
 
 
 write = Ranged(_destination)
@@ -95,7 +96,14 @@ def final(path: str) -> str:
     return os.path.abspath(path.removesuffix(".index") + ".index")
 
 
-def adopt(path: str, specs: Mapping[str, TensorSpec], extents: Mapping[str, Extent], *, link: bool = False) -> None:
+def adopt(
+    path: str,
+    specs: Mapping[str, TensorSpec],
+    extents: Mapping[str, Extent],
+    *,
+    link: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Write a checkpoint over data that is there already, without reading or copying it: an index, and its shards as
     clones of the files, or with ``link`` as the very files under another name.
 
@@ -104,6 +112,7 @@ def adopt(path: str, specs: Mapping[str, TensorSpec], extents: Mapping[str, Exte
         specs: name -> dtype and shape.
         extents: where each tensor lies, in files whose every byte is somebody's, with the checksum that goes with it.
         link: share the files. Who writes to one of them in place then changes both checkpoints.
+        metadata: see :data:`write`.
 
     Raises:
         OSError: the file system cannot do that; nothing was changed.
@@ -123,6 +132,7 @@ def adopt(path: str, specs: Mapping[str, TensorSpec], extents: Mapping[str, Exte
             shards.adopt(file, link=link)
         shards.sync()
         commit(prefix, index, made, shards, lambda *at: _write_index(entries, *at))
+    _beside.put(prefix + ".index", metadata)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ or the complete new one; the same input gives the same bytes. A constant of a fr
 mapping says of it. A variable whose rule says ``as: constant`` becomes a constant: what read it reads that, and
 initializers, savers and collections know it no more. With ``as: initial`` its initializer gives the new value; one that
 is kept keeps its initializer. Limit: a GraphDef of more than 2 GiB is nothing that protobuf reads, so it is refused,
-and so is a TARGET in text (``.pbtxt``); ``metadata`` has no place in a graph.
+and so is a TARGET in text (``.pbtxt``); ``metadata`` goes into a file beside it.
 
 Sources: tensorflow/core/framework/graph.proto, tensorflow/core/protobuf/meta_graph.proto.
 """
@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from weightport.errors import Problem, RefusedError
-from weightport.formats import _tf_collections, _tf_saver_edit, tf_frozen, tf_meta
+from weightport.formats import _beside, _tf_collections, _tf_saver_edit, tf_frozen, tf_meta
 from weightport.formats._message import MOST_BYTES, Message
 from weightport.formats._temporaries import atomic_file
 from weightport.formats._tf_change import Change, Values, refuse_text
@@ -33,7 +33,7 @@ def write(
     specs: Mapping[str, TensorSpec],
     tiles: Tiles,
     *,
-    metadata: Mapping[str, str] | None = None,  # noqa: ARG001
+    metadata: Mapping[str, str] | None = None,
     like: str,
     constants: Collection[str] = (),
     kept: Collection[str] = (),
@@ -44,7 +44,7 @@ def write(
         path: the file.
         specs: name -> dtype and shape, as in ``like``.
         tiles: yields each tensor's consecutive tiles along axis 0.
-        metadata: not stored.
+        metadata: goes into a file beside it (:mod:`~weightport.formats._beside`).
         like: the graph, a GraphDef or a MetaGraphDef.
         constants: the variables that become constants; others of ``specs`` get an initial value.
         kept: what stays as it is in ``like``.
@@ -56,6 +56,7 @@ def write(
     """
     with _message(path, Values(path, specs, tiles), like, constants, kept) as message, atomic_file(path) as handle:
         message.write(handle)
+    _beside.put(path, metadata)
 
 
 def check(

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from weightport.errors import Error, FormatError, Problem, RefusedError
-from weightport.formats import _fs, _tf_saver_edit, tf_bundle, tf_bundle_write, tf_saved_model
+from weightport.formats import _beside, _fs, _tf_saver_edit, tf_bundle, tf_bundle_write, tf_saved_model
 from weightport.formats import _tf_collections as collections
 from weightport.formats._folder import atomic_folder
 from weightport.formats._io import ByteFile
@@ -40,7 +40,17 @@ _FINGERPRINT = "fingerprint.pb"
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _VARIABLES = "variables"
 #: All that a SavedModel may have in its folder: one with more in it is not replaced.
-_OWN = {*FILES, _FINGERPRINT, _VARIABLES, "keras_metadata.pb", "tfhub_module.pb", "assets", "assets.extra", "debug"}
+_OWN = {
+    *FILES,
+    FILES[0] + _beside.ENDING,
+    _FINGERPRINT,
+    _VARIABLES,
+    "keras_metadata.pb",
+    "tfhub_module.pb",
+    "assets",
+    "assets.extra",
+    "debug",
+}
 
 
 def write(
@@ -48,7 +58,7 @@ def write(
     specs: Mapping[str, TensorSpec],
     tiles: Tiles,
     *,
-    metadata: Mapping[str, str] | None = None,  # noqa: ARG001
+    metadata: Mapping[str, str] | None = None,
     like: str,
     constants: Collection[str] = (),
     kept: Collection[str] = (),
@@ -60,7 +70,7 @@ def write(
         path: its folder.
         specs: name -> dtype and shape, as in ``like``.
         tiles: yields each tensor's consecutive tiles along axis 0.
-        metadata: not stored.
+        metadata: goes into a file in the folder (:mod:`~weightport.formats._beside`).
         like: the SavedModel.
         constants: the variables that become constants.
         kept: what stays as it is in ``like``.
@@ -76,6 +86,7 @@ def write(
         job.write_variables(made, shard_size)
         with open(os.path.join(made, FILES[0]), "wb") as handle:
             message.write(handle)
+        _beside.put(os.path.join(made, FILES[0]), metadata, whole=True)
 
 
 def check(
