@@ -9,7 +9,7 @@ Sources: tensorflow/core/ops/io_ops.cc, tensorflow/python/training/saver.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from weightport.errors import FormatError
 from weightport.formats._tf_edit import GraphEdit, attr_types, number_value, strings_value, type_value, types_value
@@ -78,17 +78,15 @@ def _unsaved(edit: GraphEdit, name: str, gone: Collection[str]) -> list[str]:
         edit.main.edit(name).becomes("NoOp", waits, bare=True)
         _unmerged(edit, data[0])
         return [reference(i)[0] for i in data[:first]]
-    lists = [1, 2] if sliced else [1]
-    changed = {at: _strings(edit, data[at], keep) for at in lists}
-    if None in changed.values():
+    lists = _left(edit, data[1 : 3 if sliced else 2], keep)
+    if lists is None:
         return []  # names that are computed: it goes on saving the constant
     attr = "dtypes" if edit.main.op(name) == "SaveV2" else "T"
     types = attr_types(edit.graph, edit.main.body.nodes[name], attr)
     if len(types) != len(data) - first:
         what = f"the save operation {name!r} has {len(types)} types for {len(data) - first} tensors"
         raise FormatError(edit.graph.path, what, offset=edit.main.body.nodes[name].start)
-    head = [changed.get(at) or given for at, given in enumerate(data[:first])]
-    inputs = [*head, *(data[first + n] for n in keep), *waits]
+    inputs = [data[0], *lists, *(data[first + n] for n in keep), *waits]
     edit.main.edit(name).becomes(edit.main.op(name), inputs, {attr: types_value([types[n] for n in keep])})
     return []
 
@@ -102,10 +100,10 @@ def _unrestored(
     data, waits = _split(edit.main.inputs(name))
     if len(keep) == len(types) or not keep or len(data) < 3:
         return
-    changed = [_strings(edit, data[at], keep) for at in (1, 2)]
-    if None in changed:
+    lists = _left(edit, data[1:3], keep)
+    if lists is None:
         return
-    inputs = [data[0], *(given or "" for given in changed), *data[3:], *waits]
+    inputs = [data[0], *lists, *data[3:], *waits]
     edit.main.edit(name).becomes("RestoreV2", inputs, {"dtypes": types_value([types[n] for n in keep]), **_NO_SHAPES})
     for new, old in enumerate(keep):
         for user in takers.get((name, old), ()) if new != old else ():
@@ -133,18 +131,31 @@ def _unmerged(edit: GraphEdit, prefix: str) -> None:
             edit.main.edit(pack).becomes("Pack", left, {"N": number_value(count), **_NO_SHAPES})
 
 
-def _strings(edit: GraphEdit, given: str, keep: list[int]) -> str | None:
-    """An input that has only those of the strings that ``given`` has; None if they are no constant."""
+def _left(edit: GraphEdit, given: Sequence[str], keep: Sequence[int]) -> list[str] | None:
+    """Inputs that have only those of the strings that ``given`` have; None, and no change, if one is no constant."""
+    found = [(name, values) for name in given if (values := _strings(edit, name, keep)) is not None]
+    if len(found) < len(given):
+        return None
+    return [_constant(edit, name, values) for name, values in found]
+
+
+def _strings(edit: GraphEdit, given: str, keep: Sequence[int]) -> list[bytes] | None:
+    """Those of the strings of an input; None if they are no constant."""
     name = reference(given)[0]
     if edit.main.op(name) != "Const":
         return None
-    changes = edit.main.edit(name)
-    values = edit.graph.const(changes.node, name).read(edit.graph.file).reshape(-1).tolist()
+    values = edit.graph.const(edit.main.body.nodes[name], name).read(edit.graph.file).reshape(-1).tolist()
     if len(values) <= max(keep) or not all(isinstance(value, bytes) for value in values):
         return None
-    value = strings_value([values[n] for n in keep])
+    return [values[n] for n in keep]
+
+
+def _constant(edit: GraphEdit, given: str, values: list[bytes]) -> str:
+    """An input that has those strings: the constant itself, or another one if it has other users."""
+    name = reference(given)[0]
+    value = strings_value(values)
     if len(edit.main.users().get(name, ())) == 1:
-        changes.becomes("Const", attrs={"value": value, **_NO_SHAPES})
+        edit.main.edit(name).becomes("Const", attrs={"value": value, **_NO_SHAPES})
         return given
     fresh = edit.fresh(f"{name}/left")
     edit.add_node(fresh, "Const", attrs={"dtype": type_value(7), "value": value})
