@@ -1,0 +1,87 @@
+"""Which constants of a frozen graph are weights, where the way to the read is long, or parts have neighbours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.formats._graphdef import const, function, graph, node, write
+from weightport.formats import tf_frozen
+
+W = np.arange(6, dtype=np.float32).reshape(2, 3)
+READ = [const("other", W), node("other/read", "Identity", "other")]
+TYPES = {"f": "f"}
+
+
+def roles(path: Path, data: bytes) -> dict[str, str]:
+    with tf_frozen.open_source(write(path / "g.pb", data)) as source:
+        return {name: spec.role for name, spec in source.specs().items() if name != "other"}
+
+
+def chain(length: int) -> list[bytes]:
+    """A constant, and what passes it on so many times."""
+    return [const("w", W), *(node(f"i{n}", "Identity", f"i{n - 1}" if n else "w") for n in range(length))]
+
+
+@pytest.mark.parametrize("called", [False, True])
+@pytest.mark.parametrize(("length", "role"), [(63, "weight"), (64, "constant")])
+def test_a_read_is_followed_so_far(tmp_path: Path, called: bool, length: int, role: str) -> None:
+    last = f"i{length - 1}"
+    if called:
+        body = function("f", ["a"], {}, [node("x/ReadVariableOp", "Identity", "a")])
+        data = graph(*READ, *chain(length), node("call", "PartitionedCall", last, f="f"), functions=[body])
+    else:
+        data = graph(*READ, *chain(length), node("x/ReadVariableOp", "Identity", last))
+    assert roles(tmp_path, data) == {"w": role}
+
+
+def parts(*shapes: tuple[int, ...]) -> list[bytes]:
+    made = []
+    for n, shape in enumerate(shapes):
+        made += [const(f"v/part_{n}", np.ones(shape, np.float32)), node(f"v/part_{n}/read", "Identity", f"v/part_{n}")]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("joins", "shape"),
+    [
+        ([node("j", "ConcatV2", "v/part_1/read", "v/part_0/read", "one")], None),
+        ([node("j", "ConcatV2", "v/part_0/read", "v/part_1/read", "w", "one")], None),
+        ([node("j", "ConcatV2", "v/part_0/read", "v/part_1/read")], None),
+        ([node("j", "ConcatV2")], None),
+        ([node("i", "ConcatV2", "w", "w", "one"), node("j", "ConcatV2", "v/part_0/read", "v/part_1", "one")], (2, 4)),
+        ([node("i", "Gather", "w"), node("k", "Gather", "^w"), node("j", "ConcatV2", "w", "w", "one")], None),
+        ([node("i", "ResourceGather", "v/part_0/read"), node("j", "Gather", "w")], (4, 2)),
+        ([node("j", "ConcatV2", "v/part_0/read", "v/part_1/read", "many")], None),
+        ([node("j", "ConcatV2", "v/part_0/read", "v/part_1/read", "float")], None),
+        ([node("j", "ConcatV2", "v/part_0/read", "v/part_1/read", "low")], None),
+    ],
+)
+def test_which_node_says_how_equal_parts_are_joined(
+    tmp_path: Path, joins: list[bytes], shape: tuple[int, ...] | None
+) -> None:
+    numbers = {"one": 1, "low": -3, "many": [1, 1], "float": np.float64(1)}
+    named = [const(name, np.asarray(n, None if name == "float" else np.int32)) for name, n in numbers.items()]
+    data = graph(*parts((2, 2), (2, 2)), *named, const("w", W), *joins)
+    with tf_frozen.open_source(write(tmp_path / "g.pb", data)) as source:
+        specs = source.specs()
+        assert ("v" in specs, "v/part_0" in specs) == (shape is not None, shape is None)
+        assert shape is None or (specs["v"].shape, specs["v"].role) == (shape, "weight")
+
+
+def test_slots_of_an_optimizer(tmp_path: Path) -> None:
+    """A slot is what has the shape of the variable that it is named after; of a joined one, no shape is known."""
+    names = ["w", "w/Adam", "w/Adam_1", "b/Adam", "train/w/Adam", "v/Adam"]
+    frozen = [n for name in names for n in (const(name, W), node(f"{name}/read", "Identity", name))]
+    found = roles(tmp_path, graph(*frozen, *parts((1, 3), (1, 3)), node("look", "Gather", "v/part_0")))
+    assert found == {
+        "w": "weight",
+        "w/Adam": "slot",
+        "w/Adam_1": "slot",
+        "b/Adam": "weight",
+        "train/w/Adam": "slot",
+        "v/Adam": "weight",
+        "v": "weight",
+    }
