@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 
 from tests.formats._graphdef import const, function, graph, meta_graph, node, saved_model
-from tests.support import Fixture, fixture, fixtures, need
-from weightport.errors import Error, FormatError, TensorNotFound
+from tests.formats.test_tf_bundle import number_field
+from tests.support import Fixture, fixture, fixtures, need, says
+from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
 from weightport.formats import detect, tf_bundle, tf_saved_model
+from weightport.formats._io import ByteFile
+from weightport.formats._proto import Memory
+from weightport.formats.tf_saved_model import SavedModelSource
+from weightport.tensors import Budget
 
 MODELS = fixtures("saved_model")
 W = np.arange(6, dtype=np.float32).reshape(2, 3)
@@ -150,6 +155,52 @@ def test_mistakes(tmp_path: Path) -> None:
     Path(folder, "saved_model.pb").write_bytes(graph(const("c", 1.0)))
     with pytest.raises(FormatError, match="is a GraphDef, not a SavedModel"):
         tf_saved_model.open_source(folder)
+
+
+def test_without_a_graph(tmp_path: Path) -> None:
+    folder = saved_model(tmp_path / "s")
+    assert not tf_saved_model.sniff(folder)
+    with says(FormatError, f"{folder}/saved_model.pb: is a SavedModel without a graph"):
+        SavedModelSource(folder, folder, Memory(number_field(1, 1), f"{folder}/saved_model.pb"), ByteFile(__file__))
+
+
+def test_a_checkpoint_is_closed_if_the_graph_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fixture("b_cells/gru")
+    shutil.copytree(model.path("saved_model"), tmp_path / "s")
+    many = [const(f"c{n}", 1.0) for n in range(50)]
+    saved_model(tmp_path / "s", meta_graph(graph(*many), "serve"))
+    closed: list[str] = []
+    monkeypatch.setattr(tf_bundle.BundleSource, "close", lambda self: closed.append(self.path))
+    with says(BudgetExceeded, f"{tmp_path}/s/saved_model.pb: tensors: 50 asked for, at most 49 allowed"):
+        tf_saved_model.open_source(str(tmp_path / "s"), budget=Budget(tensors=49))
+    assert closed == [f"{tmp_path}/s/variables/variables"]
+    alone = saved_model(tmp_path / "alone", meta_graph(graph(*many), "serve"))
+    with says(BudgetExceeded, f"{alone}/saved_model.pb: tensors: 50 asked for, at most 49 allowed"):
+        tf_saved_model.open_source(alone, budget=Budget(tensors=49))
+
+
+def test_checksums_and_parts(tmp_path: Path) -> None:
+    """Variables have checksums, under the names of the checkpoint, too; constants have none."""
+    with tf_saved_model.open_source(fixture("c_keras/v2_lstm").path("saved_model")) as source:
+        constant = next(iter(source.constants))
+        assert [source.checksum(name) for name in ("lstm/kernel", constant, "nowhere")] == ["crc32c", "", ""]
+        assert source.variables is not None
+        keys = [key for key, name in source.variables.raw_names().items() if key != name]
+        assert keys
+        assert {source.checksum(key) for key in keys} == {"crc32c"}
+        with pytest.raises(TensorNotFound):
+            source.read("nowhere")
+    with says(Error, f"{source.path}: is closed"):
+        source.facts(["lstm/kernel"])
+    parts = [
+        n for k in range(2) for n in (const(f"v/part_{k}", W + k), node(f"v/part_{k}/read", "Identity", f"v/part_{k}"))
+    ]
+    folder = saved_model(tmp_path / "s", meta_graph(graph(*parts, node("look", "Gather", "v/part_0/read")), "serve"))
+    with tf_saved_model.open_source(folder) as source:
+        assert list(source.specs()) == ["v"]
+        assert source.read("v").tolist() == [*W.tolist(), *(W + 1).tolist()]
+        assert source.read("v/part_1").tolist() == (W + 1).tolist()
+        assert [source.checksum(name) for name in ("v", "v/part_1")] == ["", ""]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -22,6 +22,8 @@ from tests.formats.test_tf_graph_write import drawn, tiles_of
 from tests.support import Fixture, fixture, fixtures, need
 from weightport.errors import Error, RefusedError
 from weightport.formats import detect, tf_saved_model_write
+from weightport.formats._message import Message, fields_of
+from weightport.formats._proto import Memory
 from weightport.tensors import TensorSpec
 
 Values = dict[str, np.ndarray]
@@ -324,6 +326,82 @@ def test_what_belongs_to_it_is_copied(tmp_path: Path) -> None:
         assert {n: source.read(n).tolist() for n, s in source.specs().items() if s.role == "weight"} == {
             "v": [2, 3], "w": [1, 2],
         }  # fmt: skip
+
+
+def test_a_dry_run_refuses_what_writing_would(tmp_path: Path) -> None:
+    like = hand_made(tmp_path / "like", node("x", "AssignAdd", "v", "c"))
+    specs = {"v": TensorSpec.of("float32", (2,))}
+    out = str(tmp_path / "out")
+    tf_saved_model_write.check(out, specs, like=like)
+    tf_saved_model_write.check(out, specs, like=like, constants={"v"}, kept={"v"})
+    with pytest.raises(Error) as caught:
+        tf_saved_model_write.check(out, specs, like=like, constants={"v"})
+    assert str(caught.value) == (
+        "variable 'v': cannot become a constant: AssignAdd 'x' writes it; make it an initial value, or take a graph "
+        "without that operation"
+    )
+    with pytest.raises(RefusedError, match="is in the place of"):
+        tf_saved_model_write.check(like, specs, like=like)
+    assert sorted(os.listdir(tmp_path)) == ["like"]
+
+
+def test_without_variables_there_is_no_checkpoint(tmp_path: Path) -> None:
+    like = saved_model(
+        tmp_path / "like", meta_graph(graph(const("c", VALUE), node("c/read", "Identity", "c")), "serve")
+    )
+    out = put(tmp_path / "out", like, {"c": VALUE + 1})
+    assert os.listdir(out) == ["saved_model.pb"]
+    with detect.open_source(out) as source:
+        assert source.read("c").tolist() == [2, 3]
+
+
+def with_objects(folder: Path, change: Callable[[bytes], bytes]) -> str:
+    """A model of TensorFlow 2 whose graph of objects is another one."""
+    shutil.copytree(fixture("c_keras/v2_lstm").path("saved_model"), folder)
+    described = folder / "saved_model.pb"
+    file = Memory(described.read_bytes(), "s")
+    out = Message()
+    for found in fields_of(file, 0, file.size):
+        if found.number != 2:
+            out.copied(found)
+            continue
+        meta = Message()
+        for inner in fields_of(file, found.value, found.end):
+            if inner.number == 7:
+                meta.bytes_field(7, change(inner.read()))
+            else:
+                meta.copied(inner)
+        out.bytes_field(2, meta)
+    described.write_bytes(bytes(out))
+    return str(folder)
+
+
+def test_objects_that_are_not_those_of_the_checkpoint(tmp_path: Path) -> None:
+    like = with_objects(tmp_path / "like", lambda _: b"")
+    values = drawn(weights_of(like))
+    first, second = sorted(values)[:2]
+    with pytest.raises(Error) as caught:
+        put(tmp_path / "out", like, values, {first, second})
+    assert sorted(map(str, caught.value.problems)) == [
+        f"variable {name!r}: cannot become a constant: the model does not say for certain which node and which object "
+        "it is; make it an initial value"
+        for name in (first, second)
+    ]
+    assert not (tmp_path / "out").exists()
+    holds(put(tmp_path / "out", like, values), values)
+
+
+def test_a_function_that_only_the_objects_know(tmp_path: Path) -> None:
+    """It captures something, and is not in the graph: nothing becomes of it."""
+    extra = bytes_field(2, bytes_field(1, b"nowhere") + bytes_field(2, bytes_field(2, b"\1\2\3")))
+    plain, like = (with_objects(tmp_path / name, lambda o, e=e: o + e) for name, e in (("plain", b""), ("like", extra)))
+    values = drawn(weights_of(like))
+    found, other = (
+        Path(put(tmp_path / f"out{n}", path, values, set(values)), "saved_model.pb").read_bytes()
+        for n, path in enumerate((plain, like))
+    )
+    assert extra in other
+    assert len(other) >= len(found) + len(extra)
 
 
 @pytest.mark.parametrize("where", ["out", "folder", "inside", "pipe"])
