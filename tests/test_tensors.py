@@ -47,6 +47,21 @@ def test_sizes_do_not_overflow() -> None:
         checked_nbytes(np.dtype("float32"), (1,) * 65, Budget(), "f")
 
 
+def test_names_that_multiply() -> None:
+    """What a file can spell without sharing is free; beyond that, and beyond 64 MB, it is refused."""
+    budget, size = Budget(spread=2), 40 << 20
+    budget.name(80 << 20, size, "f")
+    with pytest.raises(BudgetExceeded) as caught:
+        budget.name(1, size, "f")
+    what = "names: 83,886,081 bytes, at most 83,886,080 for a file of 41,943,040: they multiply by what they share"
+    assert str(caught.value) == f"f: {what}"
+    budget.name(1, 1, "g")  # another file of the same model, which has room of its own
+    budget = Budget()
+    budget.name(1 << 26, 100, "f")
+    with pytest.raises(BudgetExceeded, match="at most 67,108,864 for a file of 100: "):
+        budget.name(1, 100, "f")
+
+
 def test_a_budget_counts_what_was_spent() -> None:
     budget = Budget(header_bytes=10)
     budget.spend("header_bytes", 6, "f")

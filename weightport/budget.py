@@ -1,9 +1,8 @@
 """The bounds that every reader keeps to, whatever a file claims.
 
 Promise: what is refused is refused before it is allocated, in Python's integers, and the same file is refused by the
-same bound on every machine. Limits: names that share their prefixes and parts that refer to each other are bounded only
-by what they come to in all; what a library that is not ours does with a file is bounded only from outside
-(:attr:`Budget.isolated`).
+same bound on every machine. Limits: parts that refer to each other are bounded only by what they come to in all; what
+a library that is not ours does with a file is bounded only from outside (:attr:`Budget.isolated`).
 """
 
 from __future__ import annotations
@@ -20,6 +19,9 @@ from weightport.errors import BudgetExceeded, FormatError
 #: Whether files are not trusted that are opened without a word about it; see :attr:`Budget.isolated`.
 ISOLATED: ContextVar[bool] = ContextVar("weightport.isolated", default=False)
 
+#: Bytes of names that are free, whatever the size of the file.
+NAMES = 1 << 26
+
 
 @dataclass(slots=True)
 class Budget:
@@ -30,6 +32,8 @@ class Budget:
         tensors: named tensors in one file.
         depth: nesting of messages, groups or objects.
         rank: axes of one tensor.
+        spread: bytes of names that are made of one byte of a file: where they share prefixes or scopes, few bytes can
+            spell many.
         tensor_bytes: size of one tensor in memory.
         isolated: whether a library that is not ours (HDF5's, tensorstore) reads the file in a process that may be lost.
     """
@@ -39,8 +43,10 @@ class Budget:
     depth: int = 64
     rank: int = 64
     tensor_bytes: int = 1 << 46
+    spread: int = 16
     isolated: bool = field(default_factory=ISOLATED.get)
     _spent: dict[str, int] = field(default_factory=dict, repr=False)
+    _sizes: dict[object, int] = field(default_factory=dict, repr=False)
 
     def check(self, kind: str, amount: int, path: object, *, tensor: str | None = None) -> None:
         """Refuse an ``amount`` above the bound ``kind``."""
@@ -49,6 +55,18 @@ class Budget:
             raise BudgetExceeded(
                 path, f"{kind.replace('_', ' ')}: {amount:,} asked for, at most {limit:,} allowed", tensor=tensor
             )
+
+    def name(self, nbytes: int, size: int, path: object) -> None:
+        """Count names that were made of a file of ``size`` bytes, and refuse those that come to far more than it has.
+
+        64 MB are always allowed: a million names of a length that is usual.
+        """
+        self._sizes[path] = size
+        total = self._spent["names"] = self._spent.get("names", 0) + nbytes
+        if total > NAMES and total > self.spread * sum(self._sizes.values()):
+            least = self.spread * sum(self._sizes.values())
+            what = f"names: {total:,} bytes, at most {max(NAMES, least):,} for a file of {size:,}"
+            raise BudgetExceeded(path, f"{what}: they multiply by what they share")
 
     def spend(self, kind: str, amount: int, path: object) -> None:
         """Add to what was used of ``kind`` so far, and refuse what goes over the bound."""

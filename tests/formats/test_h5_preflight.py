@@ -249,6 +249,16 @@ def test_the_budget_of_the_walk(tmp_path: Path) -> None:
             Preflight(file, 0, budget)
 
 
+def test_paths_that_multiply(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        group = file.create_group("g" * 60_000)
+        one = group.create_dataset("0", data=np.arange(3))
+        for number in range(1, 1300):
+            group[str(number)] = one
+    assert (tmp_path / "a.h5").stat().st_size < 400_000
+    assert refused(tmp_path / "a.h5").startswith(": names: 67,")
+
+
 def text_file(path: Path) -> bytes:
     with h5py.File(path, "w", userblock_size=512) as file:
         file.attrs["layer_names"] = ["déjà", "b"]

@@ -135,6 +135,7 @@ class Preflight:
                 raw = name.encode("utf-8", "surrogateescape")
                 self._budget.spend("tensors", 1, self.path)
                 self._budget.spend("header_bytes", len(path), self.path)
+                self._budget.name(len(path), self._size, self.path)
                 kind = group.id.links.get_info(raw).type
                 if kind == h5py.h5l.TYPE_SOFT:
                     self._soft.append(path)

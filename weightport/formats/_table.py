@@ -28,6 +28,8 @@ RAW, SNAPPY = 0, 1
 _TRAILER = 5  # compression byte and checksum
 # The longest output of one snappy element is 64 bytes for 2 or 3 bytes of input.
 _SNAPPY_RATIO = 32
+# Bytes of keys after which the budget is told.
+_NAMED = 1 << 20
 
 #: ``(key, value's offset, value's size)`` in the block's ``data``.
 Place = tuple[bytes, int, int]
@@ -200,7 +202,7 @@ class Table:
         for handle in self._handles:
             block = self._load(handle, spend=True)
             data = block.data.read(0, block.end)
-            position, end, key = 0, block.end, b""
+            position, end, key, named = 0, block.end, b"", 0
             while position < end:
                 # Lengths below 128 are one byte each; the usual case, and the one worth being quick about.
                 head = data[position : position + 3]
@@ -219,7 +221,12 @@ class Table:
                     raise FormatError(path, "corrupt table: its keys are not in order", offset=handle.offset)
                 last = key
                 position = value + size
+                named += len(key)
+                if named > _NAMED:
+                    self._budget.name(named, self.file.size, path)
+                    named = 0
                 yield key, data[value:position]
+            self._budget.name(named, self.file.size, path)
 
 
 class TableWriter:

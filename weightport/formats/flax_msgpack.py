@@ -99,6 +99,7 @@ class FlaxSource:
                 end = self._value(end, (*keys, str(number)), depth + 1)
             return end
         name = "/".join(keys)
+        self._budget.name(len(name), self.file.size, self.path)
         if token.kind == EXT and token.code in (NDARRAY, SCALAR):
             spec, run = self._ndarray(token, name)
             self._add(name, Entry(spec, token.at, token.end, (run,)))
@@ -175,6 +176,7 @@ class FlaxSource:
     def _chunked(self, token: Token, at: int, keys: tuple[str, ...]) -> int:
         """An array in chunks: ``{CHUNKED: true, shape: {0: ..}, chunks: {0: flat array, ..}}``."""
         name = "/".join(keys)
+        self._budget.name(len(name), self.file.size, self.path)
 
         def wrong(what: str) -> FormatError:
             return FormatError(self.path, what, tensor=name, offset=token.at)

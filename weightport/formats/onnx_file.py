@@ -83,6 +83,7 @@ class OnnxSource:
                 name = named.get((id(body), value), own)
                 while name in self.constants:  # a value that is named like another's scope and name
                     name += "'"
+                self.budget.name(len(name), self.file.size, self.path)
                 self.constants[name] = constant
                 plain.append((own, name))
         self.aliases = {own: name for own, name in plain if own not in self.constants}
