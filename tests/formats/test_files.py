@@ -92,6 +92,23 @@ def test_shards_with_an_index_of_their_own(tmp_path: Path) -> None:
         assert sorted(names(flax, given)) == ["flax_model.msgpack.index.json", "one.msgpack"]
 
 
+def test_names_in_a_digest(tmp_path: Path) -> None:
+    """Beneath the folder of all, where files lie in one folder and where they lie in several."""
+    for name in ("one", "other"):
+        shutil.copytree(fixture("a_seed_char_lstm").path("saved_model"), tmp_path / name)
+    assert digest(tmp_path / "one") == digest(tmp_path / "other")
+    shutil.rmtree(tmp_path / "one" / "variables")
+    text = f"{sha256(tmp_path / 'one' / 'saved_model.pb')}"
+    assert digest(tmp_path / "one") == text, "one file is its own digest"
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        save(tmp_path / name, "m.safetensors.index.json", shard_size=20)
+    lines = sorted((p.name, sha256(p)) for p in (tmp_path / "here").iterdir())
+    text = "".join(f"{value}  {name}\n" for name, value in lines)
+    assert digest(tmp_path / "here" / "m.safetensors.index.json") == hashlib.sha256(text.encode()).hexdigest()
+    assert digest(tmp_path / "there" / "m.safetensors.index.json") == hashlib.sha256(text.encode()).hexdigest()
+
+
 def onnx_beside(folder: Path) -> Path:
     onnx = need("onnx")
     graph = onnx.helper.make_graph([], "g", [], [], [onnx.numpy_helper.from_array(a, n) for n, a in ARRAYS.items()])

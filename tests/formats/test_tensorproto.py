@@ -399,6 +399,48 @@ def test_typed_values_of_every_wire_type() -> None:
     same(decode(message(24, (1,), text(18, b"\x3c"), number(18, 5)), "f", name="t"), np.array([0], eight))
 
 
+def test_values_without_tensorflow() -> None:
+    """Content in one piece and in part; varints of every meaning, loose and packed by turns."""
+    data = message(3, (2, 3), text(4, np.arange(6, dtype=np.int32).tobytes()))
+    ref, file = header(data, "f", name="t"), Memory(data, "f")
+    same(ref.read(file), np.arange(6, dtype=np.int32).reshape(2, 3))
+    same(ref.read(file, (slice(1, 2), slice(0, 3, 2))), np.int32([[3, 5]]))
+    same(decode(message(30, (2,), text(4, b"\x13\x8f")), "f", name="t"), np.array([3, 15], dtype_named("uint4")))
+    same(
+        decode(message(3, (4,), number(7, 1), text(7, b"\2"), number(7, 3), text(7, b"\4")), "f", name="t"),
+        np.int32([1, 2, 3, 4]),
+    )
+    same(decode(message(10, (3,), text(11, b"\0\1\2")), "f", name="t"), np.array([False, True, True]))
+    one, half = put_varint(0x3C00), put_varint(0xB800)
+    same(decode(message(19, (2,), text(13, one + half)), "f", name="t"), np.float16([1, -0.5]))
+    one, half = put_varint(0x3F80), put_varint(0xBF00)
+    same(decode(message(14, (2,), text(13, one + half)), "f", name="t"), np.array([1, -0.5], dtype_named("bfloat16")))
+    eight = dtype_named("float8_e5m2")
+    for fields in ([b"\x3c"], [b"\0", b"\1\2", b"\x3c"]):
+        same(decode(message(24, (1,), *(text(18, f) for f in fields)), "f", name="t"), np.array([1], eight))
+    refused(
+        BudgetExceeded,
+        message(1, (1 << 20, 1 << 20), text(5, bytes(4))),
+        ": a repeated value of 4,398,046,511,104 bytes, at most 2,147,483,648 allowed",
+    )
+
+
+def test_texts_without_tensorflow() -> None:
+    def values(*shape: int, fields: tuple[bytes, ...] = ()) -> list[Any]:
+        found = decode(message(7, shape, *fields), "f", name="t")
+        assert found.dtype == object
+        assert found.shape == shape
+        return found.reshape(-1).tolist()
+
+    three = (text(8, b"longer"), text(8, b""), text(8, b"x"))
+    assert values(3, fields=three) == [b"longer", b"", b"x"]
+    assert values(2, 2, fields=three) == [b"longer", b"", b"x", b"x"]
+    assert values(2) == [b"", b""]
+    assert values(3, fields=(text(4, b"\1\0\3abcd"),)) == [b"a", b"", b"bcd"]
+    assert values(0, fields=()) == []
+    refused(FormatError, message(7, (2,), *three), " at byte 0: 3 values for 2 elements")
+
+
 def test_parts_of_typed_values() -> None:
     data = message(3, (2, 3), text(7, b"\0\1\2\3\4\5"))
     ref, file = header(data, "f", name="t"), Memory(data, "f")

@@ -105,13 +105,22 @@ def test_text(tmp_path: Path) -> None:
         assert source.read("w").tolist() == [b"a", b"bc"]
         assert source.read("w", (slice(1, 2),)).tolist() == [b"bc"]
         assert source.specs()["w"].role == "constant"
+        assert source.extent("w") is None
+    square = b"".join(n.to_bytes(4, "little") for n in (4, 24, 24, 25, 25, 27)) + b"abc"
+    with tflite_file.open_source(one(tmp_path, Tensor("w", 5, (2, 2), 1), square)) as source:
+        assert source.read("w").tolist() == [[b"", b"a"], [b"", b"bc"]]
+    empty = b"".join(n.to_bytes(4, "little") for n in (1, 12, 12))
+    with tflite_file.open_source(one(tmp_path, Tensor("w", 5, (1,), 1), empty)) as source:
+        assert source.read("w").tolist() == [b""]
     for bad, message in (
+        (data.replace(b"\x10", b"\x0f"), "the offsets of its strings are in disorder"),
         (data[:-1], "the offsets of its strings are in disorder"),
         (data.replace(b"\x11", b"\x01"), "the offsets of its strings are in disorder"),
         (b"\3" + data[1:], "19 bytes of strings for the shape [2]"),
         (data[:12], "12 bytes of strings for the shape [2]"),
     ):
-        assert told(one(tmp_path, Tensor("w", 5, (2,), 1), bad)).endswith(message)
+        path = one(tmp_path, Tensor("w", 5, (2,), 1), bad)
+        assert told(path) == f": tensor 'w' at byte {Path(path).read_bytes().index(bad)}: {message}"
 
 
 def test_quantized(tmp_path: Path) -> None:
