@@ -148,6 +148,19 @@ def test_a_data_type_that_numpy_does_not_have(tmp_path: Path) -> None:
     assert refused(tmp_path / "a.h5") == ": tensor 'x': a data type that numpy does not have"
 
 
+def test_numbers_of_sizes_that_numpy_does_not_have(tmp_path: Path) -> None:
+    """h5py names the nearest that HDF5 could convert them to."""
+    for base, size, told in (
+        (h5py.h5t.STD_I32LE, 3, "a data type that numpy does not have"),
+        (h5py.h5t.IEEE_F32LE, 5, "the data type <f8 is not supported"),
+    ):
+        kind = base.copy()
+        kind.set_size(size)
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            h5py.h5d.create(file.id, b"x", kind, h5py.h5s.create_simple((4,)))
+        assert refused(tmp_path / "a.h5") == f": tensor 'x': {told}"
+
+
 @pytest.mark.parametrize(
     ("size", "said", "found"),
     [

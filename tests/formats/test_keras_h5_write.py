@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.formats._arrays import EXTRA, NUMPY, of_every_dtype, same, specs_of, tiles_of
-from tests.support import need
+from tests.support import need, says
 from weightport.errors import Error
 from weightport.formats import keras_h5, keras_h5_write
 from weightport.tensors import TensorSpec
@@ -290,3 +290,10 @@ def test_a_suffix_that_keras_would_read_otherwise_is_refused(tmp_path: Path) -> 
         with pytest.raises(Error, match=r"named by a model's objects, .*; name it \.weights\.h5"):
             write(tmp_path / "a.h5", objects, like=like and str(tmp_path / like))
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_name_that_no_attribute_holds(tmp_path: Path) -> None:
+    name = "lstm/" + "x" * 65_000
+    with says(Error, f"{tmp_path / 'm.h5'}: a name of 65007 bytes, HDF5 holds 64512"):
+        write(tmp_path / "m.h5", {name: np.zeros(2, np.float32)})
+    assert list(tmp_path.iterdir()) == []

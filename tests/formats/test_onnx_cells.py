@@ -152,6 +152,26 @@ def test_what_is_computed_is_no_cell_and_still_told(tmp_path: Path) -> None:
     assert facts(path) == {"activation": "relu"}
 
 
+def test_what_is_computed_outside_of_a_subgraph(tmp_path: Path) -> None:
+    """The way back leads out of the branch, and ends where the graph is fed."""
+    helper = need("onnx").helper
+    inner = [
+        helper.make_node("Unsqueeze", ["w0", "fed"], ["w"]),
+        rnn("RNN", ("w", "r"), "/rnn/RNN", activations=["Relu"]),
+    ]
+    nodes = [
+        helper.make_node("Unsqueeze", ["rnn.weight_ih_l0", "axes"], ["w0"]),
+        helper.make_node("Add", ["fed", "rnn.weight_hh_l0"], ["r"]),
+        helper.make_node("If", ["fed"], ["z"], name="if", then_branch=helper.make_graph(inner, "b", [], [])),
+    ]
+    kept = [held("rnn.weight_ih_l0", (2, 3)), held("rnn.weight_hh_l0", (2, 2))]
+    path = model(tmp_path, nodes, kept)
+    with wp.open(path) as source:
+        # What is added to something is not what the cell computes with.
+        assert dict(source.facts(["rnn.weight_ih_l0"])) == {"activation": "relu"}
+        assert dict(source.facts(["rnn.weight_hh_l0"])) == {}
+
+
 def test_stacks(tmp_path: Path) -> None:
     """As PyTorch's exporter numbers the nodes of a module; only where each takes what the one before it gives."""
     first, second = ("a", "b", "c"), ("d", "e", "f")

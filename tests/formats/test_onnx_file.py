@@ -541,6 +541,45 @@ def test_nodes_of_any_size(tmp_path: Path) -> None:
         assert dict(source.specs()) == {}
 
 
+def test_what_newer_versions_of_onnx_may_say(tmp_path: Path) -> None:
+    """Fields, attributes and encodings that nobody knows are passed over, in nodes of every kind and in tensors."""
+    new = field(14, 7) + field(15, "new")
+    values = attribute("value", field(5, raw("", X)) + new)
+    nodes = (
+        node("Constant", (), ("k",), "", attribute("remark", field(4, "no tensor")), values) + new,
+        node("Relu", ("x",), ("y",), "relu") + new,
+        node("LSTM", ("x", "lw", "lr"), ("z",), "lstm") + new,
+    )
+    cell = [raw("lw", np.ones((1, 8, 3))), raw("lr", np.ones((1, 8, 2)))]
+    dims = fixed32(1, 5.0) + raw("w", X) + new
+    path = written(tmp_path, model(graph(dims, *cell, nodes=nodes)))
+    with onnx_file.open_source(path) as source:
+        assert {n: s.shape for n, s in source.specs().items()} == {
+            "k": (2, 3),
+            "w": (2, 3),
+            "lstm/W": (1, 8, 3),
+            "lstm/R": (1, 8, 2),
+        }
+        assert same(source.read("k"), X)
+        assert same(source.read("w"), X)
+
+
+@pytest.mark.parametrize(
+    ("inside", "known"),
+    [
+        (field(2, "g"), True),
+        (field(30, "new") + field(1, ""), True),
+        (field(30, "new"), False),
+        (field(5, 3), False),
+        (field(2, "g") + field(16, 1), False),
+        (b"\x0a\x05", False),
+    ],
+)
+def test_a_graph_that_is_told_by_its_fields(tmp_path: Path, inside: bytes, known: bool) -> None:
+    path = written(tmp_path, field(1, 8) + field(7, inside))
+    assert onnx_file.sniff(path) == known
+
+
 def test_names_that_are_too_long(tmp_path: Path) -> None:
     content = model(graph(raw("w" * 70_000, X)))
     with pytest.raises(FormatError, match=r" at byte \d+: a name of 70,000 bytes$"):
