@@ -151,6 +151,15 @@ RESTORED: dict[str, tuple[list[bytes], Shown]] = {
             "x": "Neg restore restore:1",
         },
     ),
+    "more inputs than there should be": (
+        [*R, restore("prefix", "names", "cuts", "w", "v"), *TAKERS, GONE],
+        {
+            "names": "Const [b'u', b'w']",
+            "cuts": "Const [b'a', b'c']",
+            "restore": "RestoreV2 prefix names cuts w v [1, 9]",
+            "set_w": "Assign w restore:1 ^restore:1",
+        },
+    ),
     "what nobody ever took": ([*R, restore("prefix", "names", "cuts"), *TAKERS], {}),
     "names that others use, too": (
         [*R, restore("prefix", "names", "cuts"), *TAKERS, GONE, node("x", "Identity", "names")],
@@ -206,6 +215,14 @@ MERGED: dict[str, tuple[list[bytes], Shown]] = {
     "the only one": (shards("prefix", "^v"), {"merge": "NoOp ^save"}),
     "others": (shards("other", "other"), {}),
     "shards that are computed": (shards("prefix", "other", op="ConcatV2"), {}),
+    "a second one": (
+        [node("early", "MergeV2Checkpoints", "nowhere"), *shards("other", "prefix")],
+        {"pack": "Pack other N=1"},
+    ),
+    "the only one of a merge that says more": (
+        shards("prefix", merge=node("merge", "MergeV2Checkpoints", "pack", "other", N=3)),
+        {"merge": "NoOp"},
+    ),
     "a merge of nothing": (shards("prefix", merge=node("merge", "MergeV2Checkpoints", "^pack")), {}),
 }
 
@@ -243,5 +260,7 @@ def test_what_nobody_needs_any_more() -> None:
     edit = GraphEdit(parsed(graph(*nodes)))
     prune(edit, ["c", "nowhere"], lambda name: name == "pinned")
     assert not edit.main.removed, "it is taken"
-    prune(edit, ["taken", "taken"], lambda name: name == "pinned")
+    prune(edit, ["taken", "taken", "shared", "v", "pinned"], lambda name: name == "pinned")
     assert edit.main.removed == {"taken", "c", "a", "b", "own"}
+    prune(edit, ["other"], lambda _: False)
+    assert edit.main.removed == {"taken", "c", "a", "b", "own", "other", "shared", "waited"}, "nothing waits any more"

@@ -37,7 +37,7 @@ def prune(edit: GraphEdit, starts: Iterable[str], pinned: Callable[[str], bool])
         main.removed.add(name)
         for other in given:
             at = reference(other.removeprefix("^"))[0]
-            users[at] = users.get(at, 1) - 1
+            users[at] -= 1
             todo.append(at)
 
 
