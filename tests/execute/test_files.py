@@ -552,6 +552,23 @@ def test_small_tensors_side_by_side_are_copied_together(
             np.testing.assert_array_equal(made.read(f"l/{n:04d}"), numbers(5, 3, seed=n))
 
 
+def test_no_task_is_small_but_the_last(tmp_path: Path) -> None:
+    # Kernels and biases alternate: a bias goes along with the kernel behind it.
+    arrays = {f"l{n}/{kind}": numbers(*shape) for n in range(4) for kind, shape in (("b", (64,)), ("k", (64, 64)))}
+    rules = [{"from": "{l}/k", "to": "{l}/k", "rearrange": "i o -> o i"}, {"from": "{l}/b", "to": "{l}/b"}]
+    with tf_bundle.open_source(save(tmp_path / "m", arrays)) as source:
+        items = files._items(plan(source, None, wp.load_mapping(document(rules))), None)
+
+        class Out:
+            places: Mapping[str, tuple[str, int]] = dict.fromkeys(sorted(items), ("file", 0))
+            checksum = None
+
+        sizes = Sizes(task=9000, tile=4096, chunk=1024, hold=20_000)
+        tasks = list(files.Job([source], items, None, None, sizes).tasks(Out()))  # type: ignore[arg-type]
+    names = [[piece.name for piece in task.pieces] for task in tasks]
+    assert names == [["l0/b", "l0/k"], ["l1/b", "l1/k"], ["l2/b", "l2/k"], ["l3/b", "l3/k"]]
+
+
 def test_progress_is_all_bytes(sources: dict[str, str], tmp_path: Path) -> None:
     for suffix in WRITE:
         told: list[int] = []

@@ -33,7 +33,7 @@ class Sizes:
         scattered: whether runs that are written apart from one another cost no more than others, as in memory.
     """
 
-    hold: int = 64 << 20
+    hold: int = 48 << 20
     task: int = 16 << 20
     tile: int = 2 << 20
     chunk: int = 256 << 10

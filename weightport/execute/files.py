@@ -41,6 +41,9 @@ SIZES = boxes.Sizes()
 THREADS = 4
 # Tasks that are given to an executor before the first of them is done.
 _AHEAD = 4
+# A task that writes less than one in so many parts of what a task is to write takes the next box along, however large:
+# dealt out in turn, tasks are as good as one another.
+_LEAST = 4
 
 #: Told the bytes that were produced.
 Progress = Callable[[int], None]
@@ -206,7 +209,7 @@ class Job:
         size = 0
         for name, place in out.places.items():
             for piece, nbytes in self._pieces(name, place, sizes):
-                if batch and (size + nbytes > sizes.task):
+                if size + nbytes > sizes.task and _LEAST * size >= sizes.task:
                     yield self._task(out, sides, batch, sizes)
                     batch, size = [], 0
                 batch.append(piece)
