@@ -16,13 +16,13 @@ import numpy as np
 
 from weightport.tensors import Array
 
-# Measured on float32 of 24 MB, for a GB: 0.3 s so, 0.45 s in strips of the whole array; 0.1 s where all of it is in the
-# second-level cache, a plain copy 0.1 s. Blocks of 128 to 512 KB differ by a tenth; runs of less than a kilobyte of the
-# source are slower.
+# Measured on float32 of 24 MB, for a GB: 0.3 to 0.4 s so, more in whole strips; 0.1 s where all of it is in
+# the second-level cache, a plain copy 0.1 s. Blocks of 128 to 512 KB differ by a tenth; runs of less than a kilobyte of
+# the source are slower.
 _FROM, _BLOCK, _READ, _WRITTEN = 64 << 10, 256 << 10, 1024, 256
 # Elements that numpy copies in one go within a block: what it reads for them, a line of the cache each, stays in the
-# first-level cache. With half as many, and runs of half the length that are written, a GB of float32 takes 0.7 s instead
-# of 0.4. Fewer, where their distance is such that they push one another out of the cache.
+# first-level cache. With half as many, what is written are runs of half the length, and a GB of float32 takes 0.7 s
+# instead of 0.4. Fewer, where their distance is such that they push one another out of the cache.
 _STRIP, _NARROW_STRIP = 256, 64
 # Rows of a block are a cache line apart: at a distance of a power of two they would push one another out of the cache.
 _APART = 64
