@@ -140,7 +140,8 @@ def _asked(source: Source) -> str:
 
 
 def _same(a: Array, b: Array) -> bool:
-    return a[:8].tolist() == b[:8].tolist() if a.dtype == object else a.tobytes() == b.tobytes()
+    # Flat: an array of many axes without a single value would become lists in lists without end.
+    return a.reshape(-1)[:8].tolist() == b.reshape(-1)[:8].tolist() if a.dtype == object else a.tobytes() == b.tobytes()
 
 
 class Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,54 @@ def test_fletcher32_is_that_of_hdf5(tmp_path: Path) -> None:
         assert _h5_chunks.fletcher32(raw[:-4]) == int.from_bytes(raw[-4:], "little")
     assert _h5_chunks.fletcher32(bytes(10)) == 0
     assert _h5_chunks.fletcher32(b"\xff" * 4) == 0xFFFFFFFF
+
+
+def with_filter(path: Path, code: int, dtype: str) -> bytes:
+    """A dataset ``x`` in chunks of four values, with one of the filters that HDF5 decodes itself."""
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((4,))
+    if code == h5py.h5z.FILTER_SCALEOFFSET:
+        plist.set_scaleoffset(h5py.h5z.SO_INT if dtype == "i4" else h5py.h5z.SO_FLOAT_DSCALE, 3)
+    elif code == h5py.h5z.FILTER_SZIP:
+        plist.set_szip(4, 4)
+    else:
+        plist.set_filter(code, 0, ())
+    with h5py.File(path, "w", libver="earliest") as file:
+        kind, space = h5py.h5t.py_create(np.dtype(dtype)), h5py.h5s.create_simple((8,))
+        made = h5py.h5d.create(file.id, b"x", kind, space, plist)
+        made.write(h5py.h5s.ALL, h5py.h5s.ALL, np.arange(8, dtype=dtype))
+    return path.read_bytes()
+
+
+OTHER = [
+    (code, name, dtype)
+    for code, name, dtypes in (
+        (5, b"nbit", ("u2", "f4", ">i4")),
+        (6, b"scaleoffset", ("i4", "f4")),
+        (4, b"szip", ("f4",)),
+    )
+    for dtype in dtypes
+]
+
+
+@pytest.mark.parametrize(("code", "name", "dtype"), OTHER)
+def test_filters_that_hdf5_decodes(tmp_path: Path, code: int, name: bytes, dtype: str) -> None:
+    """Their parameters have to be those of the values: with any other, HDF5 would crash."""
+    path = tmp_path / "a.h5"
+    data = with_filter(path, code, dtype)
+    with keras_h5.open_source(str(path)) as source:
+        assert np.array_equal(source.read("x"), np.arange(8))
+    at = data.index(name + b"\0")
+    (count,) = struct.unpack_from("<H", data, at - 2)
+    values = at + -(-(len(name) + 1) // 8) * 8
+    broken = [data[: at - 2] + struct.pack("<H", n) + data[at:] for n in (0, count - 1)]
+    sizes = {5: (0, 2, 3, 4, 5, 6, 7), 6: (0, 2, 3, 4, 5, 6, 7), 4: (1, 2, 3)}[code]
+    for number in sizes:
+        place = values + 4 * number
+        broken.append(data[:place] + struct.pack("<I", 77_777) + data[place + 4 :])
+    for content in broken:
+        path.write_bytes(content)
+        with pytest.raises(FormatError) as caught:
+            keras_h5.open_source(str(path))
+        text = f"{path}: tensor 'x': corrupt: the parameters of its filter are not those of such values"
+        assert str(caught.value) == text

@@ -493,6 +493,10 @@ def test_names_that_are_not_there_or_lead_out(copied: Callable[[str], Path], kin
         (folder / "_METADATA").write_text(json.dumps({"tree_metadata": {"x": entry(*keys)}}))
         with pytest.raises(FormatError, match=r"leads out of the folder|is missing"):
             of.open_source(str(folder))
+    if kind == "ocdbt":
+        (folder / "_METADATA").write_text(json.dumps({"tree_metadata": {"x": entry("a", "\ud800")}}))
+        with pytest.raises(FormatError, match=r"the name 'a\.\\ud800/\.zarray' is no valid text"):
+            of.open_source(str(folder))
     twice = {"tree_metadata": {"x": entry("params", "enc.kernel"), "y": entry("params/enc.kernel")}}
     (folder / "_METADATA").write_text(json.dumps(twice))
     with pytest.raises(FormatError, match=r"tensor 'params/enc\.kernel': another tensor has the same name"):

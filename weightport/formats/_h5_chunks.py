@@ -25,7 +25,7 @@ from weightport.tensors import Array
 
 #: Decoded chunks that are kept between two reads: as much as HDF5 keeps for us elsewhere.
 CACHE = 8 << 20
-_DEFLATE, _SHUFFLE, _FLETCHER = 1, 2, 3
+_DEFLATE, _SHUFFLE, _FLETCHER, _SZIP, _NBIT, _SCALE_OFFSET = 1, 2, 3, 4, 5, 6
 Pipeline = list[tuple[int, tuple[int, ...]]]
 
 
@@ -38,6 +38,38 @@ def pipeline_of(plist: Any) -> Pipeline:
 def is_known(pipeline: Pipeline) -> bool:
     """Whether all of it is decoded here."""
     return all(code in (_DEFLATE, _SHUFFLE, _FLETCHER) for code, _ in pipeline)
+
+
+def is_sound(pipeline: Pipeline, elements: int, dtype: np.dtype[Any]) -> bool:
+    """Whether the parameters of the filters that HDF5 has to decode are those that it makes for such values.
+
+    Without them, or with others, it reads where nothing is.
+
+    Args:
+        elements: of a chunk.
+        dtype: of the dataset.
+
+    Source: H5Znbit.c (``H5Z__set_parms_atomic``), H5Zscaleoffset.c (``H5Z__set_local_scaleoffset``), H5Zszip.c
+    (``H5Z__set_local_szip``).
+    """
+    for code, values in pipeline:
+        bits = 8 * dtype.itemsize
+        if code == _NBIT:
+            good = (
+                len(values) == 8 and values[0] == 8 and values[2:5] == (elements, 1, dtype.itemsize) and values[5] < 2
+            )
+            good = good and 0 < values[6] <= bits and values[6] + values[7] <= bits
+        elif code == _SCALE_OFFSET:
+            those = elements, int(dtype.kind == "f"), dtype.itemsize
+            good = len(values) == 20 and values[0] < 3 and values[2:5] == those and max(values[5:8]) < 2
+        elif code == _SZIP:
+            good = len(values) == 4 and 2 <= values[1] <= 32 and values[1] % 2 == 0
+            good = good and 0 < values[2] <= bits and 0 < values[3] <= min(elements, 4096)
+        else:
+            good = True
+        if not good:
+            return False
+    return True
 
 
 class Decoder:

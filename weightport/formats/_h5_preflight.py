@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from weightport.errors import FormatError
-from weightport.formats import _strided
+from weightport.formats import _h5_chunks, _strided
 from weightport.formats._h5_file import opened
 from weightport.formats._h5_heap import Heap
 from weightport.formats._io import Bytes
@@ -231,7 +231,10 @@ class Preflight:
             raise refuse(f"{stored} bytes are said to be stored, the file has {self._size}")
         claims = nbytes
         if layout == h5py.h5d.CHUNKED:
-            claims = max(claims, prod(int(dim) for dim in plist.get_chunk()) * dtype.itemsize)
+            elements = prod(int(dim) for dim in plist.get_chunk())
+            claims = max(claims, elements * dtype.itemsize)
+            if not _h5_chunks.is_sound(_h5_chunks.pipeline_of(plist), elements, dtype):
+                raise refuse("corrupt: the parameters of its filter are not those of such values")
         if claims > _FLOOR and claims > (stored + 1024) * _MAX_RATIO:
             raise refuse(f"{claims:,} bytes of values are claimed, {stored:,} are stored: refused")
         return Dataset(handle, dtype, shape, offset, strings)

@@ -104,6 +104,9 @@ class ArrayStore:
         """The small values of keys, of those that are there."""
         found = {}
         if self.ocdbt:
+            for name, key in keys.items():
+                if any("\ud800" <= c <= "\udfff" for c in key):
+                    raise FormatError(self.folder, f"the name {key!r} is no valid text", tensor=name)
             asked = {name: self._keys.read(key) for name, key in keys.items()}  # all of them at once
             for name, future in asked.items():
                 answer = self._ask(lambda at=future: at, tensor=name)
