@@ -356,6 +356,13 @@ def broken(tmp_path: Path, change: Any) -> str:
             "the weight 'x' that 'optimizer_weights' lists has no dataset",
         ),
         (
+            lambda f: (
+                f.create_group("optimizer_weights").attrs.create("weight_names", [b"x", b"x"]),
+                f["optimizer_weights"].create_dataset("x", data=np.zeros(2)),
+            ),
+            "tensor 'optimizer_weights/x': two tensors come to this name",
+        ),
+        (
             lambda f: (f.attrs.pop("layer_names"), f.attrs.create("nb_layers", 1.5)),
             "the attribute 'nb_layers' is no number of groups",
         ),

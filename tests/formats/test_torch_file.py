@@ -357,6 +357,12 @@ def test_torch_export(tmp_path: Path) -> None:
         assert str(caught.value) == (
             f"{path}: corrupt: net/{table}: the table of weights is not as torch.export writes it"
         )
+    both = [f"data/{kind}/model_{kind}_config.json" for kind in ("weights", "constants")]
+    with zipfile.ZipFile(tmp_path / "net.pt2") as archive:
+        weights = archive.read(f"net/{table}")
+    path = repacked(str(tmp_path / "net.pt2"), tmp_path / "b.pt2", **dict.fromkeys(both, weights))
+    with pytest.raises(FormatError, match=r"b\.pt2: tensor '[a-z_.]+': two tensors have this name$"):
+        open_source(path)
     path = repacked(str(tmp_path / "net.pt2"), tmp_path / "b.pt2", archive_format=b"aoti")
     with pytest.raises(FormatError, match="an archive of the format b'aoti', not of pt2"):
         open_source(path)
