@@ -526,6 +526,12 @@ def test_old_spellings(tmp_path: Path) -> None:
         assert {n: source.read(n).tolist() for n in source.specs()} == {
             "a": [0, 1, 2, 3], "b": [1, 2, 3], "c": [0, 1, 2, 3],
         }  # fmt: skip
+    beyond = older.replace(b"K\1K\3", b"K\2K\3")
+    (tmp_path / "m.pt").write_bytes(pickled(beyond + b".", {"0": np.arange(4, dtype="<f4").tobytes()}))
+    with pytest.raises(FormatError) as caught:
+        open_source(str(tmp_path / "m.pt"))
+    what = "a tensor of the bytes up to 20 of a storage of 16"
+    assert str(caught.value) == f"{tmp_path / 'm.pt'}: corrupt: {what}"
 
 
 # --- bombs ------------------------------------------------------------------------------------------------------------
