@@ -128,3 +128,9 @@ def test_parts_that_lie_far_from_each_other_are_held_apart() -> None:
             for name, expr in (("far", far), ("near", near))}  # fmt: skip
     assert both["far"] == [(range(10), range(1000)), (range(9000, 9010), range(1000))]
     assert both["near"] == [(range(19), range(1000))]
+    rows = [range(9000, 9010), range(9), range(10, 19)]
+    three = values.concat([values.cut(of, (r, range(1000))) for r in rows], 0)
+    assert hulls(three, (range(three.shape[0]), range(1000)), {"w": of.spec}, 0)["w"] == [
+        (range(19), range(1000)),
+        (range(9000, 9010), range(1000)),
+    ]
