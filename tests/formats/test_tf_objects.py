@@ -361,3 +361,21 @@ def test_slices_and_keys(data: bytes) -> None:
         _slices.boxes([cut], (3,) * len(cut), "f", "v")
     with contextlib.suppress(Error):
         tf_objects.from_graph(bytes_field(1, data), "f", ("a",), lambda *_: True, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("full", "known", "found"),
+    [
+        ("Adam/m/lstm/kernel", {"lstm/kernel": "net/kernel"}, ("net/kernel/.OPTIMIZER_SLOT/optimizer/m", "slot")),
+        ("adam/lstm_kernel_v", {"lstm_kernel": "net/kernel"}, ("net/kernel/.OPTIMIZER_SLOT/optimizer/v", "slot")),
+        ("adam/lstm_kernel_a_b", {"lstm_kernel": "net/kernel"}, ("net/kernel/.OPTIMIZER_SLOT/optimizer/a_b", "slot")),
+        ("adam/lstm_kernel_v", {"kernel": "net/kernel"}, ("optimizer/_variables/3", "optimizer")),
+        ("adam/_v", {"kernel": "net/kernel"}, ("optimizer/_variables/3", "optimizer")),
+        ("adam/iteration", {"iteration": "net/kernel"}, ("optimizer/_variables/3", "optimizer")),
+        ("", {"": "net/kernel"}, ("optimizer/_variables/3", "optimizer")),
+    ],
+)
+def test_whose_slot_it_is(full: str, known: dict[str, str], found: tuple[str, str]) -> None:
+    """The longest variable's name before an underscore; what names none is the optimizer's own."""
+    key = "optimizer/_variables/3/.ATTRIBUTES/VARIABLE_VALUE"
+    assert tf_objects._optimizer_name(key, full, None, {}, known, known) == found
