@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from math import prod
 from typing import Any
@@ -61,6 +62,9 @@ class Scratch(threading.local):
         self.memory = np.empty(0, np.uint8)
 
 
+#: Held while runs are read that lie apart: threads that do so at once take turns at the interpreter for each of them,
+#: which takes longer than the reading.
+ONE_READS = threading.Lock()
 #: What is held of the source.
 SCRATCH = Scratch()
 #: What is made of it.
@@ -104,7 +108,8 @@ class Loader:
     def _rows(self, side: int, name: str, place: Extent, starts: Array, out: Array) -> None:
         """Rows of bytes, each from its own offset in the file; their checksums are noted."""
         checksum = None if place.checksum is None else function(place.checksum.kind)
-        crcs = self.file(place.path).read_rows(starts.tolist(), out, checksum, self._task.sizes.chunk, tensor=name)
+        with ONE_READS if len(starts) > 1 else nullcontext():
+            crcs = self.file(place.path).read_rows(starts.tolist(), out, checksum, self._task.sizes.chunk, tensor=name)
         if checksum is not None:
             sizes = np.full(len(starts), out.shape[1], np.int64)
             self._done.read.append((side, name, (starts, sizes, np.array(crcs, np.uint32))))
