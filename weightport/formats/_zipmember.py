@@ -1,8 +1,9 @@
 """Members of zip archives, read by position: stored ones as they lie in the file, deflated ones as a bounded stream.
 
 Promise: a member's own header must agree with the directory's entry; what a member claims to decompress to is checked
-against what deflate can reach before anything is allocated; CRCs are checked on demand, once. Reading a deflated member
-front to back costs one pass, however many reads it takes. Limit: no encryption, no other compression.
+against what deflate can reach before anything is allocated; no two members share bytes; CRCs are checked on demand,
+once. Reading a deflated member front to back costs one pass, however many reads it takes. Limit: no encryption, no
+other compression.
 
 Source: APPNOTE.TXT 6.3.9 (PKWARE), 4.3.7 and 4.4.
 """
@@ -177,7 +178,7 @@ def directory(file: ByteFile) -> tuple[list[zipfile.ZipInfo], bytes]:
     """
     try:
         with zipfile.ZipFile(file.path if file.local else Stream(file)) as archive:
-            infos, comment = archive.infolist(), archive.comment
+            infos, comment, end = archive.infolist(), archive.comment, archive.start_dir
     except Exception as error:  # zipfile leaks struct.error, ValueError, NotImplementedError ... on bad input
         what = "truncated or corrupt" if file.size >= 4 and file.read(0, 4) == LOCAL else "is no archive"
         raise FormatError(file.path, f"{what}: {error}", offset=file.size) from None
@@ -186,7 +187,23 @@ def directory(file: ByteFile) -> tuple[list[zipfile.ZipInfo], bytes]:
         # A damaged entry can swallow the next ones without a word: to zipfile they are its comment.
         what = f"the archive's directory has {len(infos)} members, its end says {stated}"
         raise FormatError(file.path, what, offset=file.size)
+    _refuse_shared(file, infos, end)
     return infos, comment
+
+
+def _refuse_shared(file: ByteFile, infos: list[zipfile.ZipInfo], end: int) -> None:
+    """Refuse members that share bytes, with each other or with the directory: few bytes could stand for much.
+
+    Args:
+        end: where the directory begins.
+    """
+    following = end
+    for info in sorted(infos, key=lambda info: info.header_offset, reverse=True):
+        # Its header and its name at least; how long the extra field is, only the header itself says.
+        if info.header_offset + 30 + len(info.orig_filename) + info.compress_size > following:
+            what = "corrupt: the member shares bytes with what follows it"
+            raise FormatError(file.path, what, tensor=info.filename, offset=info.header_offset)
+        following = info.header_offset
 
 
 def _stated(file: ByteFile, comment: int) -> int:
