@@ -71,6 +71,31 @@ def test_the_result_is_the_same(workers: Any, suffix: str) -> None:
     assert len(seen) > 10  # tasks
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+@pytest.mark.parametrize("first", [True, False])
+def test_what_was_interrupted_is_resumed(workers: Any, suffix: str, first: bool) -> None:
+    """By the workers, or by one process where they ended; and the other way round."""
+    out = f"out/m{suffix}"
+    left = 5
+
+    def failing(_: int) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise OSError(28, "No space left on device")
+
+    wp.transfer("s.npz", None, RULES, out=f"one{suffix}", threads=1)
+    address = workers.scheduler_address
+    with pytest.raises(Error, match="No space left on device"):
+        wp.transfer("s.npz", None, RULES, out=out, cluster=address if first else None, resume=True, progress=failing)
+    found = wp.transfer("s.npz", None, RULES, out=out, cluster=None if first else address, resume=True).resumed
+    assert found is not None
+    assert found.found + found.moved == 2 * 20 * 40 * 60 * 4
+    assert found.found >= 4 * 9600
+    assert content(out) == content(f"one{suffix}")
+    assert len(os.listdir("out")) == (2 if suffix == ".ckpt" else 1)
+
+
 def test_a_checkpoint_to_a_checkpoint_with_kept_values(workers: Any) -> None:
     mapping = {"weightport": 1, "rules": [{"from": "same/3", "to": "same/4"}], "ignore": ["**"], "keep": ["**"]}
     for out, where in (("one.ckpt", None), ("out/m.ckpt", workers.scheduler_address)):

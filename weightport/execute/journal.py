@@ -137,7 +137,7 @@ class Journal:
 
     def call(self, task: Task) -> tuple[Callable[..., Done], tuple[Any, ...]]:
         """What carries out a task, and its arguments: any executor can call it."""
-        place = self._tasks.get(_key(task))
+        place = self._tasks.get(_key(task)) if self._tasks else None
         if place is None:
             return noted, (task,)
         return again, (task, os.pread(self._handle, place[1], place[0]))
@@ -213,11 +213,13 @@ def _key(task: Task) -> bytes:
 def _sum(task: Task, done: Done) -> int:
     """One checksum of everything that a task wrote, in whatever pieces that was."""
     assert task.checksum is not None
-    by_name: dict[str, list[Pieces]] = {piece.name: [] for piece in task.pieces}
-    for name, found in done.written:
-        by_name[name].append(found)
-    whole_ = [settled(task.checksum, found, 0, _FAR) for found in by_name.values() if found]
-    crcs, sizes = (np.concatenate([each[n] for each in whole_]) if whole_ else np.array([]) for n in (2, 1))
+    places = {piece.name: (piece.out, piece.offset) for piece in task.pieces}
+    by_file: dict[str, list[Pieces]] = {piece.out: [pieces([])] for piece in task.pieces}
+    for name, (starts, sizes, crcs) in done.written:
+        out, offset = places[name]
+        by_file[out].append((starts + offset, sizes, crcs))
+    joined = [settled(task.checksum, found, 0, _FAR) for found in by_file.values()]
+    _, sizes, crcs = (np.concatenate([found[n] for found in joined]) for n in range(3))
     return combined(task.checksum, crcs, sizes)
 
 
@@ -269,33 +271,42 @@ def _packed(task: Task, done: Done) -> bytes:
     by_leaf: dict[tuple[int, str], list[Pieces]] = {}
     for side, name, found in done.read:
         by_leaf.setdefault((side, name), []).append(found)
-    numbers = {leaf: number for number, leaf in enumerate(_leaves(task))}
-    parts, count = [], 0
-    for leaf, read in by_leaf.items():
+    if not 0 < len(by_leaf) <= _MOST_READ:
+        return b""
+    read = []
+    for leaf, parts in by_leaf.items():
         place = task.extents[leaf]
         assert place.checksum is not None
-        starts, sizes, crcs = settled(place.checksum.kind, read, 0, _FAR)
-        count += len(starts)
-        if count > _MOST_READ:
-            return b""
-        part = np.empty(len(starts), _READ)
-        part["leaf"], part["start"], part["size"], part["crc"] = numbers[leaf], starts, sizes, crcs
-        parts.append(part.tobytes())
-    return b"".join(parts)
+        read.append(
+            settled(place.checksum.kind, parts, 0, _FAR) if len(parts) > 1 or len(parts[0][0]) > 1 else parts[0]
+        )
+    counts = [len(starts) for starts, _, _ in read]
+    if sum(counts) > _MOST_READ:
+        return b""
+    numbers = {leaf: number for number, leaf in enumerate(_leaves(task))}
+    packed = np.empty(sum(counts), _READ)
+    packed["leaf"] = np.repeat([numbers[leaf] for leaf in by_leaf], counts)
+    for n, column in enumerate(("start", "size", "crc")):
+        packed[column] = np.concatenate([each[n] for each in read])
+    return packed.tobytes()
 
 
 def _unpacked(task: Task, note: bytes) -> Iterator[tuple[int, str, Pieces]]:
     """What :func:`_packed` made, and nothing of source tensors of which nothing is said: they are to be proven too."""
     rest = note[_NOTE.size :]
     read = np.frombuffer(rest, _READ, len(rest) // _READ.itemsize)
-    for number, (side, name) in enumerate(_leaves(task)):
+    read = read[(read["start"] < _FAR) & (read["size"] < _FAR)]
+    read = read[np.argsort(read["leaf"], kind="stable")]
+    leaves = _leaves(task)
+    bounds = np.searchsorted(read["leaf"], np.arange(len(leaves) + 1)).tolist()
+    for number, (side, name) in enumerate(leaves):
         place = task.extents.get((side, name))
         if place is None or place.checksum is None:
             continue
-        its = read[(read["leaf"] == number) & (read["start"] < _FAR) & (read["size"] < _FAR)]
+        its = read[bounds[number] : bounds[number + 1]]
         found = its["start"].astype(np.int64), its["size"].astype(np.int64), its["crc"].astype(np.uint32)
         offset, size = place.checksum.offset, place.checksum.size
-        yield side, name, settled(place.checksum.kind, [found], offset, offset + size)
+        yield side, name, settled(place.checksum.kind, [found], offset, offset + size) if len(its) else found
 
 
 # Records -----------------------------------------------------------------------------------------------------------
