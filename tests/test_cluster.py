@@ -93,7 +93,7 @@ def test_what_was_interrupted_is_resumed(workers: Any, suffix: str, first: bool)
     assert found.found + found.moved == 2 * 20 * 40 * 60 * 4
     assert found.found >= 4 * 9600
     assert content(out) == content(f"one{suffix}")
-    assert len(os.listdir("out")) == (2 if suffix == ".ckpt" else 1)
+    assert len(os.listdir("out")) == (3 if suffix == ".ckpt" else 1)
 
 
 def test_a_checkpoint_to_a_checkpoint_with_kept_values(workers: Any) -> None:
