@@ -264,6 +264,11 @@ class Resumed(Case):
         self.contents = self.content()
         self.fresh()
 
+    def fresh(self) -> None:
+        """The old model, and nothing else; nothing is noted of a run that has not begun."""
+        super().fresh()
+        self.noted.unlink(missing_ok=True)
+
     def content(self) -> list[bytes]:
         """Of all files but indices, which name the others, and what has their checksum."""
         indices = (".index", ".index.json", ".weightport.json")

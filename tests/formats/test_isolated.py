@@ -282,7 +282,8 @@ def test_at_opening(tmp_path: Path, doing: Any, action: str, told: str) -> None:
 
 TENSOR = ["d/w", "float32", [2, 3], 24, "weight", ""]
 WELL: dict[str, Any] = {
-    "keras": True, "nested": False, "layers": [["d", ["w"]]], "attributes": {}, "optimizer": [], "config": None,
+    "keras": True, "nested": False, "layers": [["d", ["w"]]], "attributes": {}, "metadata": {},
+    "optimizer": [], "config": None,
     "datasets": [[None, "=", "", ""]], "weights": {"d/w": [0, 0]}, "objects": [[], {}, {}], "tensors": [TENSOR],
 }  # fmt: skip
 

@@ -134,6 +134,8 @@ def test_text_scalars_and_nothing(tmp_path: Path) -> None:
         (tensor("w", 1, (2,), field(4, b"\0" * 5)), ": 5 bytes are no whole number of 4-byte values"),
         (tensor("w", 1, (2,)), " at byte 9: 0 values for the shape [2]"),
         (tensor("w", 7, (1,), field(7, b"\1\2\3")), " at byte 9: 3 values for the shape [1]"),
+        (tensor("w", 14, (1,), field(4, b"\0" * 12)), " at byte 9: 3 numbers for complex64, of which each takes two"),
+        (tensor("w", 15, (0,), field(10, b"\0" * 8)), " at byte 9: 1 numbers for complex128, of which each takes two"),
         (tensor("w", 7, (1,), field(7, b"\x80" * 11)), " at byte 15: malformed varint"),
         (tensor("w", 8, (1,)), " at byte 9: 0 strings for the shape [1]"),
         (tensor("w", 1, (-2,)), ": negative dimension in shape [-2]"),

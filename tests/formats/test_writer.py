@@ -68,7 +68,8 @@ def test_files_that_are_there(made: Any) -> None:
     )
     taken: list[Any] = []
 
-    def adopt(*given: Any, link: bool) -> None:
+    def adopt(*given: Any, link: bool, metadata: Any = None) -> None:
+        assert metadata is None
         taken.append((*given, link))
         if link:
             raise OSError(18, "Invalid cross-device link") if given[0] == "o" else OSError("of its own making")

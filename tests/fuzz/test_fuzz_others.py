@@ -16,7 +16,7 @@ import framed
 import fuzz_readers
 import fuzz_worker
 
-from tests.fuzz import test_fuzz_tensorflow
+from tests.fuzz import test_fuzz_archives, test_fuzz_graphs, test_fuzz_tensorflow
 from tests.fuzz.fuzzing import fuzz
 from tests.support import need
 from weightport.errors import FormatError
@@ -27,14 +27,9 @@ EXECUTIONS = {
     "safetensors": 200_000,
     "gguf": 200_000,
     "tflite": 200_000,
-    "npz": 50_000,
-    "flax-msgpack": 50_000,
-    "torch": 20_000,
-    "onnx": 20_000,
-    "keras": 10_000,
+    "flax-msgpack": 200_000,
     "keras-h5": 5_000,
     "hdf5": 5_000,
-    "keras-sharded": 5_000,
     "orbax": 5_000,
 }
 
@@ -47,7 +42,10 @@ def test_reader(reader: str, tmp_path: Path) -> None:
 
 
 def test_every_reader_is_fuzzed() -> None:
-    assert {*EXECUTIONS, *test_fuzz_tensorflow.EXECUTIONS} == set(READERS) == set(fuzz_readers.READERS)
+    files = test_fuzz_archives, test_fuzz_graphs, test_fuzz_tensorflow
+    found = [*EXECUTIONS, *(reader for file in files for reader in file.EXECUTIONS)]
+    assert sorted(found) == sorted(READERS)
+    assert set(found) == set(fuzz_readers.READERS)
 
 
 def test_the_checksum_of_hdf5_is_made_right(tmp_path: Path) -> None:

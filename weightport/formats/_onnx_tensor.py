@@ -179,6 +179,9 @@ class TensorRef:
         pieces = [(w, v, s) for f, w, v, s in fields_of(file, self.parts) if f == field]
         if field in _FIXED:
             values = floats(file, pieces, field, self.title)
+            if values.nbytes % self.dtype.itemsize:
+                what = f"{values.size} numbers for {self.dtype.name}, of which each takes two"
+                raise FormatError(file.path, what, tensor=self.title, offset=self.parts[0][0])
             values = values.astype(values.dtype.newbyteorder("="), copy=False).view(self.dtype)
         else:
             numbers = integers(file, pieces, total, self.title)
