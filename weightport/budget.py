@@ -63,9 +63,11 @@ class Budget:
         """
         self._sizes[path] = size
         total = self._spent["names"] = self._spent.get("names", 0) + nbytes
-        if total > NAMES and total > self.spread * sum(self._sizes.values()):
-            least = self.spread * sum(self._sizes.values())
-            what = f"names: {total:,} bytes, at most {max(NAMES, least):,} for a file of {size:,}"
+        if total <= NAMES:
+            return
+        most = max(NAMES, self.spread * sum(self._sizes.values()))
+        if total > most:
+            what = f"names: {total:,} bytes, at most {most:,} for a file of {size:,}"
             raise BudgetExceeded(path, f"{what}: they multiply by what they share")
 
     def spend(self, kind: str, amount: int, path: object) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING
 
 from weightport.formats import _beside
@@ -62,8 +63,9 @@ def provenance_of(source: Source) -> dict[str, str]:
     }
 
 
+@cache
 def tables_digest() -> str:
-    """One digest of all layout tables."""
+    """One digest of all layout tables, which are those of this process until it ends."""
     import hashlib
     from importlib import resources  # only where something is written
 

@@ -213,8 +213,8 @@ class Preflight:
             raise refuse("a virtual dataset, whose values lie in other files: refused")
         if layout == h5py.h5d.CONTIGUOUS and plist.get_external_count():
             raise refuse("external storage: its values lie in another file: refused")
-        for number in range(plist.get_nfilters()):
-            code = plist.get_filter(number)[0]
+        pipeline = _h5_chunks.pipeline_of(plist)
+        for code, _ in pipeline:
             if code not in _FILTERS:
                 raise refuse(f"the filter {code} is not built in: refused, rather than to load a library for it")
         space = handle.get_space()
@@ -233,7 +233,7 @@ class Preflight:
         if layout == h5py.h5d.CHUNKED:
             elements = prod(int(dim) for dim in plist.get_chunk())
             claims = max(claims, elements * dtype.itemsize)
-            if not _h5_chunks.is_sound(_h5_chunks.pipeline_of(plist), elements, dtype):
+            if not _h5_chunks.is_sound(pipeline, elements, dtype):
                 raise refuse("corrupt: the parameters of its filter are not those of such values")
         if claims > _FLOOR and claims > (stored + 1024) * _MAX_RATIO:
             raise refuse(f"{claims:,} bytes of values are claimed, {stored:,} are stored: refused")

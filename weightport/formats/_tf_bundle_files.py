@@ -127,19 +127,15 @@ def commit(
         return list(filter(pattern.fullmatch, os.listdir(folder or ".")))
 
     def names() -> list[str]:
-        count = len(parts)
-        while os.path.lexists(prefix + ".index") and any(
-            os.path.lexists(_shard(prefix, count - len(parts) + n, count)) for n in range(len(parts))
-        ):
+        count, replaces = len(parts), os.path.lexists(prefix + ".index")
+        while True:
+            found = [f"{base}.data-{n:05d}-of-{count:05d}" for n in range(count - len(parts), count)]
+            if not replaces or not any(os.path.lexists(os.path.join(folder, name)) for name in found):
+                return found
             count += 1
-        return [os.path.basename(_shard(prefix, count - len(parts) + n, count)) for n in range(len(parts))]
 
     def write(out: BinaryIO, chosen: Sequence[str]) -> None:
         count = int(chosen[0].rpartition("-")[2])
         write_index(out, count, count - len(parts))
 
     _temporaries.commit(prefix + ".index", index, made, parts, old=old, names=names, write=write)
-
-
-def _shard(prefix: str, number: int, count: int) -> str:
-    return f"{prefix}.data-{number:05d}-of-{count:05d}"
