@@ -5,20 +5,20 @@ their bytes and a variable-length type of no known kind are a :class:`FormatErro
 claimed, walk such a heap for ever, or crash. Limit: attributes that stand in their object's header, as all do of which
 there are few; of those in a heap of their own (more than eight, in a newer format), variable-length ones are refused.
 
-Source: HDF5 File Format Specification 3.0, III.E (global heap), IV.A.1 (object headers), IV.A.2.d (datatype message),
-IV.A.2.m (attribute message).
+Source: HDF5 File Format Specification 3.0, III.E (global heap), IV.A.2.d (datatype message), IV.A.2.m (attribute
+message).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 from weightport.errors import FormatError
+from weightport.formats._h5_objects import messages
 from weightport.formats._io import Bytes
 from weightport.tensors import Budget
 
-_ATTRIBUTE, _CONTINUATION = 0x0C, 0x10
+_ATTRIBUTE = 0x0C
 _VARIABLE = 9  # class of a variable-length datatype
 _SEQUENCE, _STRING = 0, 1  # kinds of it
 _REFERENCE = struct.Struct("<IQI")  # length, address of the collection, index in it
@@ -39,7 +39,7 @@ class Heap:
         Args:
             header: the address of that header.
         """
-        for kind, at, size in self._messages(header):
+        for kind, at, size in messages(self._file, self._base, header):
             if kind != _ATTRIBUTE or size < 8:
                 continue
             raw = self._file.read(at, size)
@@ -101,41 +101,3 @@ class Heap:
                 found[index] = size
             at += step
         return found
-
-    def _messages(self, header: int) -> Iterator[tuple[int, int, int]]:
-        """Type, place and size of an object header's messages."""
-        at = self._base + header
-        if at + 16 > self._file.size:
-            return
-        head = self._file.read(at, min(48, self._file.size - at))
-        newer = head[:4] == b"OHDR"
-        if newer:
-            # Four times of four bytes, and how many attributes stand here, are optional; the size has 1 to 8 bytes.
-            flags = head[5]
-            start, wide = 6 + (16 if flags & 0x20 else 0) + (4 if flags & 0x10 else 0), 1 << (flags & 3)
-            spans = [(at + start + wide, int.from_bytes(head[start : start + wide], "little"))]
-            lead = 6 if flags & 4 else 4
-        elif head[0] == 1:
-            spans, lead = [(at + 16, int.from_bytes(head[8:12], "little"))], 8
-        else:
-            return
-        seen = {spans[0][0]}
-        for here, size in spans:
-            end = here + size
-            self._file.check(here, size)
-            while here + lead <= end:
-                raw = self._file.read(here, lead)
-                kind, length = struct.unpack_from("<BH" if newer else "<HH", raw)
-                here += lead
-                if here + length > end:
-                    return  # HDF5 refuses it itself
-                if kind == _CONTINUATION and length >= 16:
-                    offset, span = struct.unpack("<QQ", self._file.read(here, 16))
-                    if self._base + offset in seen or offset + span > self._file.size:
-                        return
-                    seen.add(self._base + offset)
-                    # In newer files a signature stands before the messages, and a checksum behind them.
-                    spans.append((self._base + offset + 4, span - 8) if newer else (self._base + offset, span))
-                else:
-                    yield kind, here, length
-                here += length

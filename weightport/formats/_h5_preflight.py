@@ -25,6 +25,7 @@ from weightport.errors import FormatError
 from weightport.formats import _h5_chunks, _strided
 from weightport.formats._h5_file import opened
 from weightport.formats._h5_heap import Heap
+from weightport.formats._h5_objects import Objects
 from weightport.formats._io import Bytes
 from weightport.tensors import Budget, dtype_named
 
@@ -97,6 +98,8 @@ class Preflight:
         path = file.path
         self.path, self._size, self._budget = path, file.size, budget
         self.heap = Heap(file, base, budget)
+        self._objects = Objects(file, base, budget)
+        self._objects.check_root()
         self.paths: dict[str, Dataset] = {}
         self.groups: list[str] = []
         self._checked: dict[Any, Dataset] = {}
@@ -136,7 +139,8 @@ class Preflight:
                 self._budget.spend("tensors", 1, self.path)
                 self._budget.spend("header_bytes", len(path), self.path)
                 self._budget.name(len(path), self._size, self.path)
-                kind = group.id.links.get_info(raw).type
+                link = group.id.links.get_info(raw)
+                kind = link.type
                 if kind == h5py.h5l.TYPE_SOFT:
                     self._soft.append(path)
                     continue
@@ -145,6 +149,7 @@ class Preflight:
                         "an external link" if kind == h5py.h5l.TYPE_EXTERNAL else f"a link of the unknown type {kind}"
                     )
                     raise FormatError(self.path, f"{path!r} is {what}, which may lead out of the file: refused")
+                self._objects.check(link.u)
                 found = h5py.h5o.open(group.id, raw)
                 if isinstance(found, h5py.h5g.GroupID):
                     address = _address(found)
