@@ -48,7 +48,7 @@ def test_sizes_do_not_overflow() -> None:
 
 
 def test_names_that_multiply() -> None:
-    """What a file can spell without sharing is free; beyond that, and beyond 64 MB, it is refused."""
+    """What a file can spell without sharing is free; beyond that, and beyond 16 MB, it is refused."""
     budget, size = Budget(spread=2), 40 << 20
     budget.name(80 << 20, size, "f")
     with pytest.raises(BudgetExceeded) as caught:
@@ -57,8 +57,8 @@ def test_names_that_multiply() -> None:
     assert str(caught.value) == f"f: {what}"
     budget.name(1, 1, "g")  # another file of the same model, which has room of its own
     budget = Budget()
-    budget.name(1 << 26, 100, "f")
-    with pytest.raises(BudgetExceeded, match="at most 67,108,864 for a file of 100: "):
+    budget.name(1 << 24, 100, "f")
+    with pytest.raises(BudgetExceeded, match="at most 16,777,216 for a file of 100: "):
         budget.name(1, 100, "f")
 
 

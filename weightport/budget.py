@@ -20,7 +20,7 @@ from weightport.errors import BudgetExceeded, FormatError
 ISOLATED: ContextVar[bool] = ContextVar("weightport.isolated", default=False)
 
 #: Bytes of names that are free, whatever the size of the file.
-NAMES = 1 << 26
+NAMES = 1 << 24
 
 
 @dataclass(slots=True)
@@ -59,9 +59,9 @@ class Budget:
     def name(self, nbytes: int, size: int, path: object) -> None:
         """Count names that were made of a file of ``size`` bytes, and refuse those that come to far more than it has.
 
-        64 MB are always allowed: a million names of a length that is usual.
+        16 MB are always allowed: hundreds of thousands of names of a length that is usual.
         """
-        self._sizes[path] = size
+        self._sizes[path] = max(size, self._sizes.get(path, 0))
         total = self._spent["names"] = self._spent.get("names", 0) + nbytes
         if total <= NAMES:
             return

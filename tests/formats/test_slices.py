@@ -128,6 +128,19 @@ def test_so_many_slices() -> None:
         _slices.boxes(cuts, (20_001,), "f", "v")
 
 
+def test_so_many_slices_along_two_axes() -> None:
+    """Each is compared with each."""
+    cuts = [((n, 1), (m, 1)) for n in range(100) for m in range(40)]
+    assert len(_slices.boxes(cuts, (100, 40), "f", "v")) == 4000
+    with says(FormatError, "f: tensor 'v': its slices overlap in the shape [100, 40]"):
+        _slices.boxes([*cuts[1:], cuts[1]], (100, 40), "f", "v")
+    cuts = [((n, 1), (m, 1)) for n in range(100) for m in range(41)]
+    with says(BudgetExceeded, "f: tensor 'v': 4,100 slices along several axes, at most 4,000 allowed"):
+        _slices.boxes(cuts, (100, 41), "f", "v")
+    along = [((n, 1), (0, -1)) for n in range(4100)]  # along one of two axes there may be more
+    assert len(_slices.boxes(along, (4100, 41), "f", "v")) == 4100
+
+
 # Parts --------------------------------------------------------------------------------------------------------------
 
 

@@ -11,9 +11,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support import says
+from weightport.checksums import crc32c
 from weightport.errors import BudgetExceeded, FormatError
 from weightport.formats._io import ByteFile
-from weightport.formats._table import FOOTER, MAGIC, Table, TableWriter, has_magic, mask, put_varint, unmask
+from weightport.formats._table import (
+    FOOTER,
+    MAGIC,
+    Table,
+    TableWriter,
+    _BlockBuilder,
+    has_magic,
+    mask,
+    put_varint,
+    unmask,
+)
 from weightport.tensors import Budget
 
 
@@ -381,6 +392,35 @@ def test_keys_that_share_a_long_beginning(tmp_path: Path) -> None:
     items = {start + n.to_bytes(2, "big"): b"" for n in range(1100)}
     (tmp_path / "t").write_bytes(build(items, block_size=1 << 30, restart_interval=1 << 30))
     assert (tmp_path / "t").stat().st_size < 150_000
-    with pytest.raises(BudgetExceeded, match=r"t: names: 6\d,\d{3},\d{3} bytes, at most 67,108,864 for a file of 13"):
+    with pytest.raises(BudgetExceeded, match=r"t: names: 17,\d{3},\d{3} bytes, at most 16,777,216 for a file of 13"):
         items_of(tmp_path / "t")
     assert len(items_of(tmp_path / "t", Budget(spread=10_000))) == 1100
+    with ByteFile(tmp_path / "t") as file:
+        table = Table(file, Budget())
+        with pytest.raises(BudgetExceeded, match=r"t: names: 17,\d{3},\d{3} bytes"):
+            list(table.places(table.block(0)))
+        table = Table(file, Budget(spread=1000))
+        for _ in range(20):  # counted the first time only
+            assert len(list(table.places(table.block(0)))) == 1100
+
+
+def test_an_index_whose_keys_share_a_long_beginning(tmp_path: Path) -> None:
+    """One entry to a block: the last keys of all blocks are held in memory."""
+    start = b"k" * 65_000
+    items = {start + n.to_bytes(2, "big"): b"" for n in range(300)}
+    data = bytearray()
+    index = _BlockBuilder(1 << 30)
+    for key in items:
+        one = _BlockBuilder(1)
+        contents = one.contents()
+        index.add(key, put_varint(len(data)) + put_varint(len(contents)))
+        data += contents + b"\0" + mask(crc32c(contents + b"\0")).to_bytes(4, "little")
+    contents = index.contents()
+    handle = put_varint(len(data)) + put_varint(len(contents))
+    data += contents + b"\0" + mask(crc32c(contents + b"\0")).to_bytes(4, "little")
+    data += (b"\0\0" + handle).ljust(FOOTER - 8, b"\0") + MAGIC.to_bytes(8, "little")
+    (tmp_path / "t").write_bytes(data)
+    with ByteFile(tmp_path / "t") as file:
+        with pytest.raises(BudgetExceeded, match=r"t: names: 17,\d{3},\d{3} bytes, at most 16,777,216 for a file of 7"):
+            Table(file, Budget())
+        assert len(Table(file, Budget(spread=10_000))) == 300

@@ -80,6 +80,17 @@ def index_bytes(entries: dict[bytes, bytes], header: bytes | None = HEADER, **op
     return handle.getvalue()
 
 
+def test_a_large_entry_is_looked_through_once_for_all_slots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts = tuple(((n, 1),) for n in range(500))
+    entries = {b"v": entry((500,), slices=cuts)}
+    entries |= {b"%03d/v/Adam" % n: entry((500,), size=2000) for n in range(50)}
+    source = tf_bundle.BundleSource(bundle(tmp_path, entries, bytes(2000)))
+    looked: list[str] = []
+    monkeypatch.setattr(_slices, "slice_of", lambda *_: looked.append("") or ((0, 1),))
+    assert [source.specs()[f"{n:03}/v/Adam"].role for n in range(50)] == ["slot"] * 50
+    assert len(looked) == 500
+
+
 def bundle(folder: Path, entries: dict[bytes, bytes], data: bytes = b"", **options: Any) -> str:
     (folder / "c.index").write_bytes(index_bytes(entries, **options))
     (folder / "c.data-00000-of-00001").write_bytes(data)

@@ -315,6 +315,23 @@ def test_a_graph_beyond_the_bounds_has_no_facts(tmp_path: Path, monkeypatch: pyt
     assert source.facts(["kernel", "bias"]) == source.facts(["kernel"]) == {}
 
 
+def test_results_and_inputs_that_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function of many results, called many times, and one whose node has many inputs: few bytes, many links."""
+    many = {f"r{n}": "x" for n in range(40)}
+    results = function("f", ["x"], many, [])
+    inputs = function("f", ["x"], {"r": "n"}, [node("n", "AddN", *["x"] * 39)])
+    for called in (results, inputs):
+        data = graph(*(node(f"n{n}", "f", "a") for n in range(10)), node("a", "Placeholder"), functions=[called])
+        parsed = GraphDef(Memory(data, "g.pb"), 0, len(data))
+        links = _tf_dataflow.Flow(parsed)._links
+        assert links == 10 + 10 * 40
+        monkeypatch.setattr(_tf_dataflow, "MAX_LINKS", links - 1)
+        with pytest.raises(_tf_dataflow.TooComplex):
+            _tf_dataflow.Flow(parsed)
+        monkeypatch.setattr(_tf_dataflow, "MAX_LINKS", links)
+        _tf_dataflow.Flow(parsed)
+
+
 # Against TensorFlow ---------------------------------------------------------------------------------------------------
 
 

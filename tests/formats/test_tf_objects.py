@@ -352,6 +352,34 @@ def test_object_graphs(which: str, draw: st.DataObject) -> None:
         assert sorted([key for key, _ in named.values()] + list(aliases)) == sorted(keys)
 
 
+def test_paths_that_multiply() -> None:
+    """An object with a long name and many children: each child's path has it."""
+    children = 300
+    nodes = [node({"a" * 60_000: 1}), node({f"c{n}": 2 + n for n in range(children)}), *[b""] * children]
+    graph = b"".join(bytes_field(1, n) for n in nodes)
+    assert len(graph) < 70_000
+    with pytest.raises(BudgetExceeded, match=r"^f: names: 16,8\d\d,\d{3} bytes, at most 16,777,216 for a file of 6"):
+        tf_objects.from_graph(graph, "f", (), lambda *_: True, Budget())
+    assert tf_objects.from_graph(graph, "f", (), lambda *_: True, Budget(spread=1000)) == ({}, {})
+
+
+def test_a_slot_of_very_many_scopes() -> None:
+    """The scopes around a name are looked up, but not without end: each is as long as the name."""
+    asked: list[str] = []
+
+    def shape_of(name: str) -> None:
+        asked.append(name)
+
+    spec = TensorSpec.of(np.dtype("f4"), (2,))
+    assert tf_objects.role_of("a/" * 5000 + "Adam", spec, shape_of) == "weight"
+    assert len(asked) == 100
+    assert tf_objects.role_of("a/" * 100 + "w/Adam", spec, lambda name: (2,) if name == "w" else None) == "weight"
+    assert tf_objects.role_of("a/" * 99 + "w/Adam", spec, lambda name: (2,) if name == "w" else None) == "slot"
+    full = "adam/" + "_x" * 5000
+    found = tf_objects._optimizer_name("o/_variables/0", full, None, {}, {}, {"_x": "w"})
+    assert found == ("o/_variables/0", "optimizer")
+
+
 @given(st.binary(max_size=60))
 @QUICK
 def test_slices_and_keys(data: bytes) -> None:

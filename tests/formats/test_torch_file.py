@@ -555,6 +555,18 @@ def test_objects_that_share_and_hold_each_other_are_named_in_bounded_steps(tmp_p
     assert list(open_source(str(path)).specs()) == ["1"]
 
 
+def test_names_that_multiply(tmp_path: Path) -> None:
+    """A dict with a long key is in many others: each name has the key."""
+    long = b"}q\1X" + (60_000).to_bytes(4, "little") + b"k" * 60_000 + tensor_pickle() + b"s0"
+    many = b"".join(b"X\3\0\0\0" + b"%03d" % n + b"h\1" for n in range(300))
+    path = tmp_path / "m.pt"
+    path.write_bytes(pickled(long + b"}(" + many + b"u.", {"0": b"\0" * 16}))
+    assert path.stat().st_size < 80_000
+    with pytest.raises(BudgetExceeded, match=r"m\.pt: names: 16,8.*, at most 16,777,216 for a file of 6"):
+        open_source(str(path))
+    assert len(open_source(str(path), budget=Budget(spread=1000)).specs()) == 300
+
+
 def test_budget(tmp_path: Path) -> None:
     path = save({"a": torch.zeros(2, 2), "b": torch.zeros(2)}, tmp_path / "m.pt")
     for budget in (Budget(header_bytes=100), Budget(tensors=1), Budget(rank=1), Budget(tensor_bytes=8)):

@@ -1,7 +1,8 @@
 """Tensors that a checkpoint stores in slices: the keys of slices, and the whole (or a part) put together from them.
 
 Promise: slices must tile the tensor exactly - no gap, no overlap, nothing outside - or it is a :class:`FormatError`
-before anything is allocated; any arrangement of boxes will do. Limit: 20,000 slices of one tensor.
+before anything is allocated; any arrangement of boxes will do. Limit: 20,000 slices of one tensor, 4,000 where it is
+cut along more axes than one.
 
 Sources: tensorflow/core/util/saved_tensor_slice_util.cc (``EncodeTensorNameSlice``), tensorflow/core/lib/strings/
 ordered_code.cc, tensorflow/core/framework/tensor_slice.{proto,cc}.
@@ -24,6 +25,8 @@ from weightport.tensors import Array
 Slice = tuple[tuple[int, int], ...]
 
 _MAX_SLICES = 20_000
+# Each is compared with each there.
+_MAX_CROSSING = 4_000
 # The bits that an ordered code of n bytes starts with, which tell its length.
 _HEADER = (0, 0x80, 0xC000, 0xE000, 0xF000, 0xF800, 0xFC00, 0xFE00, 0xFF00, 0xFF80, 0xFFC0)
 
@@ -105,6 +108,15 @@ def _refuse_overlap(
     if len(solid) < 2:
         return
     corners = np.array(solid, np.int64)  # slice, axis, (start, stop)
+    corners = corners[:, (corners != corners[0]).any(axis=(0, 2))]  # along the others, all of them meet
+    if corners.shape[1] == 1:  # as every partitioned variable of TensorFlow
+        corners = corners[np.argsort(corners[:, 0, 0])]
+        if (corners[:-1, 0, 1] > corners[1:, 0, 0]).any():
+            raise FormatError(path, f"its slices overlap in the shape {list(shape)}", tensor=tensor)
+        return
+    if len(solid) > _MAX_CROSSING:
+        what = f"{len(solid):,} slices along several axes, at most {_MAX_CROSSING:,} allowed"
+        raise BudgetExceeded(path, what, tensor=tensor)
     starts, stops = corners[:, :, 0], corners[:, :, 1]
     for at in range(len(solid) - 1):
         if ((starts[at + 1 :] < stops[at]) & (starts[at] < stops[at + 1 :])).all(axis=1).any():

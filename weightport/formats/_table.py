@@ -107,11 +107,12 @@ class Table:
             )
         _, at = self._handle(footer, 0, file.size - FOOTER)  # the meta-index is always empty
         index, _ = self._handle(footer, at, file.size - FOOTER)
+        self._counted: set[int] = set()
         block = self._load(index, spend=True)
         self._last: list[bytes] = []
         self._handles: list[Handle] = []
         reached, previous = 0, None
-        for key, offset, size in block.places():
+        for key, offset, size in self.places(block):
             handle, _ = self._handle(block.data.read(offset, size), 0, index.offset)
             if handle.offset < reached or (previous is not None and key <= previous):
                 raise FormatError(file.path, "corrupt table: its blocks are not in order", offset=index.offset)
@@ -189,6 +190,20 @@ class Table:
         if mask(crc) != int.from_bytes(self.file.read(block.handle.offset + block.handle.size + 1, 4), "little"):
             raise self._bad_checksum(block.handle)
         block.verified = True
+
+    def places(self, block: Block) -> Iterator[Place]:
+        """:meth:`Block.places`, whose keys the budget counts the first time."""
+        new = block.handle.offset not in self._counted
+        self._counted.add(block.handle.offset)
+        named = 0
+        for place in block.places():
+            named += len(place[0])
+            if new and named > _NAMED:
+                self._budget.name(named, self.file.size, self.file.path)
+                named = 0
+            yield place
+        if new:
+            self._budget.name(named, self.file.size, self.file.path)
 
     def block_of(self, key: bytes) -> int | None:
         """The number of the only block that can hold a key."""

@@ -159,17 +159,18 @@ class TensorProtoRef:
         """
         budget = Budget() if budget is None else budget
         number, strings = 0, 0
-        shape: tuple[int, ...] = ()
+        dims: list[int] = []
         content: tuple[int, int] | None = None
         for field, wire, value, size in spans(file, start, end):
             if field == 1 and wire == VARINT:
                 number = value - 100 if value > 100 else value
             elif field == 2 and wire == BYTES:
-                shape = (*shape, *shape_of(file, value, value + size, name))
+                dims += shape_of(file, value, value + size, name)
             elif field == _CONTENT and wire == BYTES and size:
                 content = (value, size)
             elif field == _STRING_VAL and wire == BYTES:
                 strings += size
+        shape = tuple(dims)
         if known:
             if number not in (0, known[0]):
                 raise FormatError(file.path, f"dtype number {number}, expected {known[0]}", tensor=name, offset=start)

@@ -6,10 +6,10 @@ appear: :meth:`Flow.inputs` and :meth:`Flow.users` lead from what computes to wh
 change is a node of the operation :data:`LOOP` with the inputs (first, next), the same for ``tf.while_loop`` of either
 kind.
 
-Promise: bounded, whatever the graph: at most :data:`MAX_NODES` nodes after the functions are put in place, and every
-walk visits a node once; a graph beyond that, or one that is not well formed, is a :class:`TooComplex`. Limit: the
-conditions of loops and the branches of ``Case`` are not looked into; functions that nothing in the main graph calls do
-not appear.
+Promise: bounded, whatever the graph: at most :data:`MAX_NODES` nodes with :data:`MAX_LINKS` inputs and results after
+the functions are put in place, and every walk visits a node once; a graph beyond that, or one that is not well formed,
+is a :class:`TooComplex`. Limit: the conditions of loops and the branches of ``Case`` are not looked into; functions
+that nothing in the main graph calls do not appear.
 
 Sources: tensorflow/core/kernels/control_flow_ops.cc, tensorflow/core/framework/function.proto, tensorflow/core/ops/
 functional_ops.cc.
@@ -27,6 +27,8 @@ Value = tuple[int, int]
 #: The operations of nodes that stand for a loop variable, and for the result of a branch.
 LOOP, BRANCH = "_Loop", "_Branch"
 MAX_NODES = 300_000
+#: Inputs of all those nodes, and results of calls.
+MAX_LINKS = 600_000
 _MAX_DEPTH = 40
 _MAX_STEPS = 3_000_000
 _PASS = {
@@ -59,7 +61,7 @@ class Flow:
         self._used: dict[int, list[Value]] = {}
         self._unchanged: dict[int, bool] = {}
         self._callees: dict[int, dict[str, str]] = {}
-        self._steps = 0
+        self._steps = self._links = 0
         self._put(graph.main, {}, 0)
 
     # Construction ----------------------------------------------------------------------------------------------------
@@ -90,6 +92,9 @@ class Flow:
         return numbers
 
     def _value(self, name: str, numbers: dict[str, int], arguments: dict[str, Value]) -> Value:
+        self._links += 1
+        if self._links > MAX_LINKS:
+            raise TooComplex
         at, output = reference(name)
         if at in numbers:
             return numbers[at], output

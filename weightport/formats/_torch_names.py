@@ -74,6 +74,7 @@ def named(
     path: str,
     budget: Budget,
     *,
+    size: int = 0,
     alone: str = "tensor",
     script: Callable[[Global], ScriptClass | None] | None = None,
 ) -> Named:
@@ -81,13 +82,14 @@ def named(
 
     Args:
         path: the file that errors name.
+        size: its bytes, which bound what its names may come to.
         alone: the name of a tensor that is the object itself.
         script: asked for the classes of a TorchScript archive.
 
     Raises:
         FormatError: two tensors of one name, or nested or shared beyond the budget.
     """
-    return _Walk(path, budget, script).run(root, alone)
+    return _Walk(path, budget, size, script).run(root, alone)
 
 
 def role_of(name: str) -> str:
@@ -96,8 +98,10 @@ def role_of(name: str) -> str:
 
 
 class _Walk:
-    def __init__(self, path: str, budget: Budget, script: Callable[[Global], ScriptClass | None] | None) -> None:
-        self.path, self.budget, self.script = path, budget, script
+    def __init__(
+        self, path: str, budget: Budget, size: int, script: Callable[[Global], ScriptClass | None] | None
+    ) -> None:
+        self.path, self.budget, self.size, self.script = path, budget, size, script
         self.found = Named()
         self.children: dict[int, list[Child]] = {}
         self.tensors: dict[int, Tensor] = {}
@@ -156,6 +160,7 @@ class _Walk:
             if self.left < 0:
                 raise BudgetExceeded(self.path, "its objects hold each other in too many ways to name them all")
             name = f"{prefix}.{part}" if prefix else part
+            self.budget.name(len(name), self.size, self.path)
             tensor = self.tensors.get(id(child))
             its = its or role
             if tensor is None:

@@ -35,6 +35,8 @@ from weightport.tensors import Array, Budget, Checksum, Extent, Index, TensorSpe
 #: The newest layout of a bundle that this reader knows (``kTensorBundleVersion``).
 VERSION = 1
 _MAX_SEEN = 10_000
+# An entry of so many bytes has slices, or no good reason: it is not looked through again for each slot of its variable.
+_LARGE = 1024
 
 #: (dtype number, stored shape) -> dtype, shape, bytes
 _Seen = dict[tuple[int, bytes], tuple[np.dtype[Any], tuple[int, ...], int]]
@@ -62,18 +64,19 @@ class Entry:
         """
         numbers = {1: 0, 3: 0, 4: 0, 5: 0}
         crc = 0
-        stored = b""
+        shapes: list[bytes] = []
         slices = []
         for field, wire, value in fields(data, path):
             if isinstance(value, bytes):
                 if field == 2:
-                    stored += value
+                    shapes.append(value)
                 elif field == 7:
                     slices.append(_slices.slice_of(value, path))
             elif wire == VARINT:
                 numbers[field] = signed(value)
             elif field == 6 and wire == FIXED32:
                 crc = value
+        stored = b"".join(shapes)
         known = seen.get((numbers[1], stored))
         if known is None:
             dtype = dtype_of(numbers[1], path, name)
@@ -123,6 +126,7 @@ class BundleSource:
         self._aliases: dict[str, str] = {}
         self._entries: dict[bytes, bytes] = {}
         self._seen: _Seen = {}
+        self._shapes: dict[bytes, tuple[int, ...]] = {}
         with ByteFile(self._index) as file, no_gc():
             items = Table(file, self._budget).items()
             key, header = next(items, (None, b""))
@@ -239,7 +243,14 @@ class BundleSource:
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
         found = self._named().get(name)
-        return None if found is None else self._entry(found[0], name).shape
+        if found is None:
+            return None
+        key = found[0]
+        if len(self._entries[key]) < _LARGE:
+            return self._entry(key, name).shape
+        if key not in self._shapes:
+            self._shapes[key] = self._entry(key, name).shape
+        return self._shapes[key]
 
     # Values ----------------------------------------------------------------------------------------------------------
 

@@ -67,7 +67,9 @@ def role_of(name: str, spec: TensorSpec, shape_of: Callable[[str], tuple[int, ..
         return "optimizer"
     if _TF1_SLOT.fullmatch(leaf):
         # An optimizer that was made inside a scope puts that scope in front of the variable's own name.
-        while scope:
+        for _ in range(_MAX_DEPTH):
+            if not scope:
+                break
             if shape_of(scope) == spec.shape:
                 return "slot"
             scope = scope.partition("/")[2]
@@ -104,8 +106,12 @@ def from_graph(
     """
     nodes = _parse(data, path, budget)
     optimizers = _optimizers(nodes)
-    natural = _paths(nodes, optimizers, collections=False)
-    reached = _paths(nodes, optimizers, collections=True)
+
+    def count(nbytes: int) -> None:
+        budget.name(nbytes, len(data), path)
+
+    natural = _paths(nodes, optimizers, count, collections=False)
+    reached = _paths(nodes, optimizers, count, collections=True)
     known = set(keys)
     owner = {key: n for n, node in enumerate(nodes) for _, _, key in node.attributes if key in known}
     attribute = {key: (name, full) for node in nodes for name, full, key in node.attributes if key in known}
@@ -204,7 +210,9 @@ def _optimizer_name(
             return f"{variables[rest]}{_SLOT}{optimizer}/{kind}", "slot"
         joined = full.partition("/")[2]
         at = joined.rfind("_")
-        while at > 0:
+        for _ in range(_MAX_DEPTH):
+            if at <= 0:
+                break
             if joined[:at] in flat:
                 return f"{flat[joined[:at]]}{_SLOT}{optimizer}/{joined[at + 1 :]}", "slot"
             at = joined.rfind("_", 0, at)
@@ -237,10 +245,12 @@ def _optimizers(nodes: list[_Node]) -> set[int]:
     return found
 
 
-def _paths(nodes: list[_Node], optimizers: set[int], *, collections: bool) -> dict[int, str]:
+def _paths(
+    nodes: list[_Node], optimizers: set[int], count: Callable[[int], None], *, collections: bool
+) -> dict[int, str]:
     """Node -> shortest path from the root, not through optimizers, nor (unless asked for) through collections.
 
-    The path is empty for the root, and for what lies too deep to be named by it.
+    The path is empty for the root, and for what lies too deep to be named by it. ``count`` is told the length of each.
     """
     paths = {0: ""}
     queue = deque([(0, 0)]) if nodes else deque[tuple[int, int]]()
@@ -250,6 +260,7 @@ def _paths(nodes: list[_Node], optimizers: set[int], *, collections: bool) -> di
             if child in paths or child in optimizers or (name in _COLLECTIONS and not collections):
                 continue
             paths[child] = "" if depth >= _MAX_DEPTH else f"{paths[at]}/{name}" if paths[at] else name
+            count(len(paths[child]))
             queue.append((child, depth + 1))
     return paths
 

@@ -78,7 +78,7 @@ class _Shard:
             if held is None:
                 block = self.table.block(number)
                 self.table.verify(block)
-                held = block, {k: (offset, size) for k, offset, size in block.places()}
+                held = block, {k: (offset, size) for k, offset, size in self.table.places(block)}
                 in_memory = [n for n, (b, _) in self._blocks.items() if b.data is not self.file]
                 if len(in_memory) >= _KEPT_BLOCKS:
                     del self._blocks[in_memory[0]]
@@ -156,13 +156,15 @@ class V1Source:
     def _parse_head(self, shard: int, data: bytes, name: str) -> _Head:
         path = self._shards[shard].file.path
         head = _Head(0, (), [])
+        shape: list[int] = []
         for field, wire, value in fields(data, path):
             if field == 2 and isinstance(value, bytes):
-                head.shape += shape_of(Memory(value, path), 0, len(value), name)
+                shape += shape_of(Memory(value, path), 0, len(value), name)
             elif field == 3 and wire == VARINT and isinstance(value, int):
                 head.number = value - 100 if value > 100 else value
             elif field == 4 and isinstance(value, bytes):
                 head.slices.append((shard, _slices.slice_of(value, path)))
+        head.shape = tuple(shape)
         return head
 
     def specs(self) -> Mapping[str, TensorSpec]:

@@ -81,6 +81,7 @@ class TfliteSource:
         self.path = path
         self._budget = budget or Budget()
         self._places: dict[str, _Place] = {}
+        self._again: dict[str, int] = {}
         self._file = ByteFile(path)
         try:
             if self._file.size < 8 or self._file.read(4, 4) != IDENTIFIER:
@@ -102,6 +103,7 @@ class TfliteSource:
             scope = "" if not number else graph.text(_GRAPH_NAME).strip("/") or f"subgraph_{number}"
             while number and scope in scopes:
                 scope += "'"
+                self._budget.name(len(scope), self._file.size, self.path)
             scopes.add(scope)
             tensors, count = graph.tables(_TENSORS)
             for index in range(count):
@@ -112,10 +114,19 @@ class TfliteSource:
                     continue
                 own = tensor.text(_NAME) or f"tensor_{index}"
                 name = f"{scope}/{own}" if scope else own
-                while name in self._places:  # the format does not forbid it
-                    name += "'"
+                if name in self._places:  # the format does not forbid it
+                    name = self._another(name)
+                self._budget.name(len(name), self._file.size, self.path)
                 self._places[name] = place
                 self._budget.check("tensors", len(self._places), self.path)
+
+    def _another(self, name: str) -> str:
+        """The name for a further tensor of a name that is taken: with a stroke, two, three ..."""
+        strokes = self._again.get(name, 1)
+        while (another := name + "'" * strokes) in self._places:
+            strokes += 1
+        self._again[name] = strokes + 1
+        return another
 
     def _place(self, model: Table, tensor: Table, buffers: int, count: int) -> _Place | None:
         """Where a tensor's bytes lie; None if it has none: what is computed has not."""

@@ -59,7 +59,9 @@ class TorchSource:
         alone = os.path.basename(self.path).rpartition(".")[0] or "tensor"
         for root, beside in self._places.roots:
             try:
-                found = _torch_names.named(root, self.path, self._budget, alone=alone, script=self._places.script)
+                found = _torch_names.named(
+                    root, self.path, self._budget, size=self._file.size, alone=alone, script=self._places.script
+                )
             except _pickle.Malformed as error:
                 raise FormatError(self.path, f"corrupt: {error}") from None
             for name, (tensor, role) in found.tensors.items():
