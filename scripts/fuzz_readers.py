@@ -7,7 +7,9 @@ The files of a finding are kept in ``--folder``; the exit code is 1. With ``--en
 mutants are guided by coverage instead, one reader at a time, until libFuzzer's own limits end it.
 
 The summary is a Markdown table: executions, how many mutants were refused at opening, how many gave values in part and
-as a whole, the number of different ends, the slowest input and how far memory grew.
+as a whole, the number of different ends of one seed, the slowest input and how far memory grew. ``--log FILE`` writes
+what came of each reader at the end of FILE, a line of JSON; ``--summary FILE`` prints the table of all that is there,
+whatever the number of runs and seeds.
 """
 
 from __future__ import annotations
@@ -60,6 +62,16 @@ class Summary:
         for what, where in said["findings"].items():
             self.findings.setdefault(what, where)
 
+    def join(self, other: Summary) -> None:
+        """Take what came of another run."""
+        self.executions += other.executions
+        self.kinds.update(other.kinds)
+        self.endings = max(self.endings, other.endings)
+        self.slowest = max(self.slowest, other.slowest)
+        self.growth = max(self.growth, other.growth)
+        self.findings.update(other.findings)
+        self.lost.update(other.lost)
+
     def row(self) -> str:
         """The summary's line."""
         counts = [f"{self.kinds[kind]:,}" for kind in ("refused", "partly", "read")]
@@ -73,6 +85,17 @@ def table(summaries: Sequence[Summary]) -> str:
     """All of them, as Markdown."""
     head = "| reader | executions | refused | read in part | read | endings | slowest | memory | findings |"
     return "\n".join([head, "|" + "---|" * 9, *(summary.row() for summary in summaries)])
+
+
+def logged(path: Path) -> list[Summary]:
+    """What a log says of each reader, all runs together, in the order of the readers."""
+    found = {reader: Summary(reader) for reader in READERS}
+    for line in path.read_text().splitlines():
+        said = json.loads(line)
+        said = {**said, "kinds": Counter(said["kinds"]), "lost": Counter(said["lost"])}
+        del said["seed"]
+        found[said["reader"]].join(Summary(**said))
+    return [summary for summary in found.values() if summary.executions]
 
 
 def run(reader: str, executions: int, seed: str, folder: Path, limit: float) -> Summary:
@@ -121,7 +144,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=float, default=2.0, help="seconds of processor time an input may take; 0: any")
     parser.add_argument("--folder", help="where findings are kept; default: memory, where the system has such a folder")
     parser.add_argument("--engine", choices=("own", "atheris"), default="own")
+    parser.add_argument("--log", type=Path, help="a file that a line is added to for each reader")
+    parser.add_argument("--summary", type=Path, help="print what such a file comes to, and run nothing")
     given = parser.parse_args(arguments)
+    if given.summary:
+        summaries = logged(given.summary)
+        print(table(summaries))
+        print(f"{sum(summary.executions for summary in summaries):,} executions")
+        return
     shared = Path("/dev/shm")
     folder = Path(given.folder or tempfile.mkdtemp(prefix="weightport-fuzz-", dir=shared if shared.is_dir() else None))
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,6 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for reader in readers:
         summaries.append(run(reader, given.executions, given.seed, folder, given.limit))
         print(summaries[-1].row(), file=sys.stderr, flush=True)
+        if given.log:
+            with given.log.open("a") as log:
+                log.write(json.dumps({**vars(summaries[-1]), "seed": given.seed}) + "\n")
     print(table(summaries))
     bad = [s for s in summaries if s.findings or s.lost]
     for summary in bad:

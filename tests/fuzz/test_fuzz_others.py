@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -9,6 +10,7 @@ from random import Random
 
 import h5py
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
@@ -22,6 +24,7 @@ from tests.support import need
 from weightport.errors import FormatError
 from weightport.formats.detect import READERS
 
+ROOT = Path(__file__).parents[2]
 EXECUTIONS = {
     "npy": 200_000,
     "safetensors": 200_000,
@@ -134,3 +137,29 @@ def test_a_process_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found.lost == {"SIGABRT": 3}
     assert found.executions == 21
     assert fuzz_readers.table([found]).splitlines()[-1] == "| npz | 21 | 0 | 0 | 0 | 0 | 0 ms | 0 MB | 3 |"
+
+
+def test_a_log_is_summed_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log"
+    for reader, seed, count in (("npy", "1", 300), ("gguf", "1", 100), ("npy", "2", 200)):
+        told = ["--reader", reader, "--seed", seed, "--executions", str(count), "--limit", "0"]
+        fuzz_readers.main([*told, "--folder", str(tmp_path / "found"), "--log", str(log)])
+    capsys.readouterr()
+    fuzz_readers.main(["--summary", str(log)])
+    *rows, total = capsys.readouterr().out.splitlines()
+    assert total == "600 executions"
+    assert [row.split(" | ")[:2] for row in rows[2:]] == [["| npy", "500"], ["| gguf", "100"]]
+    for row, count in zip(rows[2:], (500, 100), strict=True):
+        assert sum(int(cell) for cell in row.split(" | ")[2:5]) == count
+    worse = {"executions": 9, "kinds": {"read": 2}, "endings": 1000, "slowest": 0.5, "growth": 7_000_000}
+    with log.open("a") as file:
+        file.write(json.dumps({"reader": "npy", "seed": "3", **worse, "findings": {"a": "b"}, "lost": {"SIGABRT": 1}}))
+    fuzz_readers.main(["--summary", str(log)])
+    assert capsys.readouterr().out.splitlines()[2].endswith(" | 1,000 | 500 ms | 7 MB | 2 |")
+
+
+def test_every_reader_is_fuzzed_on_every_change() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    groups = jobs["fuzz"]["strategy"]["matrix"]["readers"]
+    assert sorted(reader for group in groups for reader in group.split()) == sorted(READERS)
+    assert "--executions 200000 " in jobs["fuzz"]["steps"][-2]["run"]
