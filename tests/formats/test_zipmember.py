@@ -103,6 +103,7 @@ def test_stored_members_in_pieces_and_in_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize("deflated", [False, True])
 def test_a_crc_that_is_another(tmp_path: Path, deflated: bool) -> None:
     patched(archive(tmp_path / "a", deflated=deflated), -16, b"\1\2\3\4")
+    patched(tmp_path / "a", 14, b"\1\2\3\4")
     expected = f": tensor 't' at byte 31: corrupt: the member's CRC is {zlib.crc32(CONTENT):08x}, 04030201 is stored"
     for _ in range(2):
         assert refused(tmp_path / "a", lambda m: m.verify("t")) == expected
@@ -193,6 +194,24 @@ def test_what_follows_the_stream_is_not_looked_at(tmp_path: Path) -> None:
         assert found.read(0, 5) == b"12345"
 
 
+OTHER = " at byte 0: corrupt: the member's own header says another method, size or CRC than the directory"
+
+
+@pytest.mark.parametrize("deflated", [False, True])
+def test_sizes_that_are_not_known_when_the_header_is_written(tmp_path: Path, deflated: bool) -> None:
+    """They stand behind the member (bit 3), or where there is more room."""
+    path = archive(tmp_path / "a", deflated=deflated)
+    patched(path, 14, bytes(12))
+    assert refused(path) == f": tensor 't'{OTHER}"
+    patched(path, 6, b"\x08")
+    with member(path) as found:
+        assert found.read(0, 3) == CONTENT[:3]
+    patched(path, 6, b"\0")
+    patched(path, 18, b"\xff" * 8)
+    with member(path) as found:
+        assert found.read(0, 3) == CONTENT[:3]
+
+
 @pytest.mark.parametrize(
     ("at", "new", "message"),
     [
@@ -203,6 +222,11 @@ def test_what_follows_the_stream_is_not_looked_at(tmp_path: Path) -> None:
         (-24, b"\x01\x03", " at byte 31: corrupt: a stored member of two sizes"),
         (-10, b"\x0c", " at byte 0: the compression method 12 is not supported, only stored and deflated members"),
         (-42, b"\2\0\0\0", None),  # it begins later, and so would end later
+        (-16, b"\1", OTHER),
+        (8, b"\x08", OTHER),
+        (14, b"\1", OTHER),
+        (18, b"\1", OTHER),
+        (22, b"\1", OTHER),
     ],
 )
 def test_heads_that_do_not_agree(tmp_path: Path, at: int, new: bytes, message: str | None) -> None:

@@ -1,4 +1,5 @@
-"""HDF5 files that are not trusted: looked over and read by the HDF5 library in a process that may be lost.
+"""HDF5 files read by the HDF5 library in a process that may be lost: those that are not trusted, and those whose damage
+it does not survive (:class:`~weightport.formats._h5_objects.Crashes`).
 
 Promise: as :class:`~weightport.formats.keras_h5.KerasH5Source`, of which it is one, and the library never sees the file
 in this process; values in one run are read by position here. Limit: what the library itself is needed for
@@ -83,8 +84,8 @@ class IsolatedH5Source(KerasH5Source):
     @property
     def file(self) -> Any:
         """Refused."""
-        what = "is not trusted, and repeating its structure needs the HDF5 library in this process"
-        raise Error(Problem(self.path, what, "write another format, or trust the file"))
+        what = "is read by HDF5 in a process of its own, and repeating its structure needs the library in this one"
+        raise Error(Problem(self.path, what, "write another format; or trust the file, if it is not trusted"))
 
     def objects(self) -> tuple[list[str], dict[str, str], dict[str, list[str]]]:
         """See :meth:`KerasH5Source.objects`."""

@@ -1,39 +1,51 @@
 """Superblock, object headers and local heaps of HDF5 files, looked over in their bytes before HDF5 follows them.
 
 Promise: free space in a local heap that is no list (HDF5 would follow a circle, and take memory, without end), headers
-that continue in a circle and headers that share their bytes are a :class:`FormatError`, before the object that has
-them is opened. Limit: addresses and sizes of eight bytes, as today's machines write them; others are refused. What is
-merely broken is left to HDF5, which refuses it itself.
+that continue in a circle, headers that share their bytes, and trees that are none (:mod:`_h5_trees`) are a
+:class:`FormatError`, before the object that has them is opened. Limit: addresses and sizes of eight bytes, as today's
+machines write them; others are refused. What is merely broken is left to HDF5, which refuses it itself; but for groups
+and attributes in heaps, and chunks in trees of version 2, where a flipped bit makes HDF5 1.14 crash: unless the process
+may be lost, such a file raises :class:`Crashes`.
 
 Source: HDF5 File Format Specification 3.0, II (superblock), III.C (symbol table entry), III.D (local heap), IV.A.1
-(object headers), IV.A.2.h (external files), IV.A.2.q (continuation), IV.A.2.r (symbol table); H5HLcache.c
-(H5HL__fl_deserialize).
+(object headers), IV.A.2.c (link info), IV.A.2.h (external files), IV.A.2.i (layout), IV.A.2.q (continuation), IV.A.2.r
+(symbol table), IV.A.2.v (attribute info); H5HLcache.c (H5HL__fl_deserialize).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from weightport.errors import FormatError
+from weightport.formats._h5_trees import UNDEFINED, Trees
 from weightport.formats._io import Bytes
 from weightport.tensors import Budget
 
-_EXTERNAL, _CONTINUATION, _SYMBOLS = 0x07, 0x10, 0x11
-#: Where in a message the address of a local heap stands.
-_HEAPS = {_EXTERNAL: 8, _SYMBOLS: 8}
+_LINKS, _EXTERNAL, _LAYOUT, _CONTINUATION, _SYMBOLS, _ATTRIBUTES = 0x02, 0x07, 0x08, 0x10, 0x11, 0x15
+_CHUNKED = 2  # class of a layout
+_TREE = 5  # a kind of index of chunks, in newer files
 _NONE = 1  # the end of a list of free space: no place in a heap is odd
-_UNDEFINED = (1 << 64) - 1
+
+
+class Crashes(Exception):
+    """The file has structures whose damage HDF5 does not survive. Never leaves the formats."""
 
 
 class Objects:
-    """What HDF5 reads of an object, and of the group that it may be, when it opens it."""
+    """What HDF5 reads of an object, and of the group that it may be, when it opens it.
 
-    def __init__(self, file: Bytes, base: int, budget: Budget) -> None:
-        self._file, self._base, self._budget = file, base, budget
+    Args:
+        base: where the superblock is.
+        alone: whether this process may be lost.
+    """
+
+    def __init__(self, file: Bytes, base: int, budget: Budget, *, alone: bool = False) -> None:
+        self._file, self._base, self._budget, self._alone = file, base, budget, alone
         self._heaps: set[int] = set()
         self._headers: set[int] = set()
         self._messages = 0
+        self._trees = Trees(file, base, budget)
 
     def check_root(self) -> None:
         """What HDF5 reads when it opens the file."""
@@ -47,8 +59,9 @@ class Objects:
             what = f"addresses of {sizes[0]} and sizes of {sizes[1]} bytes: only those of 8 are read"
             raise FormatError(self._file.path, what, offset=self._base + (13 if version < 2 else 9))
         if version < 2:
-            _, header, cached, _, _, heap = struct.unpack_from("<QQIIQQ", raw, at + 32)
-            if cached == 1:  # the root group's heap, once more
+            _, header, cached, _, tree, heap = struct.unpack_from("<QQIIQQ", raw, at + 32)
+            if cached == 1:  # those of the root group, once more
+                self._trees.check(tree, 8)
                 self._check_heap(heap)
         else:
             extension, _, header = struct.unpack_from("<QQQ", raw, at + 8)
@@ -66,13 +79,38 @@ class Objects:
             if self._messages > self._file.size // 4:  # of newer files, the smallest message has four bytes
                 what = "corrupt: the headers of several objects share their bytes"
                 raise FormatError(self._file.path, what, offset=self._base + header)
-            place = _HEAPS.get(kind)
-            if place is not None and size >= place + 8:
-                self._check_heap(int.from_bytes(self._file.read(at + place, 8), "little"))
+            if kind in (_LINKS, _EXTERNAL, _LAYOUT, _SYMBOLS, _ATTRIBUTES):
+                self._check_message(kind, self._file.read(at, min(size, 1024)))
+
+    def _check_message(self, kind: int, raw: bytes) -> None:
+        def address(at: int) -> int:
+            return int.from_bytes(raw[at : at + 8], "little") if at + 8 <= len(raw) else UNDEFINED
+
+        if kind in (_EXTERNAL, _SYMBOLS):
+            self._check_heap(address(8))
+        if kind == _SYMBOLS:
+            self._trees.check(address(0), 8)
+        elif kind == _LAYOUT and len(raw) > 4:
+            self._check_layout(raw, address)
+        elif kind in (_LINKS, _ATTRIBUTES) and not self._alone and len(raw) > 2:
+            # The heap that names are in where there are many; a number of the newest one may stand before it.
+            number = 8 if kind == _LINKS else 2
+            if address(2 + (number if raw[1] & 1 else 0)) != UNDEFINED:
+                raise Crashes
+
+    def _check_layout(self, raw: bytes, address: Callable[[int], int]) -> None:
+        if raw[0] < 3 and raw[2] == _CHUNKED:
+            self._trees.check(address(8), 8 + 8 * raw[1])
+        elif raw[0] == 3 and raw[1] == _CHUNKED:
+            self._trees.check(address(3), 8 + 8 * raw[2])
+        elif raw[0] > 3 and raw[1] == _CHUNKED and not self._alone:
+            index = 5 + raw[3] * raw[4]
+            if index < len(raw) and raw[index] == _TREE:
+                raise Crashes
 
     def _check_heap(self, address: int) -> None:
         at = self._base + address
-        if address == _UNDEFINED or address in self._heaps or at + 32 > self._file.size:
+        if address == UNDEFINED or address in self._heaps or at + 32 > self._file.size:
             return
         self._heaps.add(address)
         head = self._file.read(at, 32)

@@ -87,6 +87,10 @@ def superblock(file: Bytes) -> int | None:
 class Preflight:
     """An HDF5 file, opened read-only and looked over.
 
+    Args:
+        base: where its signature stands.
+        alone: whether this process may be lost; see :class:`~weightport.formats._h5_objects.Crashes`.
+
     Attributes:
         root: the root group (``h5py.h5g.GroupID``).
         file: it, as h5py has it.
@@ -94,11 +98,11 @@ class Preflight:
         groups: the path of every group but the root, in the file's order.
     """
 
-    def __init__(self, file: Bytes, base: int, budget: Budget) -> None:
+    def __init__(self, file: Bytes, base: int, budget: Budget, *, alone: bool = False) -> None:
         path = file.path
         self.path, self._size, self._budget = path, file.size, budget
         self.heap = Heap(file, base, budget)
-        self._objects = Objects(file, base, budget)
+        self._objects = Objects(file, base, budget, alone=alone)
         self._objects.check_root()
         self.paths: dict[str, Dataset] = {}
         self.groups: list[str] = []
@@ -232,6 +236,8 @@ class Preflight:
         offset = handle.get_offset() if layout == h5py.h5d.CONTIGUOUS else None
         if offset is not None and offset + nbytes > self._size:
             raise refuse(f"truncated or corrupt: {nbytes} bytes of values at byte {offset}, the file has {self._size}")
+        if offset is not None and stored < nbytes:
+            raise refuse(f"corrupt: {nbytes} bytes of values, of which {stored} are stored")
         if stored > self._size:
             raise refuse(f"{stored} bytes are said to be stored, the file has {self._size}")
         claims = nbytes

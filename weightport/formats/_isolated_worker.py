@@ -90,6 +90,10 @@ def _give_time(seconds: int) -> None:
             resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
+class _Alone(keras_h5.KerasH5Source):
+    alone = True
+
+
 def _opened(told: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
     budget = Budget(**{k: v for k, v in told["budget"].items() if k in asdict(Budget())}, isolated=False)
     if told["kind"] == "orbax":
@@ -102,7 +106,7 @@ def _opened(told: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
     whole = ByteFile(told["path"])
     # What is in a file that has no name any more, HDF5 opens through Python only.
     part = Stored(whole, told["offset"], told["size"], None) if told["part"] else whole
-    source = keras_h5.KerasH5Source(told["path"], budget=budget, file=part)
+    source = _Alone(told["path"], budget=budget, file=part)
     return source, {**_h5_isolated.structure(source), "tensors": [_tensor(*item) for item in source.specs().items()]}
 
 

@@ -64,6 +64,7 @@ DIMS, DATA_TYPE, SEGMENT, NAME, RAW, EXTERNAL, LOCATION = 1, 2, 3, 8, 9, 13, 14
 _FLOAT, _INT32, _STRINGS, _INT64, _DOUBLE, _UINT64 = 4, 5, 6, 7, 10, 11
 #: The fields that hold values or say where they are.
 VALUES = frozenset({_FLOAT, _INT32, _STRINGS, _INT64, RAW, _DOUBLE, _UINT64, EXTERNAL, LOCATION})
+_HERE = VALUES - {EXTERNAL, LOCATION}
 _FIELD_OF = {
     **dict.fromkeys(("float32", "complex64"), _FLOAT),
     **dict.fromkeys(("float64", "complex128"), _DOUBLE),
@@ -117,7 +118,10 @@ class TensorRef:
         raw: tuple[int, int] | None = None
         entries: dict[str, str] = {}
         unread = ""
+        held: set[int] = set()
         for field, wire, value, size in fields_of(file, parts):
+            if field in _HERE and (size or wire != BYTES):
+                held.add(field)
             if field == DIMS:
                 _dims(file, wire, value, size, shape, title, budget)
             elif field == DATA_TYPE and wire == VARINT:
@@ -142,6 +146,9 @@ class TensorRef:
         found = cls(title, number, dtype, tuple(shape), nbytes, raw, None, unread, parts)
         if unread:
             return found
+        if len(held) + (place == 1) > 1:
+            what = "its values stand in more than one place, which need not be the same"
+            raise FormatError(file.path, what, tensor=title, offset=parts[0][0])
         if place == 1:
             external = External.of(entries, found.stored, file.path, title)
             return cls(title, number, dtype, tuple(shape), nbytes, None, external, "", parts)

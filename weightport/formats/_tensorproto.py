@@ -129,6 +129,7 @@ class TensorProtoRef:
         content: ``(offset, size)`` of ``tensor_content``, or None.
         start, end: the whole message's byte range, which typed values are read from.
         budget: the bounds that reading keeps to.
+        repeats: whether the last value stands for all that are missing, as in a graph's constants.
     """
 
     name: str
@@ -140,6 +141,7 @@ class TensorProtoRef:
     start: int
     end: int
     budget: Budget
+    repeats: bool = True
 
     @classmethod
     def parse(
@@ -155,7 +157,7 @@ class TensorProtoRef:
         """The header of the TensorProto that lies at ``start:end`` of a file. No values are read.
 
         ``known`` is a dtype number and shape that stand elsewhere, as for the data of a V1 checkpoint, which repeat
-        neither; a dtype that is repeated must be the same.
+        neither; a dtype that is repeated must be the same. Of those, none may be missing: TensorFlow writes them all.
         """
         budget = Budget() if budget is None else budget
         number, strings = 0, 0
@@ -177,6 +179,9 @@ class TensorProtoRef:
             number, shape = known
         dtype = dtype_of(number, file.path, name)
         nbytes = _strided.checked(dtype, shape, budget, file.path, name)
+        if known and prod(shape) > end - start:  # before anything is allocated: each value has a byte or more
+            what = f"{end - start} bytes for {prod(shape)} elements"
+            raise FormatError(file.path, what, tensor=name, offset=start)
         if dtype.kind == "O":
             nbytes = content[1] if content else strings
         elif content and content[1] != nbytes:
@@ -186,7 +191,7 @@ class TensorProtoRef:
                 tensor=name,
                 offset=content[0],
             )
-        return cls(name, number, dtype, shape, nbytes, content, start, end, budget)
+        return cls(name, number, dtype, shape, nbytes, content, start, end, budget, known is None)
 
     @property
     def spec(self) -> TensorSpec:
@@ -209,10 +214,7 @@ class TensorProtoRef:
         if field in _FIXED and len(pieces) == 1 and pieces[0][0] == BYTES and pieces[0][2] == self.nbytes:
             return _strided.read_part(file, pieces[0][1], self.dtype, self.shape, cuts, tensor=self.name)
         values = self._values(file, field, pieces, total)
-        if values.size > total:
-            raise FormatError(
-                file.path, f"{values.size} values for {total} elements", tensor=self.name, offset=self.start
-            )
+        self._check_count(file, values.size, total)
         if values.size < total:
             fill = values[-1] if values.size else np.zeros((), self.dtype)[()]
             if values.size <= 1:  # one value for all: only the part is made
@@ -224,6 +226,10 @@ class TensorProtoRef:
             whole[values.size :] = fill
             values = whole
         return _part(values.reshape(self.shape), cuts)
+
+    def _check_count(self, file: Readable, count: int, total: int) -> None:
+        if count > total or (count < total and not self.repeats):
+            raise FormatError(file.path, f"{count} values for {total} elements", tensor=self.name, offset=self.start)
 
     def _check_splat(self, file: Readable, elements: int) -> None:
         size = elements * self.dtype.itemsize
@@ -305,10 +311,7 @@ class TensorProtoRef:
             for field, wire, value, size in spans(file, self.start, self.end):
                 if field == _STRING_VAL and wire == BYTES:
                     found.append(file.read(value, size, tensor=self.name))
-        if len(found) > total:
-            raise FormatError(
-                file.path, f"{len(found)} values for {total} elements", tensor=self.name, offset=self.start
-            )
+        self._check_count(file, len(found), total)
         self._check_splat(file, total if len(found) < total else 0)
         out = np.full(total, found[-1] if found else b"", object)
         out[: len(found)] = found

@@ -29,6 +29,8 @@ LOOP, BRANCH = "_Loop", "_Branch"
 MAX_NODES = 300_000
 #: Inputs of all those nodes, and results of calls.
 MAX_LINKS = 600_000
+# So many times what the file has, where that is less: functions that call functions twice are few bytes.
+_TIMES, _FEW = 32, 10_000
 _MAX_DEPTH = 40
 _MAX_STEPS = 3_000_000
 _PASS = {
@@ -62,12 +64,16 @@ class Flow:
         self._unchanged: dict[int, bool] = {}
         self._callees: dict[int, dict[str, str]] = {}
         self._steps = self._links = 0
+        nodes = [node for body in graph.bodies() for node in body.nodes.values()]
+        links = sum(len(node.inputs) for node in nodes)
+        self._most_nodes = min(MAX_NODES, max(_FEW, _TIMES * len(nodes)))
+        self._most_links = min(MAX_LINKS, max(2 * _FEW, _TIMES * (len(nodes) + links)))
         self._put(graph.main, {}, 0)
 
     # Construction ----------------------------------------------------------------------------------------------------
 
     def _new(self, op: str, node: Node | None, inputs: list[Value]) -> int:
-        if len(self.ops) >= MAX_NODES:
+        if len(self.ops) >= self._most_nodes:
             raise TooComplex
         self.ops.append(op)
         self.nodes.append(node)
@@ -93,7 +99,7 @@ class Flow:
 
     def _value(self, name: str, numbers: dict[str, int], arguments: dict[str, Value]) -> Value:
         self._links += 1
-        if self._links > MAX_LINKS:
+        if self._links > self._most_links:
             raise TooComplex
         at, output = reference(name)
         if at in numbers:

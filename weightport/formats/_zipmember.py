@@ -11,6 +11,7 @@ Source: APPNOTE.TXT 6.3.9 (PKWARE), 4.3.7 and 4.4.
 from __future__ import annotations
 
 import json
+import struct
 import threading
 import zipfile
 import zlib
@@ -25,6 +26,8 @@ LOCAL = b"PK\x03\x04"
 _MAX_RATIO = 1032  # what deflate can reach
 # The end record of a zip archive, without its comment.
 _END = 22
+# A record of zip64, and the one that says where it is, stand before it.
+_WIDE = 56 + 20
 
 
 class Stored:
@@ -200,6 +203,9 @@ def _refuse_shared(file: ByteFile, infos: list[zipfile.ZipInfo], end: int) -> No
     following = end
     for info in sorted(infos, key=lambda info: info.header_offset, reverse=True):
         # Its header and its name at least; how long the extra field is, only the header itself says.
+        if info.header_offset < 0:
+            what = "corrupt: the archive's directory is not where its end says"
+            raise FormatError(file.path, what, offset=file.size)
         if info.header_offset + 30 + len(info.orig_filename) + info.compress_size > following:
             what = "corrupt: the member shares bytes with what follows it"
             raise FormatError(file.path, what, tensor=info.filename, offset=info.header_offset)
@@ -207,9 +213,15 @@ def _refuse_shared(file: ByteFile, infos: list[zipfile.ZipInfo], end: int) -> No
 
 
 def _stated(file: ByteFile, comment: int) -> int:
-    """How many members the record at the archive's end says there are (0xFFFF: more than that record can say)."""
-    end = file.read(file.size - comment - _END, _END)
-    return int.from_bytes(end[10:12], "little") if end[:4] == b"PK\x05\x06" else 0xFFFF
+    """How many members the record at the archive's end says there are, or its wider form (0xFFFF: neither is there)."""
+    at = file.size - comment - _END
+    end = file.read(at, _END)
+    if end[:4] != b"PK\x05\x06":
+        return 0xFFFF
+    stated = int.from_bytes(end[10:12], "little")
+    if stated == 0xFFFF and at >= _WIDE and (wide := file.read(at - _WIDE, _WIDE))[:4] == b"PK\x06\x06":
+        return int.from_bytes(wide[32:40], "little")
+    return stated
 
 
 def metadata_of(comment: bytes) -> dict[str, str]:
@@ -248,6 +260,7 @@ def member_of(file: ByteFile, info: zipfile.ZipInfo, name: str, *, checksum: boo
     if info.compress_type == zipfile.ZIP_STORED:
         if info.file_size != info.compress_size:
             raise FormatError(file.path, "corrupt: a stored member of two sizes", tensor=name, offset=offset)
+        _refuse_another(file.path, info, head, name)
         return Stored(file, offset, info.file_size, info.CRC if checksum else None)
     if info.compress_type != zipfile.ZIP_DEFLATED:
         what = f"the compression method {info.compress_type} is not supported, only stored and deflated members"
@@ -255,4 +268,15 @@ def member_of(file: ByteFile, info: zipfile.ZipInfo, name: str, *, checksum: boo
     if info.file_size > (info.compress_size + 16) * _MAX_RATIO:
         what = f"{info.compress_size} bytes cannot decompress to {info.file_size}"
         raise FormatError(file.path, what, tensor=name, offset=offset)
+    _refuse_another(file.path, info, head, name)
     return Deflated(file, offset, info.compress_size, info.file_size, info.CRC if checksum else None)
+
+
+def _refuse_another(path: str, info: zipfile.ZipInfo, head: bytes, name: str) -> None:
+    """Refuse a member whose own header is not that of the directory: who reads the one would see another file."""
+    flags, method, crc, packed, size = struct.unpack_from("<2xHH4xIII", head, 4)
+    # What is not known when it is written (bit 3), or has no room there, stands elsewhere.
+    told = () if flags & 0x8 or 0xFFFFFFFF in (packed, size) else (crc, packed, size)
+    if method != info.compress_type or told not in ((), (info.CRC, info.compress_size, info.file_size)):
+        what = "corrupt: the member's own header says another method, size or CRC than the directory"
+        raise FormatError(path, what, tensor=name, offset=info.header_offset)

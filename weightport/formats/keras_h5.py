@@ -19,9 +19,10 @@ keras/src/legacy/saving/legacy_h5_format.py.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy as np
 
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _beside, _h5_chunks, _h5_file, _strided, keras_config
+from weightport.formats._h5_objects import Crashes
 from weightport.formats._h5_preflight import Dataset, Preflight, superblock, translated
 from weightport.formats._io import ByteFile, Bytes
 from weightport.tensors import Array, Budget, Extent, Index, TensorSpec
@@ -68,6 +70,8 @@ class KerasH5Source:
         datasets: name -> header.
     """
 
+    alone = False  # whether this process may be lost: see Crashes
+
     def __init__(self, path: str, *, budget: Budget | None = None, file: Bytes | None = None) -> None:
         self.path = path
         self.format = "keras-h5"
@@ -76,13 +80,12 @@ class KerasH5Source:
         self.attributes: dict[str, str] = {}
         self.metadata: dict[str, str] = {}
         self.optimizer: tuple[str, ...] = ()
-        self.nested = False
+        self.nested = self._closed = False
         self.config: str | None = None
         self._model: keras_config.Config | None = None
         self._specs: dict[str, TensorSpec] = {}
         self.datasets: dict[str, Dataset] = {}
         self._heaps: set[int] = set()
-        self._closed = False
         self._bytes: Bytes = ByteFile(path) if file is None else file
         self._h5: Preflight | None = None
         try:
@@ -98,7 +101,7 @@ class KerasH5Source:
     # -- opening ------------------------------------------------------------------------------------------------------
 
     def _look_over(self, base: int, budget: Budget) -> None:
-        self._h5 = Preflight(self._bytes, base, budget)
+        self._h5 = Preflight(self._bytes, base, budget, alone=self.alone)
         with translated(self.path):
             self._open(self._h5)
 
@@ -116,9 +119,8 @@ class KerasH5Source:
                 self._add(path, dataset, ("slot" if dataset.shape else "optimizer") if state else "weight")
             return
         self.nested = bool(where)
-        for key in ("keras_version", "backend"):
-            if (value := h5.text(group, key) or h5.text(h5.root, key)) is not None:
-                self.attributes[key] = value
+        told = {key: h5.text(group, key) or h5.text(h5.root, key) for key in ("keras_version", "backend")}
+        self.attributes = {key: value for key, value in told.items() if value is not None}
         self.config = h5.text(h5.root, "model_config")
         self._model = None if self.config is None else keras_config.parse(self.config, self.path)
         if TOP_LEVEL not in names and h5.group(group, TOP_LEVEL) is not None:
@@ -263,9 +265,8 @@ class KerasH5Source:
         if dataset.strings:
             return self._read_strings(dataset, cuts, name)
         if dataset.offset is not None:
-            return _strided.read_part(
-                self._bytes, dataset.offset, native, dataset.shape, cuts, tensor=name, big_endian=swap
-            )
+            where = self._bytes, dataset.offset, native, dataset.shape, cuts
+            return _strided.read_part(*where, tensor=name, big_endian=swap)
         out = np.empty(_strided.counts(cuts), native)
         if out.size:
             with translated(self.path, name, "truncated or corrupt"):
@@ -285,8 +286,8 @@ class KerasH5Source:
 
     def checksum(self, name: str) -> str:
         """``fletcher32`` where that filter is over all of a dataset's values."""
-        dataset = self.datasets.get(name)
-        return "" if dataset is None else _h5_file.checksum(dataset.handle, dataset.strings == "variable")
+        held = self.datasets.get(name)
+        return "" if held is None else _h5_file.checksum(held.handle, held.strings == "variable")
 
     def _slice(self, dataset: Dataset, cuts: _strided.Bounds, name: str) -> Array:
         import h5py
@@ -376,11 +377,9 @@ def _within(owner: str, name: str) -> bool:
 
 def sniff(path: str) -> bool:
     """Whether the file has HDF5's signature."""
-    try:
-        with ByteFile(path) as file:
-            return superblock(file) is not None
-    except (FormatError, OSError):
-        return False
+    with contextlib.suppress(FormatError, OSError), ByteFile(path) as file:
+        return superblock(file) is not None
+    return False
 
 
 def open_source(path: str, *, budget: Budget | None = None, file: Bytes | None = None) -> KerasH5Source:
@@ -393,8 +392,9 @@ def open_source(path: str, *, budget: Budget | None = None, file: Bytes | None =
         FormatError: truncated, corrupt, no HDF5 file, or one that leads out of itself.
     """
     budget = budget or Budget()
-    if budget.isolated:
-        from weightport.formats._h5_isolated import IsolatedH5Source  # which is a KerasH5Source
+    if not budget.isolated:
+        with contextlib.suppress(Crashes):
+            return KerasH5Source(path, budget=budget, file=file)
+    from weightport.formats._h5_isolated import IsolatedH5Source  # which is a KerasH5Source
 
-        return IsolatedH5Source(path, budget=budget, file=file)
-    return KerasH5Source(path, budget=budget, file=file)
+    return IsolatedH5Source(path, budget=replace(budget, _spent={}), file=file)

@@ -125,14 +125,13 @@ class NpzSource:
         layout = self._layout(
             name, raw.decode("utf-8" if head[6] == 3 else "latin-1", "replace"), comment, member, 8 + wide + size
         )
-        if layout.start + layout.nbytes > member.size:
-            raise FormatError(
-                self.path,
-                f"truncated or corrupt: {layout.nbytes} bytes of values are announced, "
-                f"{member.size - layout.start} are there",
-                tensor=name,
-                offset=member.offset + layout.start,
-            )
+        held, at = member.size - layout.start, member.offset + layout.start
+        if held < layout.nbytes:
+            what = f"truncated or corrupt: {layout.nbytes} bytes of values are announced, {held} are there"
+            raise FormatError(self.path, what, tensor=name, offset=at)
+        if held > layout.nbytes:
+            what, hint = f"{held - layout.nbytes} bytes follow the values of the array", "save several arrays as .npz"
+            raise FormatError(self.path, what, tensor=name, offset=at + layout.nbytes, hint=hint)
         self._members[name] = (member, layout)
         self._specs[name] = layout.spec
 

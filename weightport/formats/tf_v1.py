@@ -1,7 +1,8 @@
 """TensorFlow's V1 checkpoints - one table, or one table per shard - read without TensorFlow.
 
 Promise: opening reads the list of tensors at the head of each table; a tensor's values, or a part of them, are read
-where they lie, after the block that holds them was verified against its checksum, once. A shard that is missing is an
+where they lie, after the block that holds them was verified against its checksum, once; values that are missing are an
+error, not the last one again as in a graph's constants. A shard that is missing is an
 error that names it, since each shard knows only its own tensors. Limit: integers are stored as varints, so that a
 part of an integer tensor costs reading the whole.
 
@@ -13,17 +14,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 from weightport.checksums import CRC32C
-from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
+from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _fs, _slices, _strided, tf_objects, tf_paths
 from weightport.formats._io import ByteFile
 from weightport.formats._lazy import LazySpecs
 from weightport.formats._proto import BYTES, VARINT, Memory, fields, spans
 from weightport.formats._table import Block, Table
-from weightport.formats._tensorproto import OPAQUE, SPLAT_BYTES, TensorProtoRef, dtype_of, shape_of
+from weightport.formats._tensorproto import OPAQUE, TensorProtoRef, dtype_of, shape_of
 from weightport.formats._tf_beside import GraphBeside
 from weightport.tensors import Array, Budget, Index, TensorSpec
 
@@ -212,21 +212,12 @@ class V1Source:
             refs.append(self._ref(name, shard, cut, (head.number, extent)))
         if len(refs) == 1:
             return refs[0][1].read(refs[0][0].data, index)
-        self._refuse_splats(name, refs)
         return _slices.stitch(
             dtype_of(head.number, self.path, name),
             cuts,
             boxes,
             lambda at, inner: refs[at][1].read(refs[at][0].data, inner),
         )
-
-    def _refuse_splats(self, name: str, refs: Sequence[tuple[Block, TensorProtoRef]]) -> None:
-        """Values that the files do not hold (a last value that repeats) are bounded, over all slices together."""
-        made = sum(ref.nbytes for _, ref in refs if prod(ref.shape) > ref.end - ref.start)
-        if made > SPLAT_BYTES:
-            raise BudgetExceeded(
-                self.path, f"repeated values of {made:,} bytes, at most {SPLAT_BYTES:,} allowed", tensor=name
-            )
 
     def _ref(
         self, name: str, shard: int, cut: _slices.Slice, known: tuple[int, tuple[int, ...]]
