@@ -13,7 +13,7 @@ from hypothesis import given, settings
 import weightport as wp
 from tests.formats._arrays import indexed, same
 from tests.formats._onnx import attribute, field, fixed32, graph, model, node, raw, tensor, written
-from tests.support import fixture, need
+from tests.support import fixture, need, says
 from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
 from weightport.formats import detect, onnx_file
 from weightport.formats._onnx_tensor import DTYPES, entry, floats, integers
@@ -460,6 +460,39 @@ def test_external_data_that_is_no_file_or_too_short(tmp_path: Path) -> None:
     os.mkfifo(beside)
     with pytest.raises(FormatError, match="is not a regular file"):
         read(path, "w")
+
+
+def beside(folder: Path, **places: tuple[str, int]) -> str:
+    """A model of tensors of two floats, each at a place in a file of eight."""
+    (folder / "w.bin").write_bytes(VALUES * 4)
+    held = []
+    for name, (location, offset) in places.items():
+        entries = {"location": location, "offset": str(offset)}
+        pairs = b"".join(field(13, field(1, k) + field(2, v)) for k, v in entries.items())
+        held.append(tensor(name, 1, (2,), pairs, field(14, 1)))
+    return written(folder, model(graph(*held)))
+
+
+@pytest.mark.parametrize("location", ["w.bin", "./w.bin", ".\\\\w.bin"])
+def test_external_data_that_overlaps(tmp_path: Path, location: str) -> None:
+    path = beside(tmp_path, v=("w.bin", 0), w=(location, 4), x=("w.bin", 16))
+    message = (
+        f"{tmp_path / 'w.bin'}: tensor 'w' at byte 4: corrupt: its 8 bytes overlap the 8 of 'v' at byte 0: "
+        "tensors share all of their bytes or none"
+    )
+    with onnx_file.open_source(path) as source:
+        assert list(source.specs()) == ["v", "w", "x"]  # what is read is compared, and not before
+        for call in (source.read, source.extent, source.extent):
+            with says(FormatError, message):
+                call("x")
+
+
+def test_external_data_that_is_shared(tmp_path: Path) -> None:
+    path = beside(tmp_path, v=("w.bin", 8), w=("./w.bin", 8), x=("w.bin", 16), y=("other.bin", 20), z=("", 0))
+    with onnx_file.open_source(path) as source:
+        assert [source.read(name).tolist() for name in "vwx"] == [[3, 4]] * 3
+        with pytest.raises(FormatError, match="its values lie in another file, which is not named"):
+            source.read("z")
 
 
 def test_a_model_in_a_folder_without_its_data_can_be_looked_at(tmp_path: Path) -> None:

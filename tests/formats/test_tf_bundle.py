@@ -296,6 +296,54 @@ def test_slices_that_do_not_tile(
         source.read("v")
 
 
+def overlapping(folder: Path, **others: bytes) -> str:
+    """The bytes 0 to 8 are a tensor, and 8 to 16; another one's begin at 4."""
+    data = bytearray()
+    entries = {name.encode(): made for name, made in others.items()}
+    entries |= {b"a": stored(np.ones(2, np.float32), data), b"b": stored(np.ones(2, np.float32), data)}
+    return bundle(folder, entries, bytes(data))
+
+
+def test_values_that_overlap(tmp_path: Path) -> None:
+    path = overlapping(tmp_path, c=entry((2,), size=8, offset=4))
+    message = (
+        "tensor 'c' at byte 4: corrupt: its 8 bytes overlap the 8 of 'a' at byte 0: tensors share all of their bytes "
+        "or none"
+    )
+    with tf_bundle.open_source(path) as source:
+        assert list(source.specs()) == ["a", "b", "c"]  # what is read is compared, and not before
+        for call in (source.read, source.extent, lambda _: source.read("b", (slice(0, 1),)), source.stored):
+            with says(FormatError, f"{path}.data-00000-of-00001: {message}"):
+                call("b")
+    path = overlapping(tmp_path, c=entry((2,), size=8, shard=1, offset=4))  # in another file
+    with tf_bundle.open_source(path) as source:
+        assert source.read("b").tolist() == [1, 1]
+    crc = mask(crc32c.crc32c(np.ones(2, np.float32).tobytes()))
+    path = overlapping(tmp_path, c=entry((1, 2), size=8, offset=8, crc=crc), d=entry((0,), offset=4, crc=mask(0)))
+    with tf_bundle.open_source(path) as source:  # a tie, and nothing
+        assert source.read("c").tolist() == [[1, 1]]
+        assert source.read("d").tolist() == []
+        assert source.extent("b") == source.extent("c")
+
+
+def test_slices_that_overlap_in_the_file(tmp_path: Path) -> None:
+    name, cuts = b"v\0\xff\1\xff\xff", (((0, 2),), ((2, 2),))
+    data = bytearray()
+    entries = {name: entry((4,), slices=cuts)}
+    entries[_slices.slice_key(name, cuts[0])] = stored(np.ones(2, np.float32), data)
+    entries[_slices.slice_key(name, cuts[1])] = entry((2,), size=8, offset=4)
+    path = bundle(tmp_path, entries, bytes(data) * 2)
+    with tf_bundle.open_source(path) as source:
+        (shown,) = source.specs()
+        assert shown == "v\0\\xff\1\\xff\\xff"
+        with says(
+            FormatError,
+            f"{path}.data-00000-of-00001: tensor {shown!r} at byte 4: corrupt: its 8 bytes overlap the 8 of "
+            f"{shown!r} at byte 0: tensors share all of their bytes or none",
+        ):
+            source.read(shown, (slice(0, 1),))
+
+
 def test_slices_that_lie(tmp_path: Path) -> None:
     cuts = (((0, 2),), ((2, 2),))
     index = f"{tmp_path / 'c.index'}: tensor 'v'"
@@ -304,7 +352,7 @@ def test_slices_that_lie(tmp_path: Path) -> None:
     with says(FormatError, f"{index}: the data of slice [(2, 2)] is not there"):
         tf_bundle.open_source(bundle(tmp_path, entries, data)).read("v")
     entries, data = part_entries((4,), cuts)
-    entries[_slices.slice_key(b"v", cuts[1])] = entry((3,), size=12)
+    entries[_slices.slice_key(b"v", cuts[1])] = entry((3,), size=12, offset=8)
     with says(FormatError, f"{index}: a slice is float32[3], expected float32[2]"):
         tf_bundle.open_source(bundle(tmp_path, entries, data)).read("v")
     entries[_slices.slice_key(b"v", cuts[1])] = entry((2,), size=8, dtype=3)
@@ -497,8 +545,8 @@ OUTSIDE = "truncated or corrupt: bytes"
             f"{OUTSIDE} 4611686018427387904..4611686018427387912 asked for",
         ),
         (entry((2,), size=-8, dtype=7), "0: tensor 'bad' at byte 0", f"{OUTSIDE} 0..-8 asked for"),
-        (entry((2,), size=8, shard=1), ".index: tensor 'bad'", "data shard 1 of 1"),
-        (entry((2,), size=8, shard=-1), ".index: tensor 'bad'", "data shard -1 of 1"),
+        (entry((2,), size=8, shard=2), ".index: tensor 'bad'", "data shard 2 of 2"),
+        (entry((2,), size=8, shard=-1), ".index: tensor 'bad'", "data shard -1 of 2"),
         (entry((2,), size=8, dtype=99), ".index: tensor 'bad'", "unknown dtype number 99"),
         (entry((2,), size=8, dtype=0), ".index: tensor 'bad'", "unknown dtype number 0"),
         (entry((), size=8, dtype=20), ": tensor 'bad'", "a resource handle has no values to read"),
@@ -523,11 +571,14 @@ OUTSIDE = "truncated or corrupt: bytes"
 )
 def test_hostile_entries(tmp_path: Path, data: bytes, where: str, what: str) -> None:
     good = bytearray(b"12345678")
-    entries = {b"bad": data, b"good": entry((2,), size=8, crc=mask(crc32c.crc32c(good)))}
-    place = f"{tmp_path / 'c'}{where.replace('0:', '.data-00000-of-00001:', 1)}"
+    entries = {b"bad": data, b"good": entry((2,), shard=1, size=8, crc=mask(crc32c.crc32c(good)))}
+    place = f"{tmp_path / 'c'}{where.replace('0:', '.data-00000-of-00002:', 1)}"
     if what.startswith(OUTSIDE):
         what += ", the file has 8"
-    with tf_bundle.open_source(bundle(tmp_path, entries, bytes(good))) as source:
+    path = bundle(tmp_path, entries, header=number_field(1, 2))
+    for shard in range(2):
+        (tmp_path / f"c.data-0000{shard}-of-00002").write_bytes(good)
+    with tf_bundle.open_source(path) as source:
         assert list(source.specs()) == ["bad", "good"]
         assert source.read("good").tobytes() == good
         with says(BudgetExceeded if " allowed" in what else FormatError, f"{place}: {what}"):
@@ -617,7 +668,7 @@ def test_where_tensors_lie(tmp_path: Path) -> None:
         b"handle": entry((), size=1, dtype=20),
         b"small": stored(np.array([1, 2], dtype_named("int4")), data),
         b"bytes": stored(np.uint8([1, 2]), data),
-        b"long": entry((9,), size=36, offset=1),
+        b"long": entry((9,), size=36, offset=22),
         b"cut": entry((2,), slices=(((0, 2),),)),
     }
     path = bundle(tmp_path, entries, bytes(data))
@@ -626,8 +677,8 @@ def test_where_tensors_lie(tmp_path: Path) -> None:
         assert source.extent("v") == Extent(f"{path}.data-00000-of-00001", 3, 12, Checksum("crc32c", crc, 3, 12))
         assert [source.extent(n) for n in ("empty", "handle", "small", "cut")] == [None] * 4
         assert source.checksum("v") == "crc32c"
-        what = f"{OUTSIDE} 1..37 asked for, the file has {len(data)}"
-        with says(FormatError, f"{path}.data-00000-of-00001: tensor 'long' at byte 1: {what}"):
+        what = f"{OUTSIDE} 22..58 asked for, the file has {len(data)}"
+        with says(FormatError, f"{path}.data-00000-of-00001: tensor 'long' at byte 19: {what}"):
             source.extent("long")
     with tf_bundle.open_source(bundle(tmp_path, entries, bytes(data), header=number_field(1, 1) + b"\x10\1")) as source:
         assert source.extent("v") is None, "its bytes are in another order"

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 import weightport as wp
 from tests.formats._arrays import indexed, same
 from tests.formats._tflite import Tensor, model, written
-from tests.support import need
+from tests.support import need, says
 from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
 from weightport.formats import detect, tflite_file
 from weightport.formats._subbyte import BITS, packed
@@ -96,6 +96,26 @@ def test_buffers_outside_of_the_flatbuffer(tmp_path: Path) -> None:
     with open(path, "r+b") as file:
         file.write(data)
     assert "truncated or corrupt" in told(str(path))
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+def test_buffers_that_overlap(tmp_path: Path, shift: int) -> None:
+    data = np.arange(4, dtype=np.float32).tobytes()
+    places = [(4096, 8), (4096 + shift, 8)]
+    tensors = [Tensor("v", 0, (2,), 1), Tensor("w", 0, (2,), 2), Tensor("x", 0, (1, 2), 2), Tensor("y", 0, (2,), 0)]
+    path = written(tmp_path, model(tensors, buffers=places).ljust(4096, b"\0") + data)
+    if not shift:
+        with tflite_file.open_source(path) as source:
+            assert {name: source.read(name).tolist() for name in source.specs()} == {
+                "v": [0, 1], "w": [0, 1], "x": [[0, 1]]
+            }  # fmt: skip
+        return
+    with says(
+        FormatError,
+        f"{path}: tensor 'w' at byte 4100: corrupt: its 8 bytes overlap the 8 of 'v' at byte 4096: "
+        "tensors share all of their bytes or none",
+    ):
+        tflite_file.open_source(path)
 
 
 def test_text(tmp_path: Path) -> None:

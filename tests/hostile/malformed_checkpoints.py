@@ -42,14 +42,16 @@ def sliced(shape: tuple[int, ...], *cuts: _slices.Slice, **said: dict[_slices.Sl
     parts = said.get("parts", {})
 
     def made() -> Files:
-        entries = {b"v": entry(shape, slices=cuts)}
+        entries, offset = {b"v": entry(shape, slices=cuts)}, 0
         for cut in cuts:
             extent = tuple(dim if length == -1 else length for (_, length), dim in zip(cut, shape, strict=False))
             size = 4
             for length in extent:
                 size *= max(0, length)
-            whole = entry(extent, size=min(size, 64), crc=good(min(size, 64)))
+            size = min(size, 64)
+            whole = entry(extent, size=size, offset=offset, crc=good(size, offset))
             entries[_slices.slice_key(b"v", cut)] = parts.get(cut, whole)
+            offset += size
         return {"c.index": index_bytes(entries), "c.data-00000-of-00001": DATA}
 
     return made
@@ -319,7 +321,27 @@ V2.add(
     "a slice in slices",
     sliced((4,), ((0, 4),), parts={((0, 4),): entry((4,), slices=(((0, 4),),))}),
 )
-V2.add("slices that share more bytes than there are", sliced((20, 4), *(((n, 1), (0, -1)) for n in range(20))))
+ROWS: list[_slices.Slice] = [((n, 1), (0, -1)) for n in range(20)]
+V2.add(
+    "slices that share more bytes than there are",
+    sliced((20, 4), *ROWS, parts={row: entry((1, 4), size=16, crc=good(16)) for row in ROWS}),
+)
+V2.add(
+    "slices that overlap in the data",
+    sliced((4,), ((0, 2),), ((2, 2),), parts={((2, 2),): entry((2,), size=8, offset=4, crc=good(8, 4))}),
+)
+V2.add(
+    "values that overlap",
+    bundle({"v": entry((2,), size=8, crc=good(8)), "w": entry((2,), size=8, offset=7, crc=good(8, 7))}),
+)
+V2.add(
+    "values within others",
+    bundle({"v": entry((16,), size=64, crc=good(64)), "w": entry((2,), size=8, offset=56, crc=good(8, 56))}),
+)
+V2.add(
+    "values of one place and two sizes",
+    bundle({"v": entry((3,), size=12, crc=good(12)), "w": entry((2,), size=8, crc=good(8))}),
+)
 V2.add(
     "slices of a tensor without values",
     sliced((0, 4), ((0, 0), (0, 4)), ((0, 0), (0, 2))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -172,12 +172,23 @@ def onnx(*tensors: bytes, nodes: tuple[bytes, ...] = ()) -> Callable[[], bytes]:
     return lambda: _onnx.model(_onnx.graph(*tensors, nodes=nodes))
 
 
-def beside(location: str = "w.bin", size: int = 16, **said: str) -> Callable[[], Files]:
-    """A tensor of four floats in a file beside the model."""
-    keys = {"location": location, **said}
+def external(name: str, keys: Mapping[str, str]) -> bytes:
+    """A tensor of four floats in another file."""
     pairs = b"".join(_onnx.field(13, _onnx.field(1, key) + _onnx.field(2, value)) for key, value in keys.items())
-    proto = _onnx.tensor("w", 1, (4,), pairs, _onnx.field(14, 1))
+    return _onnx.tensor(name, 1, (4,), pairs, _onnx.field(14, 1))
+
+
+def beside(location: str = "w.bin", size: int = 16, **said: str) -> Callable[[], Files]:
+    """One of them in a file beside the model."""
+    proto = external("w", {"location": location, **said})
     return lambda: {"m.onnx": _onnx.model(_onnx.graph(proto)), "w.bin": bytes(size)}
+
+
+def both(location: str, offset: int) -> Callable[[], Files]:
+    """Two of them, one at byte 8 of a file of 64."""
+    first = external("v", {"location": "w.bin", "offset": "8"})
+    second = external("w", {"location": location, "offset": str(offset)})
+    return lambda: {"m.onnx": _onnx.model(_onnx.graph(first, second)), "w.bin": bytes(64)}
 
 
 def raw(dims: tuple[int, ...], content: bytes, number: int = 1) -> Callable[[], bytes]:
@@ -215,6 +226,8 @@ ONNX.add("varints that are too long", onnx(_onnx.tensor("w", 7, (1,), _onnx.fiel
 ONNX.add("a segment", onnx(_onnx.tensor("w", 1, (2,), _onnx.field(9, bytes(8)), _onnx.field(3, b"\x08\x01"))))
 ONNX.add("a file beside it that is too short", beside(size=15))
 ONNX.add("an offset beyond it", beside(offset="16"))
+ONNX.add("values beside it that overlap", both("w.bin", 20))
+ONNX.add("values beside it that overlap, by another path", both("./w.bin", 0))
 ONNX.add("a negative offset", beside(offset="-16"))
 ONNX.add("an offset of 2**63", beside(offset=str(1 << 63)))
 ONNX.add("an offset that is no number", beside(offset="0x10"))

@@ -105,6 +105,22 @@ def place_of_values(address: int) -> Patch:
     return patch
 
 
+def pair(opened: h5py.File) -> None:
+    """Two datasets of 96 bytes, which follow each other."""
+    opened["v"] = np.zeros(24, "<f4")
+    opened["w"] = np.ones(24, "<f4")
+
+
+def elsewhere(by: int) -> Patch:
+    """The second one's values are so many bytes behind the first's."""
+
+    def patch(data: bytearray) -> None:
+        first, second = re.finditer(rb"\x03\x01(.{8})\x60\0{7}", data, re.DOTALL)
+        struct.pack_into("<Q", data, second.start(1), int.from_bytes(first[1], "little") + by)
+
+    return patch
+
+
 def long_string(data: bytearray) -> None:
     """The first reference to the heap of strings is to 4 GB."""
     struct.pack_into("<I", data, data.index(struct.pack("<Q", data.index(b"GCOL"))) - 4, 0xFFFFFFF0)
@@ -192,6 +208,8 @@ HDF5.add("a class of types that nobody has", file(x, at(FLOAT, 0, "B", 0x1E)))
 HDF5.add("values of no bytes", file(x, at(FLOAT, 4, "I", 0)))
 HDF5.add("values of 4 GB each", file(x, at(FLOAT, 4, "I", 0xFFFFFFFF)))
 HDF5.add("a mantissa beyond the value", file(x, at(FLOAT, 8 + 7, "B", 60)))
+HDF5.add("datasets that overlap", file(pair, elsewhere(48)))
+HDF5.add("two datasets of the same bytes", file(pair, elsewhere(0)))
 HDF5.add("values beyond the file", file(x, place_of_values(1 << 40)))
 HDF5.add("values that end beyond the file", file(x, place_of_values(2500)))
 HDF5.add("chunks of no values", file(chunked(), at(LAYOUT, 11, "I", 0)))

@@ -294,6 +294,9 @@ TFLITE.add(
     "a buffer beyond the file",
     lite(_tflite.Tensor("w", 0, (2,), 1), buffers=((1 << 40, 8),)),
 )
+PAIR = (_tflite.Tensor("v", 0, (2,), 1), _tflite.Tensor("w", 0, (2,), 2))
+TFLITE.add("buffers that overlap", lite(*PAIR, buffers=((64, 8), (68, 8))))
+TFLITE.add("a buffer of one place and two sizes", lite(*PAIR, buffers=((64, 12), (64, 8))))
 TFLITE.add(
     "a buffer that ends at 2**64",
     lite(_tflite.Tensor("w", 0, (2,), 1), buffers=(((1 << 64) - 8, 8),)),

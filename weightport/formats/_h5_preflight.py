@@ -1,10 +1,11 @@
 """HDF5 files looked over before anything in them is believed: every link and every dataset's header, no values.
 
 Promise: external and user-defined links, external storage, virtual datasets, filters that would have to be loaded and
-shapes that the stored bytes cannot fill are refused before a value is read; the walk is bounded by the budget and goes
-through every group once; HDF5's own errors become :class:`FormatError`. Soft links are resolved only after the whole
-file was found to have no link that leaves it. Limit: the structures below the links are the HDF5 library's to parse; a
-file made to attack the library itself is not stopped here.
+shapes that the stored bytes cannot fill are refused before a value is read, and so are datasets that share bytes; the
+walk is bounded by the budget and goes through every group once; HDF5's own errors become :class:`FormatError`. Soft
+links are resolved only after the whole file was found to have no link that leaves it. Limit: where chunks lie is not
+compared; the structures below the links are the HDF5 library's to parse; a file made to attack the library itself is
+not stopped here.
 
 Sources: HDF5 File Format Specification 3.0; H5Lpublic.h, H5Zpublic.h; h5py/_hl/group.py.
 """
@@ -23,6 +24,7 @@ import numpy as np
 
 from weightport.errors import FormatError
 from weightport.formats import _h5_chunks, _strided
+from weightport.formats._apart import Places
 from weightport.formats._h5_file import opened
 from weightport.formats._h5_heap import Heap
 from weightport.formats._h5_objects import Objects
@@ -108,6 +110,7 @@ class Preflight:
         self.groups: list[str] = []
         self._checked: dict[Any, Dataset] = {}
         self._soft: list[str] = []
+        self._runs = Places(path, ties=False)  # a second name for the same values is a link to the same dataset
         with translated(path, what="is no readable HDF5 file"):
             self.file = opened(file)
         try:
@@ -115,6 +118,7 @@ class Preflight:
             with translated(path):
                 self._walk()
                 self._resolve_soft()
+            self._runs.check()
         except BaseException:
             self.close()
             raise
@@ -238,6 +242,8 @@ class Preflight:
             raise refuse(f"truncated or corrupt: {nbytes} bytes of values at byte {offset}, the file has {self._size}")
         if offset is not None and stored < nbytes:
             raise refuse(f"corrupt: {nbytes} bytes of values, of which {stored} are stored")
+        if offset is not None:
+            self._runs.add(offset, stored if dtype.kind == "O" else nbytes, path)
         if stored > self._size:
             raise refuse(f"{stored} bytes are said to be stored, the file has {self._size}")
         claims = nbytes

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from weightport.errors import FormatError
@@ -60,10 +60,11 @@ class ExternalFiles:
 
     Args:
         path: the model.
+        check: called before the first of them is opened.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, check: Callable[[], None]) -> None:
+        self._path, self._check = path, check
         self._open: dict[str, ByteFile] = {}
         self._verified: dict[tuple[str, str], bool] = {}
 
@@ -76,6 +77,8 @@ class ExternalFiles:
         """
         file = self._open.get(external.location)
         if file is None:
+            if not self._open:
+                self._check()
             file = self._open[external.location] = ByteFile(self.resolve(external.location, title))
         file.check(external.offset, external.size, tensor=title)
         if external.checksum:

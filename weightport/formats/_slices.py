@@ -10,6 +10,7 @@ ordered_code.cc, tensorflow/core/framework/tensor_slice.{proto,cc}.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
@@ -27,6 +28,8 @@ Slice = tuple[tuple[int, int], ...]
 _MAX_SLICES = 20_000
 # Each is compared with each there.
 _MAX_CROSSING = 4_000
+_ESCAPED = re.compile(rb"\0\xff|\xff\0")
+_OF_SLICE = re.compile(rb"\0((?:[^\0\xff]|\0\xff|\xff\0)*)\0\x01")
 # The bits that an ordered code of n bytes starts with, which tell its length.
 _HEADER = (0, 0x80, 0xC000, 0xE000, 0xF000, 0xF800, 0xFC00, 0xFE00, 0xFF00, 0xFF80, 0xFFC0)
 
@@ -56,6 +59,12 @@ def slice_key(name: bytes, box: Slice) -> bytes:
         escaped = b"".join({0: b"\0\xff", 0xFF: b"\xff\0"}.get(c, bytes([c])) for c in name)
     out = b"\0" + escaped + b"\0\1" + _increasing(len(box))
     return out + b"".join(_signed(start) + _signed(length) for start, length in box)
+
+
+def sliced(key: bytes) -> bytes:
+    """The name of the tensor that a slice's key belongs to; another key as it is."""
+    found = _OF_SLICE.match(key)
+    return _ESCAPED.sub(lambda pair: pair[0][:1], found[1]) if found else key
 
 
 def _increasing(value: int) -> bytes:

@@ -11,14 +11,18 @@ sizes, indices and conditions; and so are single numbers that stand in a Constan
 PyTorch's exporter leaves the literals of the arithmetic, and nothing else, in Constant nodes: in its files, these are
 constants, unless an RNN node takes them for weights, and a scalar among the initializers is a weight.
 
-The format has no checksums but those of external data, which are verified.
+The format has no checksums but those of external data, which are verified. What lies beside the model shares all of
+its bytes or none: an overlap is an error once the first such tensor is read.
 
 Source: onnx/onnx.proto.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+import posixpath
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
@@ -27,6 +31,7 @@ import numpy as np
 
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _strided
+from weightport.formats._apart import Places
 from weightport.formats._io import ByteFile
 from weightport.formats._lazy import LazySpecs
 from weightport.formats._onnx_cells import Cells
@@ -58,7 +63,7 @@ class OnnxSource:
         self.path = path
         self.budget = budget or Budget()
         self.file = ByteFile(path)
-        self.others = ExternalFiles(path)
+        self.others = ExternalFiles(path, self._refuse_overlaps)
         self._closed = False
         self._refs: dict[str, TensorRef] = {}
         self.constants: dict[str, Constant] = {}
@@ -171,6 +176,20 @@ class OnnxSource:
             value = self._literal(name, constant)
             return part(value, _strided.bounds(index, value.shape, f"{self.path}: tensor {name!r}"))
         return self.ref(name).read(self.file, self.others, index)
+
+    def _refuse_overlaps(self) -> None:
+        """Of all that lies beside the model."""
+        locations: dict[str, int] = {}
+        folder = os.path.dirname(self.path)
+        places = Places(lambda number: os.path.join(folder, list(locations)[number]))
+        for name, constant in self.constants.items():
+            with contextlib.suppress(FormatError):  # which is an error of its own when it is read
+                external = None if constant.kind else self.ref(name).external
+                if external is not None:
+                    location = posixpath.normpath(external.location.replace("\\", "/"))
+                    file = locations.setdefault(location, len(locations))
+                    places.add(external.offset, external.size, name, file)
+        places.check()
 
     def extent(self, name: str) -> Extent | None:
         """Where a tensor's raw bytes lie; None if it has none, or if a checksum is to be verified before they are used.

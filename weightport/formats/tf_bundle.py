@@ -2,9 +2,9 @@
 
 Promise: opening reads the index only (and the object graph, where there is one, once names are asked for); reading
 takes only the byte ranges asked for; every tensor is verified against its checksum - a whole read in the same pass,
-the first read of a part by a pass over the tensor, later ones not again. Limit: resource handles and variants are
-listed, but reading one is an error; data shards are opened when they are needed, so a missing one shows then, by its
-name.
+the first read of a part by a pass over the tensor, later ones not again. Values that overlap in part are an error once
+the first is read. Limit: resource handles and variants are listed, but reading one is an error; data shards are opened
+when they are needed, so a missing one shows then, by its name.
 
 Source: tensorflow/core/util/tensor_bundle/tensor_bundle.{h,cc}, tensorflow/core/protobuf/tensor_bundle.proto.
 """
@@ -23,12 +23,14 @@ from weightport.checksums import CRC32C, crc32c
 from weightport.collecting import no_gc
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _inside, _slices, _strided, tf_objects, tf_paths
+from weightport.formats._apart import Places
 from weightport.formats._io import CHUNK, ByteFile
 from weightport.formats._lazy import LazySpecs
 from weightport.formats._proto import FIXED32, VARINT, Memory, fields, signed, varint
 from weightport.formats._table import Table, mask, streamed_crc, unmask
 from weightport.formats._tensorproto import OPAQUE, STRING, VARIANT, dtype_of, is_sub_byte, shape_of, sub_byte
 from weightport.formats._tf_beside import GraphBeside
+from weightport.formats._tf_place import place_of
 from weightport.formats._tf_variants import variants
 from weightport.tensors import Array, Budget, Checksum, Extent, Index, TensorSpec
 
@@ -119,7 +121,7 @@ class BundleSource:
         self._graph = GraphBeside(prefix, self._budget)
         self._shards: dict[int, ByteFile] = {}
         self._lock = threading.RLock()
-        self._closed = False
+        self._closed = self._apart = False
         self._verified: set[tuple[int, int, int]] = set()
         self._names: dict[str, tuple[bytes, str | None]] | None = None
         self._specs: LazySpecs | None = None
@@ -292,12 +294,32 @@ class BundleSource:
         if self._closed:
             raise Error(f"{self.path}: is closed")
         named = self._named()
+        self._refuse_overlaps()
         if name in named:
             return named[name][0]
         key = name.encode("utf-8", "surrogatepass")
         if name not in self._aliases and not (key in self._entries and key[:1] != b"\0" and key):
             raise TensorNotFound(name, named, self.path)
         return key
+
+    def _refuse_overlaps(self) -> None:
+        """Look through all entries, once."""
+        with self._lock:
+            if self._apart:
+                return
+            places = Places(self._shard_path, named=self._name_of)
+            for key, data in self._entries.items():
+                shard, offset, size = place_of(data)
+                places.add(offset, size, key, shard)
+            places.check()
+            self._apart = True
+
+    def _name_of(self, key: bytes) -> str:
+        own = _text(_slices.sliced(key))
+        return self.raw_names().get(own, own)
+
+    def _shard_path(self, number: int) -> str:
+        return f"{self.path}.data-{number:05d}-of-{self._count:05d}"
 
     def _read_entry(self, entry: Entry, name: str, index: Index, key: bytes = b"") -> Array:
         if entry.number in OPAQUE:
@@ -407,7 +429,7 @@ class BundleSource:
                 raise Error(f"{self.path}: is closed")
             file = self._shards.get(number)
             if file is None:
-                path = f"{self.path}.data-{number:05d}-of-{self._count:05d}"
+                path = self._shard_path(number)
                 try:
                     file = ByteFile(_inside.refuse_outside(path, _inside.folders_of(self._index)))
                 except FormatError as error:

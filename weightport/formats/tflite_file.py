@@ -3,8 +3,9 @@
 Promise: opening reads the tables, not the buffers; a tensor, or a part of it, is read where it lies, also beyond 2 GB,
 where the buffers stand outside of the FlatBuffer. Names are the tensors' own; those of further graphs (the bodies of
 control flow) stand below the graph's name. Quantized tensors are read as the integers they are stored as, and their
-specs say what these stand for. Limit: sparse tensors, blockwise quantization and values in other files are listed and
-cannot be read; the format has no checksums, and stores no RNN cell that a layout knows.
+specs say what these stand for. Tensors share all of their bytes or none: else the model is not opened. Limit: sparse
+tensors, blockwise quantization and values in other files are listed and cannot be read; the format has no checksums,
+and stores no RNN cell that a layout knows.
 
 Weights are told from the arithmetic's constants by their type: integers of 32 and 64 bits, unless quantized, truth
 values and text are sizes, indices and conditions, and so are scalars.
@@ -24,6 +25,7 @@ import numpy as np
 
 from weightport.errors import FormatError, TensorNotFound
 from weightport.formats import _strided, _subbyte
+from weightport.formats._apart import Places
 from weightport.formats._flatbuffer import FlatBuffer, Table
 from weightport.formats._io import ByteFile
 from weightport.formats._lazy import LazySpecs
@@ -119,6 +121,10 @@ class TfliteSource:
                 self._budget.name(len(name), self._file.size, self.path)
                 self._places[name] = place
                 self._budget.check("tensors", len(self._places), self.path)
+        apart = Places(self.path)
+        for name, place in self._places.items():
+            apart.add(place.offset, place.size, name)
+        apart.check()
 
     def _another(self, name: str) -> str:
         """The name for a further tensor of a name that is taken: with a stroke, two, three ..."""
