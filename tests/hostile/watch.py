@@ -3,7 +3,8 @@
 ``python watch.py CASES.json REPORT.json``. The cases are ``{"name", "folder", "model" or "mapping"}``; a harmless model
 and mapping are given besides. First all commands run over the harmless files, so that what they need is imported; then
 an audit hook hears everything that Python does, and inotify all that anybody does in the folder outside, the C
-libraries included. An event is a violation unless it is known to be harmless: see :func:`harmless`.
+libraries included. An event is a violation unless it is known to be harmless: see :meth:`Watch._judged`. A case that is
+``untrusted`` is read with ``--untrusted``; what happens in the process that reads it is heard there, and told here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import ctypes
 import io
 import json
 import os
+import signal
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -33,21 +35,22 @@ _CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.chmod", "os.li
 _QUIET = {
     "object.__getattr__", "object.__setattr__", "object.__delattr__", "sys._getframe", "builtins.id", "os.fstat",
     "gc.get_objects", "sys.setprofile", "sys.settrace", "builtins.input", "fcntl.fcntl", "os.urandom", "time.sleep",
-    "signal.signal", "gc.disable", "code.__new__",
+    "signal.signal", "gc.disable", "code.__new__", "array.__new__",
 }  # fmt: skip
 
 
 class Watch:
     """Hears what happens between :meth:`begin` and :meth:`end`."""
 
-    def __init__(self, outside: Path, shared: list[Path]) -> None:
+    def __init__(self, outside: Path | None, shared: list[Path]) -> None:
         self.heard: list[tuple[str, tuple[Any, ...]]] = []
         self.on = False
+        self.starts: tuple[str, ...] = ()  # how the program may begin that alone may be started
         self.known: list[Any] = []
         self.shared = [path.resolve() for path in shared]
         libc = ctypes.CDLL(None, use_errno=True)
         self.inotify = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(libc, "inotify_init1") else -1
-        if self.inotify >= 0:
+        if self.inotify >= 0 and outside is not None:
             for folder in [outside, *(p for p in outside.rglob("*") if p.is_dir())]:
                 assert libc.inotify_add_watch(self.inotify, os.fsencode(folder), _IN_ALL) >= 0
         sys.addaudithook(self._hear)
@@ -101,6 +104,12 @@ class Watch:
             # A template of our own; dataclasses and their like come with an import.
             if args[1] not in ("<template>", "<unknown>", None) and not _is_ours(os.fsdecode(args[1] or "")):
                 yield f"compile of {args[0]!r}"
+        elif event == "subprocess.Popen" and self.starts:
+            if args[0] != sys.executable or tuple(args[1])[: len(self.starts)] != self.starts:
+                yield f"{event} {args!r}"
+        elif event == "os.kill" and self.starts:
+            if args[1] != signal.SIGKILL:
+                yield f"{event} {args!r}"
         elif event == "marshal.loads":
             if not isinstance(args[0], bytes):
                 yield event
@@ -115,8 +124,51 @@ class Watch:
         if real.is_relative_to(folder):
             return not writes or real.is_relative_to(folder / "out")
         if writes:
-            return False
+            return text == os.devnull
         return any(real.is_relative_to(place) for place in self.shared) or _is_ours(text)
+
+
+class Inside(Watch):
+    """Hears what happens in the process that reads an untrusted file, and says at once what is a violation."""
+
+    def __init__(self, folder: Path, shared: list[Path], told: int) -> None:
+        self.folder, self.told = folder.resolve(), told
+        super().__init__(None, shared)
+
+    def _hear(self, event: str, args: tuple[Any, ...]) -> None:
+        if self.on and event not in _QUIET and event != "resource.setrlimit":
+            self.on = False
+            for said in self._judged(event, args, self.folder):
+                os.write(self.told, f"{said}\n".encode())
+            self.on = True
+
+
+#: Where a process that reads an untrusted file begins: with the watch, and with what is to be done there besides.
+_INSIDE = """
+import json
+import sys
+sys.path[:] = sys.argv[2:]
+from tests.hostile import watch
+watch.begin_inside({folder!r}, {shared!r}, {pipe!r})
+try:
+    exec(compile({plant!r}, json.__file__, "exec"), {{"told": {told!r}}})
+except Exception:
+    pass
+from weightport.formats import _isolated_worker
+_isolated_worker.main(sys.argv[1])
+"""
+
+
+def begin_inside(folder: str, shared: str, pipe: str) -> None:
+    """Hear what happens in this process from now on; what it needs is imported before."""
+    import h5py  # noqa: F401
+
+    from weightport.formats import _isolated_worker, orbax_folder  # noqa: F401
+
+    if json.loads(sys.argv[1])["kind"] == "orbax":
+        import tensorstore  # noqa: F401
+
+    Inside(Path(folder), [Path(shared)], os.open(pipe, os.O_WRONLY)).on = True
 
 
 _ROOTS = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
@@ -192,6 +244,8 @@ def main() -> None:
     shared = Path(told["shared"])
     mapping = shared / "any.yaml"
     mapping.write_text(MAPPING, encoding="utf-8")
+    from weightport.formats import _isolated
+
     watch = Watch(Path(told["outside"]), [shared])
     for model in told["harmless"]:  # one of each format
         case = {"folder": str(shared), "model": model}
@@ -199,19 +253,33 @@ def main() -> None:
             code, _, err = run(arguments)
             assert "a bug in weightport" not in err, (arguments, err)
             assert code in (0, 1), (arguments, err)
+    run(["inspect", str(shared / "h.h5"), "--untrusted"])
     found = {}
+    os.mkfifo(shared / "inside")
+    inside = os.open(shared / "inside", os.O_RDWR | os.O_NONBLOCK)
     for case in told["cases"]:
         folder = Path(case["folder"])
         plant = compile(case.get("plant", ""), str(_ROOTS[0] / "planted.py"), "exec")
         before = _listed(folder)
         ran, violations = [], []
+        watch.starts, more = (), []
+        if case.get("untrusted"):
+            more = ["--untrusted"]
+            _isolated._BOOT = _INSIDE.format(
+                folder=case["folder"], shared=told["shared"], pipe=str(shared / "inside"), plant=case.get("inside", ""),
+                told=told,
+            )  # fmt: skip
+            watch.starts = (sys.executable, "-I", "-c", _isolated._BOOT)
         for arguments in islice(commands(case, told["target"], str(mapping)), case.get("commands")):
             watch.begin()
             with suppress(Exception):
                 exec(plant, {"told": told, "case": case})
-            code, out, err = run(arguments)
+            code, out, err = run(arguments + more)
             violations += [f"{arguments[0]}: {said}" for said in watch.end(folder)]
             ran.append({"command": arguments[0], "code": code, "out": out, "err": err})
+        with suppress(BlockingIOError):
+            while said := os.read(inside, 1 << 16):
+                violations += [f"inside: {line}" for line in said.decode().splitlines()]
         violations += [f"left {name} in the current folder" for name in os.listdir()]
         violations += [f"left {name}" for name in sorted(_listed(folder) - before) if not name.startswith("out")]
         found[case["name"]] = {"ran": ran, "violations": violations}
