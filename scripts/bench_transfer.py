@@ -59,13 +59,15 @@ def said():
 _MAKE = (
     _COMMON
     + """
-from weightport.formats import safetensors_file, tf_bundle_write
+from weightport.formats import safetensors_file, tf_bundle_write, torch_write
 from weightport.tensors import TensorSpec
 for base, shapes in (("transformer", transformer()), ("recurrent", recurrent())):
     specs = {name: TensorSpec.of("float32", shape) for name, shape in sorted(shapes.items())}
     tiles = lambda name: iter([value(name, shapes[name])])
     tf_bundle_write.write(f"{folder}/{base}.ckpt", specs, tiles)
     safetensors_file.write(f"{folder}/{base}.safetensors", specs, tiles)
+    if base == "transformer":
+        torch_write.write(f"{folder}/{base}.pt", specs, tiles)
 begin()
 said()
 """
@@ -143,10 +145,10 @@ import torch
 from safetensors.torch import load_file, save_file
 source, out, how = sys.argv[3:]
 begin()
-found = load_file(source)
+found = torch.load(source) if source.endswith(".pt") else load_file(source)
 if how == "transposed":
     found = {n: t.t().contiguous() if n.endswith("/kernel") else t for n, t in found.items()}
-save_file(found, out)
+torch.save(found, out) if out.endswith(".pt") else save_file(found, out)
 said()
 """
 )
@@ -231,7 +233,7 @@ class Bench:
             return self._run(_WEIGHTPORT, path, out, mapping, json.dumps(options))
 
         def peer(name: str, code: str, how: str) -> Run:
-            end = ".safetensors" if code == _TORCH else suffix
+            end = ".safetensors" if code == _TORCH and suffix == ".ckpt" else suffix
             given = str(self.where / source.replace(".ckpt", ".safetensors")) if code == _TORCH else path
             found = self._run(code, given, self._fresh(name) + f"/model{end}", how)
             mine = f"{self.out}/ours/model{suffix}"
@@ -257,15 +259,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mb", type=int, default=8, help="size of each model, in MB (default: 8)")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--folder", help="where the data is made; it stays there")
-    parser.add_argument("--job", action="append", help="only these: renamed, transposed, cells, torch, same, tensors")
+    parser.add_argument(
+        "--job", action="append", help="only these: renamed, transposed, cells, torch, same, tensors, pt, pt-tensors"
+    )
     given = parser.parse_args(arguments)
     bench = Bench(folder(given.folder, "weightport-bench-transfer"), given.mb, given.rounds)
     durable = Goal("cp + fsync", 1.0)
 
     def goals(plain: float, *peers: str) -> dict[str, list[Goal]]:
         return {
-            "weightport": [durable, *(Goal(peer, 1 / 6) for peer in peers)],
-            "weightport without fsync": [Goal("cp", plain)],
+            "weightport": [durable],
+            "weightport without fsync": [Goal("cp", plain), *(Goal(peer, 1 / 6) for peer in peers)],
         }
 
     tf = "TensorFlow + save_file"
@@ -283,6 +287,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                  {"TensorFlow": (_TENSORFLOW, "")}, goals(1.1, "TensorFlow")),
         "tensors": ("safetensors -> safetensors, renamed", "transformer.safetensors", ".safetensors", _SAME,
                     {"load_file + save_file": (_TORCH, "")}, goals(1.1)),
+        "pt": (".pt -> .pt, renamed", "transformer.pt", ".pt", _SAME, {"torch.load + torch.save": (_TORCH, "")},
+               goals(1.1)),
+        "pt-tensors": (".pt -> safetensors, renamed", "transformer.pt", ".safetensors", _SAME,
+                       {"torch.load + save_file": (_TORCH, "")}, goals(1.15)),
     }  # fmt: skip
     print(f"{given.mb} MB, {given.rounds} rounds; times are of the job, without imports\n")
     for name in given.job or jobs:

@@ -34,29 +34,12 @@ def test_ratios_are_those_within_a_round() -> None:
     )
 
 
-def test_injection(tmp_path: Path) -> None:
-    for library in ("tensorflow", "keras", "torch", "jax", "flax", "safetensors"):
-        need(library)
-    out = bench("bench_inject.py", "--mb", "1", "--folder", str(tmp_path))
-    names = re.findall(r"^\| ([\w., +]+) \| \d", out, re.MULTILINE)
-    assert names == [
-        "Saver.restore", "init_from_checkpoint", "weightport",
-        "RestoreV2 + tf.transpose, transposed", "weightport, transposed", "an assign each",
-        "load_weights", "weightport", "weightport, transposed",
-        "torch.load", "torch.load, mapped", "weightport .pt", "load_file", "weightport .safetensors",
-        "load_file", "weightport",
-    ]  # fmt: skip
-    growth = re.search(r"GraphDef: (\d+) bytes more for each variable", out)
-    assert growth is not None
-    assert int(growth[1]) <= 1000
-
-
 def test_transfers(tmp_path: Path) -> None:
     for library in ("tensorflow", "torch", "safetensors"):
         need(library)
     out = bench("bench_transfer.py", "--mb", "1", "--folder", str(tmp_path))
-    assert len(re.findall("^### ", out, re.MULTILINE)) == 6
-    assert len(re.findall(r"^\| (weightport|cp)\b.*\| \d", out, re.MULTILINE)) == 30
+    assert len(re.findall("^### ", out, re.MULTILINE)) == 8
+    assert len(re.findall(r"^\| (weightport|cp)\b.*\| \d", out, re.MULTILINE)) == 40
     assert not (tmp_path / "out").exists()
 
 

@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import need
+from weightport import checksums
 from weightport.checksums import CRC32, CRC32C, combined, function
 
 PLAIN = {CRC32: zlib.crc32, CRC32C: crc32c.crc32c}
@@ -58,3 +60,22 @@ def test_the_function_is_that_of_the_package_without_the_package() -> None:
     ).stdout.split()
     assert int(told) == crc32c.crc32c(b"abc")
     assert {"crc32c", "importlib.metadata", "email"} & set(modules) == set()
+
+
+def test_without_the_faster_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no wheel of isal, zlib computes the same."""
+    data = np.arange(1000, dtype=np.uint8)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "isal", None)
+        checksums._fast.cache_clear()
+        assert checksums.function(CRC32) is zlib.crc32
+        plain = checksums.crc32(data, 7)
+    checksums._fast.cache_clear()
+    need("isal")
+    assert checksums.function(CRC32).__module__ == "isal.isal_zlib"
+    assert checksums.crc32(data, 7) == plain == zlib.crc32(data, 7)
+    assert (
+        checksums.crc32(data[100:], checksums.crc32(data[:100]))
+        == checksums.crc32(memoryview(data))
+        == zlib.crc32(data)
+    )

@@ -1,12 +1,14 @@
 """The bounds that every reader keeps to, whatever a file claims.
 
 Promise: what is refused is refused before it is allocated, in Python's integers, and the same file is refused by the
-same bound on every machine. Limits: parts that refer to each other are bounded only by what they come to in all; what
-a library that is not ours does with a file is bounded only from outside (:attr:`Budget.isolated`).
+same bound on every machine (but for :attr:`Budget.seconds`, which is set by who wants it). Limits: parts that refer
+to each other are bounded only by what they come to in all; what a library that is not ours does with a file is
+bounded only from outside (:attr:`Budget.isolated`).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -35,6 +37,9 @@ class Budget:
         spread: bytes of names that are made of one byte of a file: where they share prefixes or scopes, few bytes can
             spell many.
         tensor_bytes: size of one tensor in memory.
+        ratio: bytes that one stored byte may decompress to; more than a format can reach is refused anyway.
+        seconds: processor time of this process, from when the budget was made, that reading structures may take; it is
+            looked at whenever something is counted. 0 is any.
         isolated: whether a library that is not ours (HDF5's, tensorstore) reads the file in a process that may be lost.
     """
 
@@ -44,9 +49,12 @@ class Budget:
     rank: int = 64
     tensor_bytes: int = 1 << 46
     spread: int = 16
+    ratio: int = 1032
+    seconds: int = 0
     isolated: bool = field(default_factory=ISOLATED.get)
     _spent: dict[str, int] = field(default_factory=dict, repr=False)
     _sizes: dict[object, int] = field(default_factory=dict, repr=False)
+    _began: float = field(default_factory=lambda: time.process_time(), repr=False, compare=False)
 
     def check(self, kind: str, amount: int, path: object, *, tensor: str | None = None) -> None:
         """Refuse an ``amount`` above the bound ``kind``."""
@@ -75,6 +83,10 @@ class Budget:
         total = self._spent.get(kind, 0) + amount
         self._spent[kind] = total
         self.check(kind, total, path)
+        if self.seconds and time.process_time() - self._began > self.seconds:
+            raise BudgetExceeded(
+                path, f"seconds: its structure took more than {self.seconds} of processor time to read"
+            )
 
 
 def checked_nbytes(

@@ -47,9 +47,24 @@ def _load() -> Callable[..., int]:
 crc32c = _load()
 
 
+@lru_cache(maxsize=1)
+def _fast() -> Callable[[Any, int], int]:
+    """isal's, which is thirty times as fast as zlib's; where there is no wheel of it, zlib's."""
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return zlib.crc32
+    return isal_zlib.crc32
+
+
+def crc32(data: Any, crc: int = 0) -> int:
+    """The checksum of zip archives: of bytes, or of more of them."""
+    return _fast()(data, crc)
+
+
 def function(kind: str) -> Callable[[Any, int], int]:
     """``f(bytes, crc)``, which continues a checksum; without a copy, and without the interpreter's lock."""
-    return zlib.crc32 if kind == CRC32 else crc32c
+    return _fast() if kind == CRC32 else crc32c
 
 
 def combined(kind: str, crcs: Sequence[int] | Array, sizes: Sequence[int] | Array) -> int:

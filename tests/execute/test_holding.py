@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import numpy as np
+import pytest
 
-from weightport.execute.holding import LINE, Scratch
+from weightport.execute import holding
+from weightport.execute.holding import LINE, Loader, Scratch
+from weightport.execute.tasks import Done, Sizes, Task
+from weightport.formats._io import ByteFile
+from weightport.tensors import Extent, TensorSpec
 
 FLOAT = np.dtype(np.float32)
 
@@ -53,3 +59,35 @@ def test_each_thread_has_its_own() -> None:
     thread.start()
     thread.join()
     assert (sizes, scratch.memory.nbytes) == ([0, 10], 100)
+
+
+def test_one_thread_reads_what_lies_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns, which are a run of bytes for each row; rows that stand together are read by all threads at once."""
+    values = np.arange(60, dtype=np.float32).reshape(6, 10)
+    (tmp_path / "x").write_bytes(values.tobytes())
+    task = Task(
+        None,
+        (),
+        (),
+        {(0, "x"): TensorSpec.of("float32", (6, 10))},
+        {(0, "x"): Extent(str(tmp_path / "x"), 0, values.nbytes)},
+        Sizes(),
+    )
+    held: list[tuple[int, bool]] = []
+    read_rows = ByteFile.read_rows
+
+    def watched(self: ByteFile, offsets: list[int], *given: object, **named: object) -> list[int]:
+        held.append((len(offsets), holding.ONE_READS.locked()))
+        return read_rows(self, offsets, *given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ByteFile, "read_rows", watched)
+    loader = Loader(task, Done())
+    try:
+        columns = loader.load(0, "x", (range(6), range(2, 5)))
+        rows = loader.load(0, "x", (range(1, 4), range(10)))
+    finally:
+        loader.close()
+    assert columns.tolist() == values[:, 2:5].tolist()
+    assert rows.tolist() == values[1:4].tolist()
+    assert held == [(6, True), (1, False)]
+    assert not holding.ONE_READS.locked()

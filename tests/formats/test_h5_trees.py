@@ -15,6 +15,9 @@ import weightport as wp
 from weightport.errors import FormatError
 from weightport.formats import keras_h5
 from weightport.formats._h5_isolated import IsolatedH5Source
+from weightport.formats._h5_objects import Objects
+from weightport.formats._proto import Memory
+from weightport.tensors import Budget
 
 DISORDER = "corrupt: a tree of it leads back, or its levels are in disorder"
 CIRCLE = "corrupt: the nodes of a tree of it are in a circle, or belong to another"
@@ -165,10 +168,6 @@ def test_what_keras_writes_needs_no_process(tmp_path: Path, libver: str) -> None
 
 def test_layouts_of_older_versions(tmp_path: Path) -> None:
     """Version 1 and 2 of the message have the tree's address elsewhere."""
-    from weightport.formats._h5_objects import Objects
-    from weightport.formats._proto import Memory
-    from weightport.tensors import Budget
-
     tree = b"TREE\1\1" + struct.pack("<HQQ", 1, (1 << 64) - 1, (1 << 64) - 1) + bytes(32) + struct.pack("<Q", 512)
     for layout in (
         struct.pack("<BBB5xQIII", 1, 3, 2, 512, 1, 2, 4),
@@ -181,6 +180,21 @@ def test_layouts_of_older_versions(tmp_path: Path) -> None:
         with pytest.raises(FormatError) as caught:
             Objects(Memory(data, tmp_path / "x"), 0, Budget()).check(0)
         assert str(caught.value) == f"{tmp_path / 'x'} at byte 512: {DISORDER}"
+
+
+@pytest.mark.parametrize(("libver", "axes"), [("earliest", 0), ("earliest", 1), ("v110", 0), ("v110", 1)])
+def test_chunks_without_axes(tmp_path: Path, libver: str, axes: int) -> None:
+    """HDF5 1.14 divides by the number of values that they have."""
+    with h5py.File(tmp_path / "m.h5", "w", libver=libver) as file:
+        file.create_dataset("x", data=np.zeros((4, 4)), chunks=(2, 2), compression="gzip")
+    data = bytearray((tmp_path / "m.h5").read_bytes())
+    layout = data.index(b"\3\2\3" if libver == "earliest" else b"\4\2\0\3")
+    data[layout + (2 if libver == "earliest" else 3)] = axes
+    with h5py.File(tmp_path / "m.h5") as file:
+        address = h5py.h5o.get_info(file["x"].id).addr
+    with pytest.raises(FormatError) as caught:
+        Objects(Memory(bytes(data), tmp_path / "x"), 0, Budget()).check(address)
+    assert str(caught.value) == f"{tmp_path / 'x'} at byte {address}: corrupt: the chunks of a dataset have no axes"
 
 
 def test_what_is_no_tree_is_left_to_hdf5(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """Superblock, object headers and local heaps of HDF5 files, looked over in their bytes before HDF5 follows them.
 
-Promise: free space in a local heap that is no list (HDF5 would follow a circle, and take memory, without end), headers
-that continue in a circle, headers that share their bytes, and trees that are none (:mod:`_h5_trees`) are a
-:class:`FormatError`, before the object that has them is opened. Limit: addresses and sizes of eight bytes, as today's
-machines write them; others are refused. What is merely broken is left to HDF5, which refuses it itself; but for groups
-and attributes in heaps, and chunks in trees of version 2, where a flipped bit makes HDF5 1.14 crash: unless the process
-may be lost, such a file raises :class:`Crashes`.
+Promise: free space in a local heap that is no list (HDF5 would follow a circle, and take memory, without end),
+headers that continue in a circle, headers that share their bytes, chunks without axes, and trees that are none
+(:mod:`_h5_trees`) are a :class:`FormatError`, before the object that has them is opened. Limit: addresses and sizes
+of eight bytes, as today's machines write them; others are refused. What is merely broken is left to HDF5, which
+refuses it itself; but for groups and attributes in heaps, and chunks in trees of version 2, where a flipped bit makes
+HDF5 1.14 crash: unless the process may be lost, such a file raises :class:`Crashes`.
 
 Source: HDF5 File Format Specification 3.0, II (superblock), III.C (symbol table entry), III.D (local heap), IV.A.1
 (object headers), IV.A.2.c (link info), IV.A.2.h (external files), IV.A.2.i (layout), IV.A.2.q (continuation), IV.A.2.r
@@ -80,9 +80,9 @@ class Objects:
                 what = "corrupt: the headers of several objects share their bytes"
                 raise FormatError(self._file.path, what, offset=self._base + header)
             if kind in (_LINKS, _EXTERNAL, _LAYOUT, _SYMBOLS, _ATTRIBUTES):
-                self._check_message(kind, self._file.read(at, min(size, 1024)))
+                self._check_message(kind, self._file.read(at, min(size, 1024)), header)
 
-    def _check_message(self, kind: int, raw: bytes) -> None:
+    def _check_message(self, kind: int, raw: bytes, header: int) -> None:
         def address(at: int) -> int:
             return int.from_bytes(raw[at : at + 8], "little") if at + 8 <= len(raw) else UNDEFINED
 
@@ -91,20 +91,25 @@ class Objects:
         if kind == _SYMBOLS:
             self._trees.check(address(0), 8)
         elif kind == _LAYOUT and len(raw) > 4:
-            self._check_layout(raw, address)
+            self._check_layout(raw, address, header)
         elif kind in (_LINKS, _ATTRIBUTES) and not self._alone and len(raw) > 2:
             # The heap that names are in where there are many; a number of the newest one may stand before it.
             number = 8 if kind == _LINKS else 2
             if address(2 + (number if raw[1] & 1 else 0)) != UNDEFINED:
                 raise Crashes
 
-    def _check_layout(self, raw: bytes, address: Callable[[int], int]) -> None:
-        if raw[0] < 3 and raw[2] == _CHUNKED:
-            self._trees.check(address(8), 8 + 8 * raw[1])
-        elif raw[0] == 3 and raw[1] == _CHUNKED:
-            self._trees.check(address(3), 8 + 8 * raw[2])
-        elif raw[0] > 3 and raw[1] == _CHUNKED and not self._alone:
-            index = 5 + raw[3] * raw[4]
+    def _check_layout(self, raw: bytes, address: Callable[[int], int], header: int) -> None:
+        version = raw[0]
+        kind, axes = (raw[2], raw[1]) if version < 3 else (raw[1], raw[2 if version == 3 else 3])
+        if kind != _CHUNKED:
+            return
+        if axes < 2:  # those of the dataset, of which there is one at least, and that of a value's bytes
+            what = "corrupt: the chunks of a dataset have no axes"  # by their number, HDF5 would divide
+            raise FormatError(self._file.path, what, offset=self._base + header)
+        if version <= 3:
+            self._trees.check(address(8 if version < 3 else 3), 8 + 8 * axes)
+        elif not self._alone:
+            index = 5 + axes * raw[4]
             if index < len(raw) and raw[index] == _TREE:
                 raise Crashes
 

@@ -37,8 +37,8 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 _FILTERS = (1, 2, 3, 4, 5, 6, 32000)
 #: Bytes of a float -> where its sign, exponent and mantissa lie (place and size of the last two), and the bias.
 _FLOATS = {2: ((15, 10, 5, 0, 10), 15), 4: ((31, 23, 8, 0, 23), 127), 8: ((63, 52, 11, 0, 52), 1023)}
-# Deflate reaches 1032:1; datasets of less than this are not worth the question.
-_MAX_RATIO, _FLOOR = 1032, 64 << 20
+# Datasets of less than this are not asked how little is stored of them.
+_FLOOR = 64 << 20
 _FOREIGN = (
     OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, SystemError,
     NotImplementedError, MemoryError, RecursionError,
@@ -252,7 +252,7 @@ class Preflight:
             claims = max(claims, elements * dtype.itemsize)
             if not _h5_chunks.is_sound(pipeline, elements, dtype):
                 raise refuse("corrupt: the parameters of its filter are not those of such values")
-        if claims > _FLOOR and claims > (stored + 1024) * _MAX_RATIO:
+        if claims > _FLOOR and claims > (stored + 1024) * self._budget.ratio:
             raise refuse(f"{claims:,} bytes of values are claimed, {stored:,} are stored: refused")
         return Dataset(handle, dtype, shape, offset, strings)
 

@@ -153,7 +153,7 @@ class Table:
 
         path = self.file.path
         claimed, _ = varint(contents, 0, len(contents), path, handle.offset)
-        if claimed > len(contents) * _SNAPPY_RATIO:
+        if claimed > len(contents) * min(_SNAPPY_RATIO, self._budget.ratio):
             raise FormatError(
                 path, f"corrupt: {len(contents)} bytes of snappy claim to be {claimed}", offset=handle.offset
             )

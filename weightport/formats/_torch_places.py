@@ -106,7 +106,9 @@ class Archive:
         member = self._members.get(name)
         if member is None:
             info = self._infos[self._prefix + name]
-            member = self._members[name] = member_of(self._file, info, name, checksum=self._checksums)
+            member = self._members[name] = member_of(
+                self._file, info, name, checksum=self._checksums, ratio=self._budget.ratio
+            )
         return member
 
     def _code(self, name: str) -> str | None:

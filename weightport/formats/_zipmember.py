@@ -17,13 +17,13 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
-from weightport.checksums import CRC32
+from weightport.checksums import CRC32, crc32
 from weightport.errors import FormatError
 from weightport.formats._io import CHUNK, ByteFile, Stream
 from weightport.tensors import Checksum, Extent
 
 LOCAL = b"PK\x03\x04"
-_MAX_RATIO = 1032  # what deflate can reach
+RATIO = 1032  # what deflate can reach
 # The end record of a zip archive, without its comment.
 _END = 22
 # A record of zip64, and the one that says where it is, stand before it.
@@ -65,7 +65,7 @@ class Stored:
     def verify_read(self, content: memoryview, tensor: str) -> None:
         """Check the CRC of the member's whole content, which was just read."""
         if self._crc is not None:
-            _compare(self.path, tensor, zlib.crc32(content), self._crc, self.offset)
+            _compare(self.path, tensor, crc32(content), self._crc, self.offset)
             self._crc = None
 
     def chunks(self, offset: int, count: int, *, tensor: str | None = None) -> Iterator[bytes]:
@@ -80,7 +80,7 @@ class Stored:
         if self._crc is not None:
             found = 0
             for piece in self.file.chunks(self.offset, self.size, tensor=tensor):
-                found = zlib.crc32(piece, found)
+                found = crc32(piece, found)
             _compare(self.path, tensor, found, self._crc, self.offset)
             self._crc = None
 
@@ -161,7 +161,7 @@ class Deflated:
         if self._crc is not None:
             found = 0
             for out in self._stream(tensor):
-                found = zlib.crc32(out, found)
+                found = crc32(out, found)
             _compare(self.path, tensor, found, self._crc, self.offset)
             self._crc = None
 
@@ -233,12 +233,15 @@ def metadata_of(comment: bytes) -> dict[str, str]:
     return {str(k): v for k, v in found.items() if isinstance(v, str)} if isinstance(found, dict) else {}
 
 
-def member_of(file: ByteFile, info: zipfile.ZipInfo, name: str, *, checksum: bool = True) -> Stored | Deflated:
+def member_of(
+    file: ByteFile, info: zipfile.ZipInfo, name: str, *, checksum: bool = True, ratio: int = RATIO
+) -> Stored | Deflated:
     """The member of an entry of the directory.
 
     Args:
         name: what errors call it.
         checksum: whether its CRC is one.
+        ratio: bytes that one byte of it may decompress to.
     """
     if info.flag_bits & 0x1:
         raise FormatError(file.path, "the member is encrypted", tensor=name, offset=info.header_offset)
@@ -265,7 +268,7 @@ def member_of(file: ByteFile, info: zipfile.ZipInfo, name: str, *, checksum: boo
     if info.compress_type != zipfile.ZIP_DEFLATED:
         what = f"the compression method {info.compress_type} is not supported, only stored and deflated members"
         raise FormatError(file.path, what, tensor=name, offset=info.header_offset)
-    if info.file_size > (info.compress_size + 16) * _MAX_RATIO:
+    if info.file_size > (info.compress_size + 16) * min(ratio, RATIO):
         what = f"{info.compress_size} bytes cannot decompress to {info.file_size}"
         raise FormatError(file.path, what, tensor=name, offset=offset)
     _refuse_another(file.path, info, head, name)

@@ -10,9 +10,10 @@ Source: APPNOTE.TXT 6.3.9 (PKWARE), 4.3 and 4.5.3; caffe2/serialize/inline_conta
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import BinaryIO
+
+from weightport.checksums import crc32
 
 ALIGNED = 64
 _MAX = 0xFFFFFFFF
@@ -63,7 +64,7 @@ class Archive:
         records = []
         for name, content in self._members.items():
             if isinstance(content, bytes):
-                size, crc = len(content), zlib.crc32(content)
+                size, crc = len(content), crc32(content)
             else:
                 size, crc = content, checksums[name]
             head, record = self._head(name, size, crc)

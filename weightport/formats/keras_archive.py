@@ -93,14 +93,14 @@ class KerasSource:
         texts = {}
         for name in (CONFIG, METADATA):
             if name in members:
-                member = member_of(file, members[name], name)
+                member = member_of(file, members[name], name, ratio=self._budget.ratio)
                 self._budget.spend("header_bytes", member.size, self.path)
                 texts[name] = member.read(0, member.size, tensor=name)
                 member.verify(name)
         config = self._described(texts.get(CONFIG, b""), texts.get(METADATA))
         if WEIGHTS not in members:
             raise self._weightless(_PICKLED in members)
-        self._unverified = found = member_of(file, members[WEIGHTS], WEIGHTS)
+        self._unverified = found = member_of(file, members[WEIGHTS], WEIGHTS, ratio=self._budget.ratio)
         return config, found if isinstance(found, Stored) else self._unpack(found)
 
     def _folder(self) -> Mapping[str, Any]:

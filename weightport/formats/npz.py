@@ -22,7 +22,6 @@ import os
 import re
 import sys
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -30,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from weightport.checksums import CRC32, combined
+from weightport.checksums import CRC32, combined, crc32
 from weightport.errors import Error, FormatError, TensorNotFound
 from weightport.formats import _strided, _tiles
 from weightport.formats._io import ByteFile
@@ -104,7 +103,8 @@ class NpzSource:
             name = info.filename.removesuffix(_SUFFIX)
             if name in self._members:
                 raise FormatError(self.path, "two members have this name", tensor=name, offset=info.header_offset)
-            self._add(name, member_of(self._file, info, name), info.comment.decode("utf-8", "replace"))
+            member = member_of(self._file, info, name, ratio=self._budget.ratio)
+            self._add(name, member, info.comment.decode("utf-8", "replace"))
 
     def _add(self, name: str, member: Stored | Deflated, comment: str) -> None:
         head = member.read(0, min(member.size, 12), tensor=name)
@@ -342,12 +342,12 @@ def _destination(
             info = members[name] = _member(name, dtype, len(head) + prod(spec.shape) * dtype.itemsize, out.tell())
             out.seek(len(_local(info)), os.SEEK_CUR)
             out.write(head)
-            info.CRC = zlib.crc32(head)
+            info.CRC = crc32(head)
             if not strings:
                 places[name] = temporary, out.tell()
             for shape, values in _tiles.encoded(path, name, spec, tiles) if strings else ():
                 piece = _strided.byte_view(np.array(values, dtype).reshape(shape)) if values else b""
-                info.CRC = zlib.crc32(piece, info.CRC)
+                info.CRC = crc32(piece, info.CRC)
                 out.write(piece)
             out.seek(info.header_offset + len(_local(info)) + info.file_size)
         end = out.truncate()
