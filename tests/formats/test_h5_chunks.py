@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,27 @@ def test_filters_that_hdf5_decodes(tmp_path: Path, code: int, name: bytes, dtype
             keras_h5.open_source(str(path))
         text = f"{path}: tensor 'x': corrupt: the parameters of its filter are not those of such values"
         assert str(caught.value) == text
+
+
+def test_where_chunks_lie_is_asked_once() -> None:
+    info = namedtuple("info", "chunk_offset byte_offset size filter_mask")
+
+    class Handle:
+        """A dataset of which rows were cut off."""
+
+        shape, asked = (5, 4), 0
+
+        def chunk_iter(self, add: Callable[[Any], None]) -> None:
+            self.asked += 1
+            for start, offset in (((4, 2), 500), ((0, 0), 100), ((2, 0), 300), ((6, 0), 700), ((0, 4), 900)):
+                add(info(start, offset, 16, offset // 100))
+
+    handle = Handle()
+    index = _h5_chunks._Index(handle, (2, 2))
+    assert index.find((0, 0)) == (100, 16, 1)
+    assert index.find((2, 0)) == (300, 16, 3)
+    assert index.find((4, 2)) == (500, 16, 5)
+    assert [index.find(start) for start in ((0, 2), (2, 2), (4, 0))] == [None] * 3
+    assert handle.asked == 1
+    handle.shape = (2, 2)
+    assert _h5_chunks._Index(handle, (2, 2)).find((0, 0)) == (100, 16, 1)

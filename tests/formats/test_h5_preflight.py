@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+from tests.support import says
 from weightport.errors import BudgetExceeded, FormatError
 from weightport.formats import keras_h5
 from weightport.formats._h5_preflight import MAGIC, Preflight, superblock
@@ -109,6 +111,62 @@ def test_datasets_that_overlap(tmp_path: Path, kind: Any, by: int, untrusted: bo
 def test_datasets_side_by_side(tmp_path: Path) -> None:
     with keras_h5.open_source(str(moved(tmp_path, 64))) as source:
         assert list(source.specs()) == ["again", "v", "w", "z", "soft"]
+
+
+def with_chunks(folder: Path, number: int, to: Callable[[h5py.File], int], **options: Any) -> str:
+    """Two chunked datasets and one that is not; a chunk of ``x`` moved to another place."""
+    path = folder / "a.h5"
+    with h5py.File(path, "w", **options) as file:
+        for name in "xy":
+            file.create_dataset(name, data=np.arange(24, dtype="f4").reshape(4, 6), chunks=(2, 3))
+        file["z"] = np.arange(24, dtype="f4")
+        old, new = file["x"].id.get_chunk_info(number).byte_offset, to(file)
+    block = options.get("userblock_size", 0)
+    raw = path.read_bytes()
+    assert raw.count((old - block).to_bytes(8, "little")) == 1
+    path.write_bytes(raw.replace((old - block).to_bytes(8, "little"), (new - block).to_bytes(8, "little")))
+    return str(path)
+
+
+def chunk(name: str, number: int, by: int = 0) -> Callable[[h5py.File], int]:
+    return lambda file: int(file[name].id.get_chunk_info(number).byte_offset) + by
+
+
+CHUNKS = [
+    (chunk("x", 0), "tensor 'x' at byte {at}: corrupt: its 24 bytes overlap the 24 of 'x' at byte {at}"),
+    (chunk("x", 0, 20), "tensor 'x' at byte {at}: corrupt: its 24 bytes overlap the 24 of 'x' at byte {before}"),
+    (chunk("y", 3, 4), "tensor 'x' at byte {at}: corrupt: its 24 bytes overlap the 24 of 'y' at byte {before}"),
+    (lambda file: file["z"].id.get_offset() + 8,
+     "tensor 'x' at byte {at}: corrupt: its 24 bytes overlap the 96 of 'z' at byte {before}"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("to", "message"), CHUNKS)
+def test_chunks_that_overlap(tmp_path: Path, to: Callable[[h5py.File], int], message: str) -> None:
+    path = with_chunks(tmp_path, 2, to)
+    with h5py.File(path) as file:
+        at = int(file["x"].id.get_chunk_info(2).byte_offset)
+    before = at - {"'x' at byte {before}": 20, "'y' at byte {before}": 4, "'z' at byte {before}": 8}.get(
+        message[-20:], 0
+    )
+    with keras_h5.open_source(path) as source:
+        assert list(source.specs()) == ["x", "y", "z"]  # what is read is compared, and not before
+        assert source.read("z").tolist() == list(range(24))
+        for name in "xyx":
+            with says(FormatError, f"{path}: {message.format(at=at, before=before)}: tensors share none"):
+                source.read(name)
+
+
+def test_chunks_that_overlap_behind_a_block(tmp_path: Path) -> None:
+    path = with_chunks(tmp_path, 2, chunk("x", 0), userblock_size=512)
+    with (
+        keras_h5.open_source(path) as source,
+        pytest.raises(FormatError, match="its 24 bytes overlap the 24 of 'x' at byte"),
+    ):
+        source.read("y")
+    path = with_chunks(tmp_path, 2, chunk("x", 2), userblock_size=512)
+    with keras_h5.open_source(path) as source:
+        assert all(source.read(name).reshape(-1).tolist() == list(range(24)) for name in "xyz")
 
 
 def test_unknown_filter(tmp_path: Path) -> None:

@@ -105,6 +105,12 @@ def place_of_values(address: int) -> Patch:
     return patch
 
 
+def same_chunk(data: bytearray) -> None:
+    """The tree of the chunks (keys of 32 bytes) has the first one's place for the second, too."""
+    tree = data.index(b"TREE", data.index(b"TREE") + 1)
+    data[tree + 24 + 72 : tree + 24 + 80] = data[tree + 24 + 32 : tree + 24 + 40]
+
+
 def pair(opened: h5py.File) -> None:
     """Two datasets of 96 bytes, which follow each other."""
     opened["v"] = np.zeros(24, "<f4")
@@ -210,6 +216,7 @@ HDF5.add("values of 4 GB each", file(x, at(FLOAT, 4, "I", 0xFFFFFFFF)))
 HDF5.add("a mantissa beyond the value", file(x, at(FLOAT, 8 + 7, "B", 60)))
 HDF5.add("datasets that overlap", file(pair, elsewhere(48)))
 HDF5.add("two datasets of the same bytes", file(pair, elsewhere(0)))
+HDF5.add("a chunk twice", file(chunked(), same_chunk))
 HDF5.add("values beyond the file", file(x, place_of_values(1 << 40)))
 HDF5.add("values that end beyond the file", file(x, place_of_values(2500)))
 HDF5.add("chunks of no values", file(chunked(), at(LAYOUT, 11, "I", 0)))

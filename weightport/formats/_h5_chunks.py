@@ -2,8 +2,9 @@
 
 Promise: of HDF5, only the index of the chunks is asked; a chunk's bytes are read where they lie, what they inflate to
 is bounded by the chunk, ``fletcher32`` is verified, and a chunk of another size is a :class:`FormatError`. A chunk that
-was never written has the fill value. Memory: one chunk, and those of the last part up to :data:`CACHE`. Limit: deflate,
-shuffle and fletcher32; other filters are HDF5's (:func:`is_known` tells).
+was never written has the fill value. Memory: one chunk, those of the last part up to :data:`CACHE`, and 32 bytes for
+each chunk of the dataset that was read last. Limit: deflate, shuffle and fletcher32; other filters are HDF5's
+(:func:`is_known` tells).
 
 Sources: HDF5 File Format Specification 3.0, IV.A.2.l (filter pipeline); H5Zdeflate.c, H5Zshuffle.c, H5Zfletcher32.c,
 H5checksum.c (``H5_checksum_fletcher32``).
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 import itertools
 import zlib
+from array import array
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -78,10 +81,11 @@ class Decoder:
     Args:
         file: the file's bytes.
         base: where HDF5's addresses begin in it.
+        compare: called before a dataset's first chunk is read; sees whether chunks share bytes.
     """
 
-    def __init__(self, file: Bytes, base: int) -> None:
-        self._file, self._base = file, base
+    def __init__(self, file: Bytes, base: int, compare: Callable[[], None]) -> None:
+        self._file, self._base, self._compare = file, base, compare
         self._last: tuple[Any, Chunks | None] | None = None
 
     def read(self, handle: Any, dtype: np.dtype[Any], cuts: _strided.Bounds, tensor: str) -> Array | None:
@@ -108,7 +112,10 @@ class Decoder:
 
         plist = handle.get_create_plist()
         pipeline = pipeline_of(plist)
-        if plist.get_layout() != h5py.h5d.CHUNKED or not is_known(pipeline):
+        if plist.get_layout() != h5py.h5d.CHUNKED:
+            return None
+        self._compare()
+        if not is_known(pipeline):
             return None
         return Chunks(self._file, self._base, handle, dtype, pipeline)
 
@@ -126,6 +133,7 @@ class Chunks:
         if dtype.kind != "V":
             plist.get_fill_value(fill)
         self._fill = fill
+        self._index: _Index | None = None
         self._kept: dict[tuple[int, ...], Array] = {}
 
     def read(self, cuts: _strided.Bounds, out: Array, tensor: str) -> None:
@@ -152,15 +160,18 @@ class Chunks:
     def _chunk(self, start: tuple[int, ...], tensor: str) -> Array:
         found = self._kept.pop(start, None)
         if found is None:
-            info = self._handle.get_chunk_info_by_coord(start)
-            if info.byte_offset is None:
+            if self._index is None:
+                self._index = _Index(self._handle, self._shape)
+            place = self._index.find(start)
+            if place is None:
                 return np.broadcast_to(self._fill, self._shape)
+            offset, size, mask = place
             if self._base:  # whether HDF5 counts from there depends on its version
-                self._file.check(0, info.size, tensor=tensor)
+                self._file.check(0, size, tensor=tensor)
                 _, data = self._handle.read_direct_chunk(start)
             else:
-                data = self._file.read(info.byte_offset, info.size, tensor=tensor)
-            decoded = self._decoded(data, int(info.filter_mask), tensor)
+                data = self._file.read(offset, size, tensor=tensor)
+            decoded = self._decoded(data, mask, tensor)
             found = np.frombuffer(decoded, self._dtype).reshape(self._shape)
             while self._kept and (len(self._kept) + 1) * self._nbytes > CACHE:
                 del self._kept[next(iter(self._kept))]
@@ -196,6 +207,48 @@ class Chunks:
         if len(data) != self._nbytes:
             raise corrupt(f"a chunk has {len(data)} bytes, {self._nbytes} are needed")
         return data
+
+
+class _Index:
+    """Where the chunks of a dataset lie. HDF5, asked for one of them, would go through all of them, each time.
+
+    Args:
+        handle: the ``h5py.h5d.DatasetID``.
+        chunk: the shape of a chunk, of as many axes.
+    """
+
+    def __init__(self, handle: Any, chunk: tuple[int, ...]) -> None:
+        self._chunk = chunk
+        self._grid = tuple(-(-int(dim) // size) for dim, size in zip(handle.shape, chunk, strict=True))
+        numbers, places = array("q"), array("Q")
+
+        def add(info: Any) -> None:
+            number = self._number(info.chunk_offset)
+            if number >= 0:
+                numbers.append(number)
+                places.extend((info.byte_offset, info.size, info.filter_mask))
+
+        handle.chunk_iter(add)
+        order = np.argsort(np.array(numbers), kind="stable")
+        self._numbers, self._places = np.array(numbers)[order], np.array(places).reshape(-1, 3)[order]
+
+    def find(self, start: tuple[int, ...]) -> tuple[int, int, int] | None:
+        """Offset, size and filter mask of the chunk that begins there; None if it was never written."""
+        number = self._number(start)
+        at = int(np.searchsorted(self._numbers, number))
+        if at == len(self._numbers) or self._numbers[at] != number:
+            return None
+        offset, size, mask = self._places[at].tolist()
+        return offset, size, mask
+
+    def _number(self, start: tuple[int, ...]) -> int:
+        """The chunk's place in the order of rows; -1 if it lies beyond the values."""
+        number = 0
+        for first, size, count in zip(start, self._chunk, self._grid, strict=True):
+            if first >= size * count:
+                return -1
+            number = number * count + first // size
+        return number
 
 
 def fletcher32(data: bytes) -> int:

@@ -3,9 +3,8 @@
 Promise: external and user-defined links, external storage, virtual datasets, filters that would have to be loaded and
 shapes that the stored bytes cannot fill are refused before a value is read, and so are datasets that share bytes; the
 walk is bounded by the budget and goes through every group once; HDF5's own errors become :class:`FormatError`. Soft
-links are resolved only after the whole file was found to have no link that leaves it. Limit: where chunks lie is not
-compared; the structures below the links are the HDF5 library's to parse; a file made to attack the library itself is
-not stopped here.
+links are resolved only after the whole file was found to have no link that leaves it. Limit: the structures below the
+links are the HDF5 library's to parse; a file made to attack the library itself is not stopped here.
 
 Sources: HDF5 File Format Specification 3.0; H5Lpublic.h, H5Zpublic.h; h5py/_hl/group.py.
 """
@@ -24,10 +23,10 @@ import numpy as np
 
 from weightport.errors import FormatError
 from weightport.formats import _h5_chunks, _strided
-from weightport.formats._apart import Places
 from weightport.formats._h5_file import opened
 from weightport.formats._h5_heap import Heap
 from weightport.formats._h5_objects import Objects
+from weightport.formats._h5_values import Values
 from weightport.formats._io import Bytes
 from weightport.tensors import Budget, dtype_named
 
@@ -96,6 +95,7 @@ class Preflight:
     Attributes:
         root: the root group (``h5py.h5g.GroupID``).
         file: it, as h5py has it.
+        values: where the values lie.
         paths: path -> dataset, for all that hard links, and soft links to datasets, reach, in the file's order.
         groups: the path of every group but the root, in the file's order.
     """
@@ -110,7 +110,7 @@ class Preflight:
         self.groups: list[str] = []
         self._checked: dict[Any, Dataset] = {}
         self._soft: list[str] = []
-        self._runs = Places(path, ties=False)  # a second name for the same values is a link to the same dataset
+        self.values = Values(path, base)
         with translated(path, what="is no readable HDF5 file"):
             self.file = opened(file)
         try:
@@ -118,7 +118,7 @@ class Preflight:
             with translated(path):
                 self._walk()
                 self._resolve_soft()
-            self._runs.check()
+            self.values.compare()
         except BaseException:
             self.close()
             raise
@@ -127,6 +127,7 @@ class Preflight:
         """Release the file, and all that was opened in it."""
         self.paths.clear()
         self._checked.clear()
+        self.values.close()
         with contextlib.suppress(*_FOREIGN):
             self.file.close()
 
@@ -243,13 +244,14 @@ class Preflight:
         if offset is not None and stored < nbytes:
             raise refuse(f"corrupt: {nbytes} bytes of values, of which {stored} are stored")
         if offset is not None:
-            self._runs.add(offset, stored if dtype.kind == "O" else nbytes, path)
+            self.values.add_run(offset, stored if dtype.kind == "O" else nbytes, path)
         if stored > self._size:
             raise refuse(f"{stored} bytes are said to be stored, the file has {self._size}")
         claims = nbytes
         if layout == h5py.h5d.CHUNKED:
             elements = prod(int(dim) for dim in plist.get_chunk())
             claims = max(claims, elements * dtype.itemsize)
+            self.values.add_chunked(handle, path)
             if not _h5_chunks.is_sound(pipeline, elements, dtype):
                 raise refuse("corrupt: the parameters of its filter are not those of such values")
         if claims > _FLOOR and claims > (stored + 1024) * self._budget.ratio:

@@ -92,7 +92,6 @@ class KerasH5Source:
             base = superblock(self._bytes)
             if base is None:
                 raise FormatError(path, "is no HDF5 file: its signature is missing", offset=0)
-            self._chunks = _h5_chunks.Decoder(self._bytes, base)
             self._look_over(base, budget or Budget())
         except BaseException:
             self.close()
@@ -102,6 +101,7 @@ class KerasH5Source:
 
     def _look_over(self, base: int, budget: Budget) -> None:
         self._h5 = Preflight(self._bytes, base, budget, alone=self.alone)
+        self._chunks = _h5_chunks.Decoder(self._bytes, base, self._h5.values.compare_chunks)
         with translated(self.path):
             self._open(self._h5)
 
