@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.formats._arrays import indexed, same
 from weightport.errors import FormatError
 from weightport.formats import _h5_chunks, keras_h5
+from weightport.formats._h5_file import each_chunk
 
 FILTERS: tuple[dict[str, Any], ...] = (
     {},
@@ -212,3 +213,20 @@ def test_where_chunks_lie_is_asked_once() -> None:
     assert handle.asked == 1
     handle.shape = (2, 2)
     assert _h5_chunks._Index(handle, (2, 2)).find((0, 0)) == (100, 16, 1)
+
+
+def test_chunks_of_an_older_hdf5() -> None:
+    """Before 1.12.3 there is no walk through the index."""
+
+    class Handle:
+        """A dataset of three chunks."""
+
+        def get_num_chunks(self) -> int:
+            return 3
+
+        def get_chunk_info(self, number: int) -> int:
+            return 100 + number
+
+    found: list[int] = []
+    each_chunk(Handle(), found.append)
+    assert found == [100, 101, 102]

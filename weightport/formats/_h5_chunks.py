@@ -23,6 +23,7 @@ import numpy as np
 
 from weightport.errors import FormatError
 from weightport.formats import _strided
+from weightport.formats._h5_file import each_chunk
 from weightport.formats._io import Bytes
 from weightport.tensors import Array
 
@@ -228,7 +229,7 @@ class _Index:
                 numbers.append(number)
                 places.extend((info.byte_offset, info.size, info.filter_mask))
 
-        handle.chunk_iter(add)
+        each_chunk(handle, add)
         order = np.argsort(np.array(numbers), kind="stable")
         self._numbers, self._places = np.array(numbers)[order], np.array(places).reshape(-1, 3)[order]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import weakref
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -44,18 +45,20 @@ def checksum(dataset: Any, elsewhere: bool) -> str:
     if elsewhere or h5z.FILTER_FLETCHER32 not in filters:
         return ""
     left_out = 1 << filters.index(h5z.FILTER_FLETCHER32)
-    stored = [chunk.filter_mask & left_out for chunk in _chunks(dataset)]
+    stored: list[int] = []
+    each_chunk(dataset, lambda chunk: stored.append(chunk.filter_mask & left_out))
     # A chunk may leave a filter out; one that is not there has the value that the dataset's header says.
     whole = len(stored) == prod(-(-n // c) for n, c in zip(dataset.shape, made.get_chunk(), strict=True))
     return "fletcher32" if whole and not any(stored) else ""
 
 
-def _chunks(dataset: Any) -> list[Any]:
+def each_chunk(dataset: Any, told: Callable[[Any], object]) -> None:
+    """Tell of each chunk that a dataset has where it lies, and which filters it left out (``h5py.h5d.StoreInfo``)."""
     if hasattr(dataset, "chunk_iter"):  # HDF5 1.12.3 and later: one walk through the index
-        found: list[Any] = []
-        dataset.chunk_iter(found.append)
-        return found
-    return [dataset.get_chunk_info(n) for n in range(dataset.get_num_chunks())]
+        dataset.chunk_iter(told)
+        return
+    for number in range(dataset.get_num_chunks()):
+        told(dataset.get_chunk_info(number))
 
 
 @atexit.register

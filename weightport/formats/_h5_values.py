@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from functools import partial
 from typing import Any
 
 from weightport.formats._apart import Places
+from weightport.formats._h5_file import each_chunk
 
 
 class Values:
@@ -55,7 +57,7 @@ class Values:
             places = Places(self._path, ties=False) if self._base else self._places()
             for path, handle in self._chunked:
                 with contextlib.suppress(RuntimeError, OSError):  # errors of their own when they are read
-                    handle.chunk_iter(lambda chunk, path=path: places.add(chunk.byte_offset, chunk.size, path))
+                    each_chunk(handle, partial(_add, places, path))
             places.check()
             self._compared = True
 
@@ -68,3 +70,7 @@ class Values:
     def close(self) -> None:
         """Let go of the datasets."""
         self._chunked.clear()
+
+
+def _add(places: Places, path: str, chunk: Any) -> None:
+    places.add(chunk.byte_offset, chunk.size, path)
