@@ -462,15 +462,16 @@ def test_external_data_that_is_no_file_or_too_short(tmp_path: Path) -> None:
         read(path, "w")
 
 
-def beside(folder: Path, **places: tuple[str, int]) -> str:
-    """A model of tensors of two floats, each at a place in a file of eight."""
+def beside(folder: Path, *others: bytes, checked: bool = False, **places: tuple[str, int]) -> str:
+    """A model of tensors of two floats, each at a place in a file of eight, and of others."""
     (folder / "w.bin").write_bytes(VALUES * 4)
+    checksum = {"checksum": hashlib.sha1(VALUES * 4).hexdigest()} if checked else {}
     held = []
     for name, (location, offset) in places.items():
-        entries = {"location": location, "offset": str(offset)}
+        entries = {"location": location, "offset": str(offset), **checksum}
         pairs = b"".join(field(13, field(1, k) + field(2, v)) for k, v in entries.items())
         held.append(tensor(name, 1, (2,), pairs, field(14, 1)))
-    return written(folder, model(graph(*held)))
+    return written(folder, model(graph(*held, *others)))
 
 
 @pytest.mark.parametrize("location", ["w.bin", "./w.bin", ".\\\\w.bin"])
@@ -487,10 +488,12 @@ def test_external_data_that_overlaps(tmp_path: Path, location: str) -> None:
                 call("x")
 
 
-def test_external_data_that_is_shared(tmp_path: Path) -> None:
-    path = beside(tmp_path, v=("w.bin", 8), w=("./w.bin", 8), x=("w.bin", 16), y=("other.bin", 20), z=("", 0))
-    with onnx_file.open_source(path) as source:
+@pytest.mark.parametrize("checked", [False, True])
+def test_external_data_that_is_shared(tmp_path: Path, checked: bool) -> None:
+    places = {"v": ("w.bin", 8), "w": ("./w.bin", 8), "x": ("w.bin", 16), "y": ("other.bin", 20), "z": ("", 0)}
+    with onnx_file.open_source(beside(tmp_path, raw("inside", X), checked=checked, **places)) as source:
         assert [source.read(name).tolist() for name in "vwx"] == [[3, 4]] * 3
+        assert same(source.read("inside"), X)
         with pytest.raises(FormatError, match="its values lie in another file, which is not named"):
             source.read("z")
 
