@@ -15,7 +15,8 @@ import weightport as wp
 from weightport.errors import FormatError
 from weightport.formats import keras_h5
 from weightport.formats._h5_isolated import IsolatedH5Source
-from weightport.formats._h5_objects import Objects
+from weightport.formats._h5_objects import Crashes, Objects
+from weightport.formats._io import ByteFile
 from weightport.formats._proto import Memory
 from weightport.tensors import Budget
 
@@ -204,3 +205,20 @@ def test_what_is_no_tree_is_left_to_hdf5(tmp_path: Path) -> None:
         data = bytearray(sound)
         struct.pack_into("<" + code, data, at, new)
         assert ": corrupt: " in refused(tmp_path / "m.h5", data)
+
+
+def test_a_process_that_may_be_lost_looks_at_all(tmp_path: Path) -> None:
+    for fill in (named, attributed, chunked):
+        with h5py.File(tmp_path / "m.h5", "w", libver="latest") as file:
+            fill(file)
+            addresses = [h5py.h5o.get_info(file.id).addr, *(h5py.h5o.get_info(file[name].id).addr for name in file)]
+        for alone in (False, True):
+            with ByteFile(tmp_path / "m.h5") as opened:
+                objects = Objects(opened, 0, Budget(), alone=alone)
+                found = []
+                for address in addresses:
+                    try:
+                        objects.check(address)
+                    except Crashes:
+                        found.append(address)
+                assert len(found) == (0 if alone else 1)

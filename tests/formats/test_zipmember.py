@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hostile import malformed_archives
 from weightport.errors import FormatError
 from weightport.formats._io import CHUNK, ByteFile
 from weightport.formats._zipmember import Deflated, Stored, directory, member_of, metadata_of
@@ -336,3 +337,26 @@ def test_members_that_share_bytes(tmp_path: Path) -> None:
 )
 def test_metadata_in_the_comment(comment: bytes, expected: dict[str, str]) -> None:
     assert metadata_of(comment) == expected
+
+
+def test_a_directory_that_is_elsewhere(tmp_path: Path) -> None:
+    """To zipfile, what stands before an archive is no part of it: places are counted from where the directory is."""
+    path = archive(tmp_path / "a")
+    size = path.stat().st_size
+    patched(path, size - 6, (1 << 20).to_bytes(4, "little"))
+    with ByteFile(path) as file, pytest.raises(FormatError) as caught:
+        directory(file)
+    what = "corrupt: the archive's directory is not where its end says"
+    assert str(caught.value) == f"{path} at byte {size}: {what}"
+
+
+def test_the_count_of_members_in_a_large_archive(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(malformed_archives.wide()())
+    with ByteFile(path) as file:
+        assert len(directory(file)[0]) == 1
+    path.write_bytes(malformed_archives.wide(count=3)())
+    with ByteFile(path) as file, pytest.raises(FormatError) as caught:
+        directory(file)
+    what = "the archive's directory has 1 members, its end says 3"
+    assert str(caught.value) == f"{path} at byte {path.stat().st_size}: {what}"
