@@ -35,6 +35,9 @@ def test_slices_lie_elsewhere() -> None:
     [
         (b"", (0, 0, 0)),
         (b"\xa0\x06\1" + number_field(4, 8) + number_field(5, 16), (0, 8, 16)),  # a field of number 100
+        (b"\xa0\x06\1" + entry((4,), offset=8, size=16), (0, 8, 16)),  # its shape is no slice
+        (b"\xa0\x06\1" + bytes_field(4, b"x") + number_field(5, 1), (0, 0, 1)),
+        (b"\xa0\x06\1" + number_field(5, 1) + number_field(8, 3), (0, 0, 1)),
         (b"\x09" + bytes(8) + number_field(3, 2) + number_field(5, 16), (2, 0, 16)),  # eight bytes
         (b"\x20" + b"\xff" * 9 + b"\1" + number_field(5, 16), (0, (1 << 64) - 1, 16)),  # -1
         (number_field(4, 8) + number_field(4, 9) + number_field(5, 1), (0, 9, 1)),  # the last counts
