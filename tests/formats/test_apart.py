@@ -31,6 +31,7 @@ def places(*found: Place, ties: bool = True) -> Places:
         [((1 << 63) - 4, 4, 0), ((1 << 63) - 4, 8, 0)],
         [(0, 4, -1), (2, 4, -1)],
         [(0, 1 << 62, 0), (1 << 62, (1 << 62) - 1, 0)],
+        [(1 << 63, 1, 0), (0, 1, 1 << 63), (0, 1 << 63, 0)],  # numbers that no file has
     ],
 )
 def test_apart(found: list[Place]) -> None:
@@ -44,6 +45,10 @@ def test_apart(found: list[Place]) -> None:
         ([(2, 4, 3), (0, 4, 3)], "f3: tensor 'a' at byte 2: corrupt: its 4 bytes overlap the 4 of 'b' at byte 0"),
         ([(0, 9, 0), (2, 1, 0)], "f0: tensor 'b' at byte 2: corrupt: its 1 bytes overlap the 9 of 'a' at byte 0"),
         ([(5, 9, 0), (5, 1, 0)], "f0: tensor 'a' at byte 5: corrupt: its 9 bytes overlap the 1 of 'b' at byte 5"),
+        (
+            [(9, 4, 0), (0, 4, 0), (6, 4, 0)],
+            "f0: tensor 'a' at byte 9: corrupt: its 4 bytes overlap the 4 of 'c' at byte 6",
+        ),
         ([(0, 9, 0), (0, 9, 0), (8, 2, 0)], "f0: tensor 'c' at byte 8: corrupt: its 2 bytes overlap the 9 of 'a'"),
     ],
 )
@@ -52,6 +57,17 @@ def test_overlaps(found: list[Place], message: str) -> None:
         places(*found).check()
     assert str(caught.value).startswith(message)
     assert str(caught.value).endswith(": tensors share all of their bytes or none")
+
+
+def test_ties_are_usual() -> None:
+    held = Places("f")
+    for value in "ab":
+        held.add(0, 4, value)
+    held.check()
+    held.add(1, 4, "c")
+    what = "corrupt: its 4 bytes overlap the 4 of 'a' at byte 0: tensors share all of their bytes or none"
+    with says(FormatError, f"f: tensor 'c' at byte 1: {what}"):
+        held.check()
 
 
 def test_without_ties() -> None:

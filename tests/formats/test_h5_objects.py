@@ -171,6 +171,56 @@ def test_each_object_and_heap_is_looked_at_once(tmp_path: Path) -> None:
         Objects(Memory(bytes(data), path), 0, Budget(header_bytes=spent[1] - 1)).check_root()
 
 
+def symbols(heap: bytes, at: int, size: int = 512) -> bytes:
+    """A header, at 0, of a group whose heap is there."""
+    message = struct.pack("<QQ", UNDEFINED, at)
+    body = struct.pack("<HHI", 0x11, len(message), 0) + message
+    header = struct.pack("<BxHIIxxxx", 1, 1, 1, len(body)) + body
+    return (header.ljust(at, b"\0") + heap).ljust(size, b"\0")
+
+
+def heap(size: int, free: int, data: int, mark: bytes = b"HEAP\0") -> bytes:
+    return mark.ljust(8, b"\0") + struct.pack("<QQQ", size, free, data)
+
+
+#: Free space in a circle at 256, in a segment of 64 bytes.
+CIRCLE = struct.pack("<QQ", 8, 16)
+
+
+def circle(head: bytes, at: int, size: int = 512) -> bytes:
+    data = bytearray(symbols(head, at, size))
+    data[264:280] = CIRCLE
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        circle(heap(64, 8, 256, b"HEAX\0"), 128),  # no heap
+        circle(heap(64, 8, 256, b"HEAP\1"), 128),  # of another version
+        circle(heap(64, 8, 1 << 40), 128),  # its names are beyond the file
+        circle(heap(257, 8, 256), 128),  # they end beyond it
+        circle(heap((1 << 64) - 8, 8, 256), 128),
+        circle(heap(64, 56, 256), 128),  # the free space does
+        circle(heap(64, 1, 256), 128),  # there is none
+        symbols(heap(64, 8, 256)[:31], 481, 512),  # the heap itself does
+        symbols(b"", 512, 512),
+        symbols(b"", 500, 512),
+    ],
+)
+def test_heaps_that_are_left_to_hdf5(tmp_path: Path, data: bytes) -> None:
+    Objects(Memory(data, tmp_path / "x"), 0, Budget()).check(0)
+
+
+@pytest.mark.parametrize(("at", "size"), [(128, 512), (480, 512), (128, 320)])
+def test_a_heap_anywhere(tmp_path: Path, at: int, size: int) -> None:
+    """Also where it, or its names, are the last of the file."""
+    data = circle(heap(64, 8, 256), at, size)
+    with pytest.raises(FormatError) as caught:
+        Objects(Memory(data, tmp_path / "x"), 0, Budget()).check(0)
+    assert str(caught.value) == f"{tmp_path / 'x'} at byte 264: {ENDLESS}"
+
+
 def test_headers_that_share_their_bytes(tmp_path: Path) -> None:
     """Each of many headers spans all those behind it: to walk them all would take time by the square of the file."""
     one = struct.pack("<BxHII", 1, 1, 1, 0)

@@ -16,6 +16,7 @@ from weightport.errors import FormatError
 from weightport.formats import keras_h5
 from weightport.formats._h5_isolated import IsolatedH5Source
 from weightport.formats._h5_objects import Crashes, Objects
+from weightport.formats._h5_trees import Trees
 from weightport.formats._io import ByteFile
 from weightport.formats._proto import Memory
 from weightport.tensors import Budget
@@ -120,7 +121,7 @@ def attributed(file: h5py.File) -> None:
 
 
 def chunked(file: h5py.File) -> None:
-    file.create_dataset("x", data=np.zeros((4, 4)), chunks=(1, 1), maxshape=(None, None))
+    file.create_dataset("x", data=np.zeros((4, 4)), chunks=(2, 2), maxshape=(None, None))
 
 
 def ordered(file: h5py.File) -> None:
@@ -181,6 +182,45 @@ def test_layouts_of_older_versions(tmp_path: Path) -> None:
         with pytest.raises(FormatError) as caught:
             Objects(Memory(data, tmp_path / "x"), 0, Budget()).check(0)
         assert str(caught.value) == f"{tmp_path / 'x'} at byte 512: {DISORDER}"
+
+
+def test_datasets_of_one_axis(tmp_path: Path) -> None:
+    """Their chunks have two: that of the dataset, and the bytes of a value."""
+    for libver in ("earliest", "v110", "latest"):
+        with h5py.File(tmp_path / "m.h5", "w", libver=libver) as file:
+            file.create_dataset("x", data=np.arange(6.0), chunks=(2,), compression="gzip")
+        with keras_h5.open_source(str(tmp_path / "m.h5")) as source:
+            assert source.read("x").tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_layout_that_ends_before_its_index(tmp_path: Path) -> None:
+    layout = struct.pack("<BBBBBBB", 4, 2, 0, 2, 1, 2, 4)
+    body = struct.pack("<HHI", 8, len(layout), 0) + layout
+    data = struct.pack("<BxHIIxxxx", 1, 1, 1, len(body)) + body
+    Objects(Memory(data, tmp_path / "x"), 0, Budget()).check(0)
+
+
+def tree(level: int, entries: int, *children: int, right: int = (1 << 64) - 1) -> bytes:
+    """A node of a tree of names."""
+    node = b"TREE\0" + bytes([level]) + struct.pack("<HQQ", entries, (1 << 64) - 1, right)
+    return node + b"".join(struct.pack("<QQ", 0, child) for child in children)
+
+
+def test_nodes_where_the_file_ends(tmp_path: Path) -> None:
+    """A node that begins before the end and is not all there is none; one that ends with the file is."""
+
+    def check(data: bytes) -> None:
+        Trees(Memory(data, tmp_path / "x"), 0, Budget()).check(0, 8)
+
+    root, leaf = tree(1, 1, 40), tree(0, 0)
+    check(root + leaf)
+    check(root + leaf[:-1])
+    check(tree(1, 1, 41) + b"\0" + leaf)  # of nothing but its head
+    with pytest.raises(FormatError, match=CIRCLE):
+        check(root + tree(0, 0, right=40))
+    with pytest.raises(FormatError, match=DISORDER):
+        check(tree(1, 2, 1000, 56) + tree(1, 0))  # behind a child that is none
+    check(tree(1, 2, 40)[:40] + leaf[:15])  # more entries than there are bytes: no child is known
 
 
 @pytest.mark.parametrize(("libver", "axes"), [("earliest", 0), ("earliest", 1), ("v110", 0), ("v110", 1)])
