@@ -95,7 +95,8 @@ class Objects:
         elif kind in (_LINKS, _ATTRIBUTES) and not self._alone and len(raw) > 2:
             # The heap that names are in where there are many; a number of the newest one may stand before it.
             number = 8 if kind == _LINKS else 2
-            if address(2 + (number if raw[1] & 1 else 0)) != UNDEFINED:
+            at = self._base + address(2 + (number if raw[1] & 1 else 0))
+            if at + 4 <= self._file.size and self._file.read(at, 4) == b"FRHP":  # HDF5 refuses what is no heap
                 raise Crashes
 
     def _check_layout(self, raw: bytes, address: Callable[[int], int], header: int) -> None:
