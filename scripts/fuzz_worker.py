@@ -74,8 +74,7 @@ def specimens(reader: str) -> list[tuple[str, Files]]:
 def opener(reader: str) -> Opener:
     """The reader; what it would read in a process of its own is refused: to start one takes as long as 300 mutants."""
     made = module(READERS[reader]).open_source
-    if "hdf5" in reader or "keras" in reader:
-        _h5_isolated.IsolatedH5Source = _left_out  # type: ignore[assignment,misc]
+    _h5_isolated.IsolatedH5Source = _left_out  # type: ignore[assignment,misc]  # of HDF5 and Keras; no other has one
 
     def opened(path: str) -> Source:
         source: Source = made(path, budget=Budget(header_bytes=HEADER, tensors=10_000, tensor_bytes=1 << 20))

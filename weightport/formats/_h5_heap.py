@@ -15,6 +15,7 @@ import struct
 
 from weightport.errors import FormatError
 from weightport.formats._h5_objects import messages
+from weightport.formats._h5_trees import UNDEFINED
 from weightport.formats._io import Bytes
 from weightport.tensors import Budget
 
@@ -22,7 +23,6 @@ _ATTRIBUTE = 0x0C
 _VARIABLE = 9  # class of a variable-length datatype
 _SEQUENCE, _STRING = 0, 1  # kinds of it
 _REFERENCE = struct.Struct("<IQI")  # length, address of the collection, index in it
-_UNDEFINED = (1 << 64) - 1
 
 
 class Heap:
@@ -66,7 +66,7 @@ class Heap:
 
     def _check(self, raw: bytes, where: str, used: set[tuple[int, int]]) -> None:
         for length, address, index in _REFERENCE.iter_unpack(raw):
-            if not length or address in (0, _UNDEFINED):
+            if not length or address in (0, UNDEFINED):
                 continue
             held = self._collection(address, where).get(index)
             if held is None or length > held or (address, index) in used:

@@ -2,8 +2,7 @@
 
 Promise: nodes that are no tree (a node that is below itself, levels that do not end, neighbours in a circle) are a
 :class:`FormatError`; HDF5 itself would run until its stack is full, or for ever. Each node is read once, its head only
-if it is a leaf. Limit: trees of version 1; what the leaves refer to is not looked at, and nor are
-the keys.
+if it is a leaf. Limit: trees of version 1; what the leaves refer to is not looked at, and nor are the keys.
 
 Source: HDF5 File Format Specification 3.0, III.A.1; H5B.c (H5B__iterate_helper, H5B__get_info_helper).
 """
@@ -44,7 +43,7 @@ class Trees:
         self._seen.add(address)
         level, here = root[0], {address: root}
         while True:
-            self._neighbours(next(iter(here)), here)
+            self._neighbours(here)
             if not level:
                 return
             level -= 1
@@ -79,9 +78,9 @@ class Trees:
         raw = self._file.read(begin, size)
         return [int.from_bytes(raw[n - 8 : n], "little") for n in range(key + 8, size + 1, key + 8)]
 
-    def _neighbours(self, first: int, level: dict[int, tuple[int, int, int]]) -> None:
-        """HDF5 goes along a level from neighbour to neighbour: that has to end, within what is there."""
-        at, left = first, len(level)
+    def _neighbours(self, level: dict[int, tuple[int, int, int]]) -> None:
+        """HDF5 goes along a level, from its first node to the neighbour: that has to end, within what is there."""
+        at, left = next(iter(level)), len(level)
         while (following := level[at][2]) != UNDEFINED:
             left -= 1
             if not left or following not in level:

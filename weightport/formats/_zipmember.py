@@ -202,10 +202,10 @@ def _refuse_shared(file: ByteFile, infos: list[zipfile.ZipInfo], end: int) -> No
     """
     following = end
     for info in sorted(infos, key=lambda info: info.header_offset, reverse=True):
-        # Its header and its name at least; how long the extra field is, only the header itself says.
         if info.header_offset < 0:
             what = "corrupt: the archive's directory is not where its end says"
             raise FormatError(file.path, what, offset=file.size)
+        # Its header and its name at least; how long the extra field is, only the header itself says.
         if info.header_offset + 30 + len(info.orig_filename) + info.compress_size > following:
             what = "corrupt: the member shares bytes with what follows it"
             raise FormatError(file.path, what, tensor=info.filename, offset=info.header_offset)

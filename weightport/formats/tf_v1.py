@@ -2,9 +2,9 @@
 
 Promise: opening reads the list of tensors at the head of each table; a tensor's values, or a part of them, are read
 where they lie, after the block that holds them was verified against its checksum, once; values that are missing are an
-error, not the last one again as in a graph's constants. A shard that is missing is an
-error that names it, since each shard knows only its own tensors. Limit: integers are stored as varints, so that a
-part of an integer tensor costs reading the whole.
+error, not the last one again as in a graph's constants. A shard that is missing is an error that names it, since each
+shard knows only its own tensors. Limit: integers are stored as varints, so that a part of an integer tensor costs
+reading the whole.
 
 Sources: tensorflow/core/util/saved_tensor_slice.proto, tensorflow/core/util/tensor_slice_{reader,writer}.cc.
 """
