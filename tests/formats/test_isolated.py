@@ -260,6 +260,19 @@ def test_it_can_write_nothing(tmp_path: Path, doing: Any) -> None:
     assert not (tmp_path / "x").read_bytes()
 
 
+def test_it_is_told_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doing: Any) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of the user")
+    monkeypatch.setenv("HDF5_PLUGIN_PATH", str(tmp_path))
+    doing("raise MemoryError(' '.join(sorted(os.environ)))")
+    source = keras_h5.open_source(written(tmp_path / "m.h5"), budget=Budget(isolated=True))
+    with source, pytest.raises(FormatError) as caught:
+        source.read("d/packed")
+    seen = set(str(caught.value).rpartition("MemoryError: ")[2].split())
+    assert "HDF5_PLUGIN_PRELOAD" in seen
+    allowed = {"HDF5_PLUGIN_PRELOAD", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", *_isolated._NEEDED}
+    assert {name for name in seen - allowed if not name.startswith("LC_")} <= {"PWD"}
+
+
 @pytest.mark.parametrize(
     ("action", "told"),
     [

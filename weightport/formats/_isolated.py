@@ -207,9 +207,13 @@ class Child:
             self._kill()
 
 
+#: The environment's variables that the process may see; ``LD_LIBRARY_PATH`` is how some systems find the interpreter's.
+_NEEDED = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+
+
 def _environment() -> dict[str, str]:
-    """This process' environment, without what would let a library load more code or start threads."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "HDF5_"))}
+    """What Python and libraries need to be found: no keys and tokens, nothing that makes a library load more code."""
+    kept = {k: v for k, v in os.environ.items() if k in _NEEDED or k.startswith("LC_")}
     return {**kept, "HDF5_PLUGIN_PRELOAD": "::", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
