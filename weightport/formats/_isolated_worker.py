@@ -30,7 +30,7 @@ from weightport.tensors import Budget, Source, TensorSpec
 
 try:
     import resource
-except ImportError:  # not on this system
+except ImportError:  # pragma: no cover  (not on this system)
     resource = None  # type: ignore[assignment]
 
 #: Bytes of values in one frame, or one row of chunks where that is more.
