@@ -1,0 +1,73 @@
+"""Paths of here and beneath URLs: what ``os.path`` answers, and nothing outside the folder of a URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import need
+from weightport.errors import FormatError
+from weightport.formats import _fs
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    fsspec = need("fsspec")
+    monkeypatch.setattr(_fs, "_places", {})
+    monkeypatch.setattr(_fs, "_typed", {})
+    fs = fsspec.filesystem("memory")
+    fs.store.clear()
+    fs.pipe({"/models/m.npz": b"model", "/models/deep/n.npz": b"other", "/secret.txt": b"secret"})
+    yield fs
+    fs.store.clear()
+
+
+@pytest.mark.parametrize("outside", ["../secret.txt", "deep/../../secret.txt", "a\\b", "a\0b"])
+def test_nothing_leads_out_of_the_folder_of_a_url(memory: Any, outside: str) -> None:
+    del memory
+    _fs.placed("memory://models/m.npz")
+    path = f"memory://models/{outside}"
+    assert (_fs.isfile(path), _fs.isdir(path), _fs.exists(path), _fs.lexists(path)) == (False,) * 4
+    assert (_fs.mark(path), _fs.denied(path), _fs.fetched(path)) == (None, None, 0)
+    with pytest.raises(FileNotFoundError):
+        _fs.listdir(path)
+    assert list(_fs.walk(path)) == []
+    _fs.fresh(path)
+    assert _fs.is_remote(path)  # and so no local path either
+
+
+def test_a_folder_of_a_url(memory: Any) -> None:
+    del memory
+    path = _fs.placed("memory://models/m.npz")
+    folder = os.path.dirname(path)
+    assert (_fs.isfile(path), _fs.isdir(path), _fs.isdir(folder), _fs.islink(path)) == (True, False, True, False)
+    assert sorted(_fs.listdir(folder)) == ["deep", "m.npz"]
+    deep = os.path.join(folder, "deep")
+    assert list(_fs.walk(folder)) == [(folder, ["deep"], ["m.npz"]), (deep, [], ["n.npz"])]
+    assert _fs.realpath(folder + "/") == _fs.abspath(folder + "/") == _fs.normpath(folder + "/") == folder
+    assert _fs.samefile(path, path)
+    assert _fs.typed(path) == path
+
+
+def test_local_paths_stay_local_beside_urls(memory: Any, tmp_path: Path) -> None:
+    del memory
+    _fs.placed("memory://models/m.npz")
+    (tmp_path / "a").write_bytes(b"abc")
+    os.symlink(tmp_path / "a", tmp_path / "link")
+    here, link = str(tmp_path / "a"), str(tmp_path / "link")
+    assert (_fs.is_remote(here), _fs.fetched(here), _fs.denied(here)) == (False, None, None)
+    assert (_fs.isfile(link), _fs.islink(link), _fs.samefile(here, link)) == (True, True, True)
+    assert _fs.realpath(link) == os.path.realpath(here)
+    assert _fs.mark(here) == _fs.mark(link)
+    assert _fs.mark(here + "x") is None
+    assert not _fs.is_remote("other://models/m.npz")  # nobody placed it
+
+
+def test_a_name_that_no_file_can_have() -> None:
+    with pytest.raises(FormatError) as caught:
+        _fs.realpath("a\0b")
+    assert str(caught.value) == r"a\x00b: cannot be opened: no file can have this name"
