@@ -53,6 +53,17 @@ def test_a_folder_of_a_url(memory: Any) -> None:
     assert _fs.typed(path) == path
 
 
+def test_another_process_is_told_the_path(memory: Any) -> None:
+    del memory
+    _fs.place_as("memory://models.2/m.npz", "memory://models/m.npz")  # as it is called there
+    for text in ("memory://models.2/m.npz", "memory://models/m.npz"):
+        assert _fs.placed(text) == "memory://models.2/m.npz"
+    assert _fs.typed("memory://models.2/m.npz") == "memory://models/m.npz"
+    assert _fs.isfile("memory://models.2/m.npz")
+    _fs.place_as("local", "local")
+    assert not _fs.is_remote("local")
+
+
 def test_local_paths_stay_local_beside_urls(memory: Any, tmp_path: Path) -> None:
     del memory
     _fs.placed("memory://models/m.npz")

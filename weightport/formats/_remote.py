@@ -345,7 +345,9 @@ class Remote:
         """
         fs = self.fs
         alone = contextlib.nullcontext() if getattr(fs, "async_impl", False) else self._turn
-        for left in range(TRIES, 0, -1):
+        tried = 0
+        while True:
+            tried += 1
             try:
                 with alone:
                     return call(fs)
@@ -355,11 +357,9 @@ class Remote:
                 # HTTP says "not found" of whatever went wrong, and gives that as the cause.
                 cause = raised.__cause__
                 error = cause if isinstance(raised, FileNotFoundError) and isinstance(cause, Exception) else raised
-                if left > 1 and lost(error):
-                    time.sleep(WAIT * 2 ** (TRIES - left))
-                    continue
-                raise wrong(error, self.shown(path), self._url) from kind_of(error)
-        raise AssertionError
+                if tried == TRIES or not lost(error):
+                    raise wrong(error, self.shown(path), self._url) from kind_of(error)
+                time.sleep(WAIT * 2 ** (tried - 1))
 
 
 def _entry(info: Any) -> Entry:
