@@ -228,18 +228,19 @@ _GOALS = {
 }
 
 
-def bench(data: Path, mb: int, rounds: int, models: Sequence[str]) -> str:
-    """A table for each of these models."""
+def bench(data: Path, mb: int, rounds: int, models: Sequence[str], who: Sequence[str] = ()) -> str:
+    """A table for each of these models: of all contenders, or of the first, which is the base, and those in ``who``."""
     run(_MAKE, str(data), str(mb), "make")
     if "keras" in models:
         run(_KERAS, str(data), str(mb), "make")
     found = []
     for model in models:
         names = [*_WHO[model], *(["an assign each"] if model == "graph" and mb <= 300 else [])]
+        names = [n for n in names if not who or n == names[0] or n in who]
         runs = interleaved({n: partial(run, _CODE[model], str(data), str(mb), n) for n in names}, rounds)
         found.append(table(f"{mb} MB into a {model} model", runs, names[0], _GOALS.get(model)))
         found.append(_beside(runs))
-        growth = runs["weightport"][0].said.get("growth") if model == "graph" else None
+        growth = runs["weightport"][0].said.get("growth") if model == "graph" and "weightport" in runs else None
         if growth is not None:
             found.append(f"GraphDef: {growth:.0f} bytes more for each variable (goal: at most 1,000).")
     return "\n\n".join(found)
@@ -260,8 +261,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--folder", help="where the data is made")
     parser.add_argument("--model", action="append", choices=list(_CODE), help="which models; all by default")
+    parser.add_argument("--who", action="append", help="which contenders beside each model's first; all by default")
     given = parser.parse_args(arguments)
-    print(bench(folder(given.folder, "weightport-bench-inject"), given.mb, given.rounds, given.model or list(_CODE)))
+    models = given.model or list(_CODE)
+    print(bench(folder(given.folder, "weightport-bench-inject"), given.mb, given.rounds, models, given.who or ()))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Each rule is a function over a folder of sources, so that a planted violation sh
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import shutil
 import subprocess
@@ -143,15 +144,20 @@ def imports(file: Path, root: Path) -> Iterator[Import]:
     """Every import of a file: at its top, inside functions and under ``TYPE_CHECKING``."""
     here = file.relative_to(root).with_suffix("").parts
     package = here[:-1]
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), str(file))):
+    for node in _statements(file.read_text(encoding="utf-8")):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield Import(file, node.lineno, alias.name)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             above = package[: len(package) - node.level + 1] if node.level else ()
             base = ".".join([*above, *([node.module] if node.module else [])])
             for alias in node.names:
                 yield Import(file, node.lineno, f"{base}.{alias.name}")
+
+
+@functools.cache
+def _statements(text: str) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    return tuple(node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom))
 
 
 def unit(file: Path, root: Path) -> str:

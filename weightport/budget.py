@@ -54,7 +54,11 @@ class Budget:
     isolated: bool = field(default_factory=ISOLATED.get)
     _spent: dict[str, int] = field(default_factory=dict, repr=False)
     _sizes: dict[object, int] = field(default_factory=dict, repr=False)
-    _began: float = field(default_factory=lambda: time.process_time(), repr=False, compare=False)
+    _began: float = field(default=0.0, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.seconds:  # to ask takes longer than to open a small file
+            self._began = time.process_time()
 
     def check(self, kind: str, amount: int, path: object, *, tensor: str | None = None) -> None:
         """Refuse an ``amount`` above the bound ``kind``."""

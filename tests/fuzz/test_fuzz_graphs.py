@@ -8,7 +8,7 @@ import pytest
 
 from tests.fuzz.fuzzing import fuzz
 
-EXECUTIONS = {"tf-frozen": 100_000, "tf-meta": 50_000, "tf-saved-model": 5_000, "onnx": 100_000}
+EXECUTIONS = {"tf-frozen": 50_000, "tf-meta": 20_000, "tf-saved-model": 5_000, "onnx": 50_000}
 
 
 @pytest.mark.parametrize("reader", EXECUTIONS)

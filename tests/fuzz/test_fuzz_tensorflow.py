@@ -8,7 +8,7 @@ import pytest
 
 from tests.fuzz.fuzzing import fuzz
 
-EXECUTIONS = {"tf-checkpoint": 100_000, "tf-checkpoint-v1": 100_000}
+EXECUTIONS = {"tf-checkpoint": 50_000, "tf-checkpoint-v1": 50_000}
 
 
 @pytest.mark.parametrize("reader", EXECUTIONS)
