@@ -137,6 +137,18 @@ def test_what_cannot_be_cloned_is_copied(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(list(tmp_path.iterdir())) == 5
 
 
+def test_what_lies_elsewhere_is_not_linked_to(tmp_path: Path) -> None:
+    fsspec = need("fsspec")
+    save(tmp_path / "m", ARRAYS)
+    fsspec.filesystem("memory").pipe({f"/adopt/{file.name}": file.read_bytes() for file in tmp_path.iterdir()})
+    with pytest.raises(wp.RefusedError) as caught:
+        wp.transfer("memory://adopt/m.ckpt", None, document(RENAMED), out=str(tmp_path / "o.ckpt"), link=True)
+    reason = "memory://adopt/m.ckpt.data-00000-of-00001 lies elsewhere"
+    assert str(caught.value) == f"{tmp_path}/o.ckpt: cannot be linked: {reason}; leave out --link: it is copied then"
+    wp.transfer("memory://adopt/m.ckpt", None, document(RENAMED), out=str(tmp_path / "o.ckpt"))
+    holds(tmp_path / "o.ckpt")
+
+
 def test_a_source_that_changed(tmp_path: Path) -> None:
     source = save(tmp_path / "m", ARRAYS)
     (file,) = data(tmp_path, "m")

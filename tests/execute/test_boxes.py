@@ -41,6 +41,7 @@ CUTS: dict[str, tuple[Expr, int, int, int]] = {
     "much larger": (turned(1 << 17, 1 << 17), 32 * MB, 8192, 8192),
     "wide": (turned(1000, 1_000_000), 32 * MB, 32_000, MB),
     "tall": (turned(1_000_000, 1000), 32 * MB, MB, 32_000),
+    "of one row": (turned(100_000_000, 1), 32 * MB, MB, MB),
     "gates": (gates(0, 2, 1, 3), 32 * MB, MB, MB),
     "gates turned": (values.permute(gates(0, 2, 1, 3), [1, 0]), 32 * MB, 4096, 4096),
     # Boxes do not end where gates do.

@@ -122,6 +122,16 @@ def sizes(**changed: int) -> Iterator[None]:
         files.SIZES = before
 
 
+def test_rows_that_are_longer_than_what_may_be_held(tmp_path: Path) -> None:
+    """Tensors side by side, cut across the rows that they are put together from."""
+    a = np.arange(8000, dtype=np.float32).reshape(8, 1000)
+    source, out = save(tmp_path / "m", {"a": a, "b": a + 0.5}), str(tmp_path / "o.safetensors")
+    with sizes(task=4000, tile=9000, hold=2000, chunk=512):
+        wp.transfer(source, None, document([{"from": ["a", "b"], "to": "x", "concat": 1}]), out=out)
+    with wp.open(out) as made:
+        np.testing.assert_array_equal(made.read("x"), np.concatenate([a, a + np.float32(0.5)], 1))
+
+
 @pytest.mark.parametrize("source", WRITE)
 @pytest.mark.parametrize("suffix", WRITE)
 def test_every_operation(

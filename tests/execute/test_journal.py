@@ -24,6 +24,7 @@ from tests.support import says
 from weightport.api import Result
 from weightport.execute import files, journal, mover
 from weightport.execute.journal import Journal, Resumed
+from weightport.execute.ledger import pieces
 from weightport.execute.tasks import Done, Task
 from weightport.formats import tf_bundle
 from weightport.plan import plan
@@ -334,6 +335,15 @@ def test_a_file_that_became_shorter(folder: Path, size: int) -> None:
     assert content(folder) == expected
 
 
+def test_what_is_beyond_the_end_of_a_file_is_not_there(folder: Path, ran: list[Task]) -> None:
+    fail(folder)
+    done = journal._read_back(ran[0])
+    assert done is not None
+    assert done.kept == sum(size for piece in ran[0].pieces for _, size in journal._places(piece))
+    os.truncate(ran[0].pieces[-1].out, ran[0].pieces[-1].offset + 1)
+    assert journal._read_back(ran[0]) is None
+
+
 @pytest.mark.parametrize("out", ["m.safetensors", "m.ckpt", "m.safetensors.index.json"])
 def test_temporaries_that_are_gone(folder: Path, out: str) -> None:
     expected = whole(folder, out)
@@ -560,6 +570,16 @@ def test_what_was_read_in_too_many_pieces_is_read_again(folder: Path, monkeypatc
     damage(folder, "a")
     with pytest.raises(wp.FormatError, match="checksum"):
         resumed(folder, mapping=WHOLE)
+
+
+def test_pieces_that_meet_are_one(folder: Path, monkeypatch: pytest.MonkeyPatch, ran: list[Task]) -> None:
+    fail(folder, mapping=WHOLE, tasks=4)
+    task, leaf = next((task, leaf) for task in ran for leaf in task.extents)
+    apart, meeting = ([(0, 8, 1), (at, 8, 2)] for at in (16, 8))
+    done = [Done(read=[(*leaf, pieces(found))]) for found in (apart, meeting)]
+    assert [len(journal._packed(task, one)) for one in done] == [2 * journal._READ.itemsize, journal._READ.itemsize]
+    monkeypatch.setattr(journal, "_MOST_READ", 1)
+    assert [len(journal._packed(task, one)) for one in done] == [0, journal._READ.itemsize]
 
 
 # Another transfer ----------------------------------------------------------------------------------------------------
