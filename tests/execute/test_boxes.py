@@ -107,6 +107,7 @@ def test_short_gaps_are_read_over_and_long_ones_are_not() -> None:
         expr = values.cut(of, ranges)
         return hulls(expr, tuple(map(range, expr.shape)), {"w": of.spec}, 0)["w"][0]
 
+    assert hull(()) == ()
     assert hull((100, 300), range(100), range(200)) == (range(100), range(300))
     assert hull((100, 30_000), range(100), range(200)) == (range(100), range(200))
     assert hull((100, 30), range(0, 100, 2), range(30)) == (range(99), range(30))

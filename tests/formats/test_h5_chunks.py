@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from tests.formats._arrays import indexed, same
 from weightport.errors import FormatError
-from weightport.formats import _h5_chunks, keras_h5
-from weightport.formats._h5_file import each_chunk
+from weightport.formats import _h5_chunks, _h5_file, keras_h5
+from weightport.formats._h5_file import each_chunk, opened
+from weightport.formats._io import ByteFile
+from weightport.formats._zipmember import Stored
 
 FILTERS: tuple[dict[str, Any], ...] = (
     {},
@@ -95,6 +97,20 @@ def test_damaged_chunks(tmp_path: Path, content: bytes, how: dict[str, Any], mes
     with keras_h5.open_source(str(tmp_path / "a.h5")) as source, pytest.raises(FormatError) as caught:
         source.read("x")
     assert str(caught.value) == f"{tmp_path / 'a.h5'}: tensor 'x': truncated or corrupt: {message}"
+
+
+def test_chunks_of_other_axes_than_the_values(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", (4, 4), "f4", chunks=(2, 2))
+    sizes = struct.pack("<3I", 2, 2, 4)  # of a chunk, and of an element
+    layout = b"\3\2\3" + b"\xff" * 8
+    raw = path.read_bytes()
+    assert raw.count(layout + sizes) == 1
+    path.write_bytes(raw.replace(layout + sizes, b"\3\2\2" + b"\xff" * 8 + sizes[4:] + bytes(4)))
+    with keras_h5.open_source(str(path)) as source, pytest.raises(FormatError) as caught:
+        source.read("x")
+    assert str(caught.value) == f"{path}: tensor 'x': corrupt: chunks of other axes than the values"
 
 
 def test_shuffled_by_more_than_an_element_has(tmp_path: Path) -> None:
@@ -213,6 +229,18 @@ def test_where_chunks_lie_is_asked_once() -> None:
     assert handle.asked == 1
     handle.shape = (2, 2)
     assert _h5_chunks._Index(handle, (2, 2)).find((0, 0)) == (100, 16, 1)
+
+
+def test_what_calls_back_is_closed_before_python_ends(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = np.arange(3)
+    with ByteFile(tmp_path / "a.h5") as bytes_of_it:
+        part = Stored(bytes_of_it, 0, bytes_of_it.size, None)
+        one, other = opened(part), opened(part)
+        other.close()
+        _h5_file._close_all()
+        assert not one
+        assert not other
 
 
 def test_chunks_of_an_older_hdf5() -> None:

@@ -17,6 +17,12 @@ from weightport.formats._io import ByteFile
 from weightport.tensors import Budget
 
 
+class Alone(keras_h5.KerasH5Source):
+    """A file in a process that may be lost, which this one is not."""
+
+    alone = True
+
+
 def refused(path: Path) -> str:
     with pytest.raises(FormatError) as caught:
         keras_h5.open_source(str(path))
@@ -456,4 +462,20 @@ def test_variable_length_out_of_the_header(tmp_path: Path) -> None:
         for number in range(9):
             file.attrs[f"a{number}"] = number
         file.attrs["layer_names"] = ["d"]
-    assert refused(path).endswith("it is of variable length and not in the object's header: it cannot be checked")
+    what = "the attribute 'layer_names' of '/' cannot be checked: its length varies, and it is stored apart"
+    told = f": {what}; keep at most 8 attributes, or text of fixed length"
+    assert refused(path) == told
+    with pytest.raises(FormatError) as caught, ByteFile(str(path)) as opened:  # as the process that may be lost does
+        Alone(str(path), file=opened)
+    assert str(caught.value) == f"{path}{told}"
+
+
+def test_more_values_than_are_stored(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(16, dtype="f4")
+        at = file["x"].id.get_offset()
+    raw, place = path.read_bytes(), at.to_bytes(8, "little")
+    assert raw.count(place + (64).to_bytes(8, "little")) == 1
+    path.write_bytes(raw.replace(place + (64).to_bytes(8, "little"), place + (32).to_bytes(8, "little")))
+    assert refused(path) == ": tensor 'x': corrupt: 64 bytes of values, of which 32 are stored"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import zlib
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 
 from tests.support import says
 from weightport.errors import Error, FormatError
-from weightport.formats._io import CHUNK, ByteFile
+from weightport.formats._io import CHUNK, ByteFile, Stream
 
 DATA = bytes(range(200))
 
@@ -75,6 +76,22 @@ def test_what_is_no_regular_file(tmp_path: Path) -> None:
     with says(FormatError, f"{tmp_path / 'none'}: cannot be opened: No such file or directory"):
         ByteFile(tmp_path / "none")
     assert len(os.listdir("/dev/fd")) == before
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800"])
+def test_a_name_that_no_file_can_have(name: str) -> None:
+    with pytest.raises(FormatError, match=r"cannot be opened: no file can have this name$"):
+        ByteFile(name)
+
+
+def test_as_a_file_object(file: ByteFile) -> None:
+    stream = Stream(file)
+    assert (stream.readable(), stream.seekable(), stream.writable()) == (True, True, False)
+    whole = file.read(0, file.size)
+    assert (stream.read(5), stream.tell()) == (whole[:5], 5)
+    assert (stream.seek(-3, io.SEEK_END), stream.read()) == (file.size - 3, whole[-3:])
+    assert (stream.seek(2), stream.seek(3, io.SEEK_CUR), stream.read(1)) == (2, 5, whole[5:6])
+    assert (stream.seek(100, io.SEEK_END), stream.read(9)) == (file.size + 100, b"")
 
 
 def test_a_program_that_is_started_does_not_get_the_file(file: ByteFile) -> None:

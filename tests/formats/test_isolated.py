@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import warnings
@@ -258,6 +259,105 @@ def test_it_can_write_nothing(tmp_path: Path, doing: Any) -> None:
     with source, pytest.raises(FormatError, match="File too large"):
         source.read("d/packed")
     assert not (tmp_path / "x").read_bytes()
+
+
+FRAMES = "import struct; u = lambda *n: struct.pack(f'<{len(n)}Q', *n); "
+
+
+@pytest.mark.parametrize(
+    ("action", "told"),
+    [
+        ("frame(b'd', bytes(7))", "gave more values than it was asked for"),
+        ("frame(b'd', b'')", "gave more values than it was asked for"),
+        ("frame(b'd', u(1, 1, 1, 1, 1))", "gave more values than it was asked for"),
+        ("frame(b'd', u(1, 1 << 60))", "gave strings that are longer than the file"),
+        ("frame(b'd', u(1, 2)); frame(b'd', b'four')", "gave strings that are longer than the file"),
+    ],
+)
+def test_strings_that_were_not_asked_for(tmp_path: Path, doing: Any, action: str, told: str) -> None:
+    doing(f"{FRAMES}{action}; time.sleep(100)")
+    with keras_h5.open_source(written(tmp_path / "m.h5"), budget=Budget(isolated=True)) as source:
+        with pytest.raises(FormatError) as caught:
+            source.read("d/texts")
+        start = f"{source.path}: tensor 'd/texts': corrupt or hostile: the HDF5 library, in a process of its own, "
+        assert str(caught.value) == start + told
+
+
+def test_an_error_that_is_none_of_the_file(tmp_path: Path, doing: Any) -> None:
+    doing("from weightport.errors import Error, Problem; raise Error(Problem('', 'no room', 'make some'))")
+    with keras_h5.open_source(written(tmp_path / "m.h5"), budget=Budget(isolated=True)) as source:
+        with pytest.raises(Error) as caught:
+            source.read("d/packed")
+        assert str(caught.value) == f"{source.path}: no room; make some"
+        assert type(caught.value) is Error
+
+
+def test_it_was_lost_between_two_questions(tmp_path: Path) -> None:
+    with keras_h5.open_source(written(tmp_path / "m.h5"), budget=Budget(isolated=True)) as source:
+        child = source._child  # type: ignore[attr-defined]
+        child._process.kill()
+        child._process.wait()
+        with pytest.raises(FormatError, match=r"tensor 'd/packed': .* in a process of its own, crashed \(SIGKILL\)$"):
+            source.read("d/packed")
+        with pytest.raises(FormatError, match=r"in a process of its own, crashed \(SIGKILL\)$"):
+            child.described(100)
+
+
+def test_no_process_can_be_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise Error("no more processes")
+
+    from weightport.formats import _h5_isolated
+
+    monkeypatch.setattr(_h5_isolated, "Child", full)
+    path = written(tmp_path / "m.h5")
+    before = os.listdir("/proc/self/fd") if LINUX else []
+    with pytest.raises(Error, match=r"^no more processes$"):
+        keras_h5.open_source(path, budget=Budget(isolated=True))
+    assert (os.listdir("/proc/self/fd") if LINUX else []) == before  # the file is closed
+
+
+ORBAX = Path(__file__).parents[1] / "data" / "orbax" / "folders"
+
+
+def test_orbax_as_any_source() -> None:
+    need("tensorstore")
+    with detect.open_source(str(ORBAX), budget=Budget(isolated=True)) as source:  # type: ignore[attr-defined]
+        name = next(iter(source.specs()))
+        assert source.facts([name]) == {}
+        with pytest.raises(TensorNotFound):
+            source.read("none")
+    with pytest.raises(Error, match=r"is closed$"):
+        source.read(name)
+
+
+def test_orbax_is_not_believed_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    from weightport.formats import _orbax_isolated
+
+    closed: list[bool] = []
+
+    class Said:
+        def __init__(self, *_: Any) -> None: ...
+
+        def described(self, _: int) -> Any:
+            return said
+
+        def close(self) -> None:
+            closed.append(True)
+
+    monkeypatch.setattr(_orbax_isolated, "Child", Said)
+    said: Any
+    said = {"tensors": [["w", "float32", [2], 8, "weight", ""], ["v", "float32", [2], 7, "weight", ""]]}
+    with pytest.raises(FormatError, match="corrupt or hostile"):
+        _orbax_isolated.IsolatedOrbaxSource(str(ORBAX), budget=Budget())
+    assert closed == [True]
+    for nothing in (7, {}, {"tensors": "w"}):
+        said = nothing
+        assert _orbax_isolated.IsolatedOrbaxSource(str(ORBAX), budget=Budget()).specs() == {}
+    said = {"tensors": [["w", "float32", [2], 8, "weight", "of a dtype that nobody knows"]]}
+    with pytest.raises(FormatError) as caught:
+        _orbax_isolated.IsolatedOrbaxSource(str(ORBAX), budget=Budget()).read("w")
+    assert str(caught.value) == f"{ORBAX}: tensor 'w': is of a dtype that nobody knows"
 
 
 def test_it_is_told_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doing: Any) -> None:

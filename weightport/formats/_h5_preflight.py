@@ -301,7 +301,10 @@ class Preflight:
                 raise ValueError(f"{size:,} bytes are claimed")
             self._budget.spend("header_bytes", size, self.path)
             if handle.dtype.kind == "O" and not checked:
-                raise ValueError("it is of variable length and not in the object's header: it cannot be checked")
+                what = (
+                    f"the attribute {name!r} of {where!r} cannot be checked: its length varies, and it is stored apart"
+                )
+                raise FormatError(self.path, what, hint="keep at most 8 attributes, or text of fixed length")
             value = h5py.AttributeManager(_Owner(owner))[name]
         if isinstance(value, str | bytes):
             self._budget.spend("header_bytes", len(value), self.path)

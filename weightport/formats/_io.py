@@ -211,6 +211,7 @@ class Stream(io.RawIOBase):
     def readinto(self, buffer: Any, /) -> int:
         view = memoryview(buffer).cast("B")
         view = view[: max(0, self._bytes.size - self._at)]
-        self._bytes.read_into(self._at, view)
+        if view:
+            self._bytes.read_into(self._at, view)
         self._at += len(view)
         return len(view)

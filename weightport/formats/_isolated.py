@@ -195,9 +195,9 @@ class Child:
     def _kill(self) -> None:
         self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+            assert pipe is not None
+            with contextlib.suppress(OSError):
+                pipe.close()
         self._process.wait()
 
     def close(self) -> None:
