@@ -35,6 +35,11 @@ class Unchanged:
             if path not in self._marks and (found := _fs.mark(path)) is not None:
                 self._marks[path], self._fetched[path] = found, _fs.fetched(path)
 
+    @property
+    def paths(self) -> list[str]:
+        """The files that are watched."""
+        return list(self._marks)
+
     def check(self, *, sure: bool = False) -> None:
         """Refuse a file that is not what it was.
 
