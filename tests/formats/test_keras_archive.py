@@ -321,6 +321,13 @@ def test_configuration_of_another_model(archive: Path, tmp_path: Path) -> None:
                 assert np.array_equal(source.read(raw), whole.read(raw))
 
 
+def test_metadata_may_be_missing(archive: Path, tmp_path: Path) -> None:
+    content = members(archive)
+    del content["metadata.json"]
+    with wp.open(zipped(tmp_path / "m.keras", content)) as source, wp.open(archive) as whole:
+        assert source.specs() == whole.specs()
+
+
 def test_nothing_in_the_configuration_is_run(archive: Path, tmp_path: Path) -> None:
     config = json.loads(members(archive)["config.json"])
     config["config"]["layers"].insert(1, {"class_name": "Lambda", "config": {"function": {"code": "4wEAAAA"}}})

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -469,6 +470,21 @@ def test_objects_and_their_variables(tmp_path: Path) -> None:
     assert set(groups) == {"layers", "layers/dense", "layers/dense/vars", "layers/lstm", "layers/lstm/vars"}
     assert titles == {"layers/dense": "mine"}
     assert stored == {"layers/dense": ["0"], "layers/lstm": ["2", "10"]}
+
+
+def test_strings_that_repeat_beyond_the_size_of_the_file(tmp_path: Path) -> None:
+    """References in a chunk that is compressed, all of them to one string."""
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        texts = ["x" * 1000, *("" for _ in range(999))]
+        chunk = file.create_dataset("t", data=texts, dtype=h5py.string_dtype(), chunks=(1000,), compression="gzip").id
+        _, packed = chunk.read_direct_chunk((0,))
+        chunk.write_direct_chunk((0,), zlib.compress(zlib.decompress(packed)[:16] * 1000))
+    with keras_h5.open_source(str(path)) as source:
+        assert source.read("t", (slice(0, 2),)).tolist() == [b"x" * 1000] * 2
+        with pytest.raises(FormatError) as caught:
+            source.read("t")
+        assert str(caught.value) == f"{path}: tensor 't': its strings are longer than the file"
 
 
 @pytest.mark.parametrize("fixed", [False, True])

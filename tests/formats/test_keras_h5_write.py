@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +291,20 @@ def test_a_suffix_that_keras_would_read_otherwise_is_refused(tmp_path: Path) -> 
         with pytest.raises(Error, match=r"named by a model's objects, .*; name it \.weights\.h5"):
             write(tmp_path / "a.h5", objects, like=like and str(tmp_path / like))
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("tensor", "error", "told"),
+    [
+        ("w", OSError("Unable to write (errno = 28, error message = 'x')"), "f: tensor 'w': cannot be written: "),
+        (None, OSError("Unable to flush (errno = 28, error message = 'x')"), "f: cannot be written: "),
+    ],
+)
+def test_what_the_system_says(tensor: str | None, error: Exception, told: str) -> None:
+    with says(Error, f"{told}{os.strerror(28)}"), keras_h5_write._translated("f", tensor):
+        raise error
+    with says(Error, f"{told}no such thing"), keras_h5_write._translated("f", tensor):
+        raise RuntimeError("no such thing\nin detail")
 
 
 def test_a_name_that_no_attribute_holds(tmp_path: Path) -> None:

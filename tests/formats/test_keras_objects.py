@@ -71,6 +71,24 @@ def test_names(config: Any, stored: dict[str, int], names: list[str]) -> None:
     assert list(found(config, **stored).values()) == names
 
 
+@pytest.mark.parametrize(
+    ("given", "backwards"), [({"go_backwards": False}, True), ({"go_backwards": True}, False), ({}, None)]
+)
+def test_a_backward_layer_of_its_own(given: dict[str, bool], backwards: bool | None) -> None:
+    """Its ``go_backwards`` is what it does, not what it wraps; what says nothing is not guessed at."""
+    both = layer("Bidirectional", "b", layer=layer("LSTM", "l"), backward_layer=layer("LSTM", "k", units=1, **given))
+    groups: dict[str, None] = {}
+    stored = {f"layers/bidirectional/{side}_layer/cell": ["0", "1", "2"] for side in ("forward", "backward")}
+    for path in ("layers/bidirectional", *(p.removesuffix("/cell") for p in stored), *stored):
+        parts = [*path.split("/"), "vars"]
+        groups.update(dict.fromkeys("/".join(parts[: n + 1]) for n in range(len(parts))))
+    made = named(list(groups), {}, stored, model(both))
+    forward, backward = (made.facts[f"{path}/vars/0"] for path in stored)
+    assert forward == {"class": "LSTM", "direction": "forward"}
+    assert backward.pop("go_backwards", None) is backwards
+    assert backward == {"class": "LSTM", "direction": "backward", "units": 1}
+
+
 def test_names_that_the_file_has_win() -> None:
     config = model(layer("Dense", "d"))
     assert found(config, {"layers/dense": "renamed"}, layers__dense=1) == {"layers/dense/vars/0": "layers/dense/vars/0"}

@@ -178,6 +178,10 @@ def test_hostile_headers(tmp_path: Path, header: str, message: str) -> None:
             npy("{'descr': '<i2', " + PLAIN + "(3,), }", b"12345"),
             " at byte 67: truncated or corrupt: 6 bytes of values are announced, 5 are there",
         ),
+        (
+            npy("{'descr': '<i2', " + PLAIN + "(3,), }", b"12345678"),
+            " at byte 73: 2 bytes follow the values of the array; save several arrays as .npz",
+        ),
     ],
 )
 def test_what_is_wrong_and_where(tmp_path: Path, content: bytes, message: str) -> None:

@@ -667,6 +667,23 @@ def test_where_only_tensors_lie(tmp_path: Path) -> None:
             source.extent("W")
 
 
+def test_metadata_are_pairs(tmp_path: Path) -> None:
+    """Entries without a key or a value are none; a later one wins."""
+    entries = (field(1, "a") + field(2, "b"), field(1, "only"), field(2, "alone"), field(1, "a") + field(2, "c"))
+    made = model(graph(raw("w", X))) + b"".join(field(14, entry) for entry in entries)
+    with onnx_file.open_source(written(tmp_path, made)) as source:
+        assert source.metadata == {"a": "c"}
+
+
+def test_values_in_two_places(tmp_path: Path) -> None:
+    twice = tensor("w", 1, (1,), field(9, bytes(4)), field(4, bytes(4)))
+    path = written(tmp_path, model(graph(twice)))
+    with onnx_file.open_source(path) as source, pytest.raises(FormatError) as caught:
+        source.read("w")
+    what = "its values stand in more than one place, which need not be the same"
+    assert str(caught.value) == f"{path}: tensor 'w' at byte 9: {what}"
+
+
 def test_literals_that_say_nothing(tmp_path: Path) -> None:
     nodes = [
         node("Constant", (), (kind,), "", attribute(kind)) for kind in ("value_int", "value_float", "value_string")

@@ -217,7 +217,8 @@ def test_checkpoints_of_t5x(copied: Callable[[str], Path], bucket: bool) -> None
         "target": {"encoder": {"kernel": told("params.enc.kernel"), "scale": NAN}},
         "state": {"step": 9, "param_states": {"encoder": {"kernel": {"v": told("params.enc.bias")}}}},
     }
-    stored(folder / "checkpoint", {"version": 3, "optimizer": optimizer})
+    nowhere = {"driver": "zarr", "kvstore": {"driver": "memory"}}  # no path: nothing of it is stored here
+    stored(folder / "checkpoint", {"version": 3, "optimizer": optimizer, "cache": nowhere})
     with wp.open(folder) as source:
         assert {n: (s.shape, s.role) for n, s in source.specs().items()} == {
             "optimizer/target/encoder/kernel": ((5, 12), "weight"),
@@ -444,6 +445,48 @@ def changed(folder: Path, **more: Any) -> str:
 )
 def test_hostile_headers(copied: Callable[[str], Path], more: dict[str, Any], message: str) -> None:
     assert changed(copied("folders"), **more) == message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (" " * ((1 << 20) + 1), "a header of 1,048,577 bytes, at most 1,048,576 are read"),
+        ("[1, 2]", "is no object of JSON"),
+        ("[" * 100_000, "is no JSON"),
+    ],
+)
+def test_headers_that_are_none(copied: Callable[[str], Path], content: str, message: str) -> None:
+    folder = copied("folders")
+    (folder / "params.enc.kernel" / ".zarray").write_text(content)
+    with pytest.raises(FormatError) as caught:
+        of.open_source(str(folder))
+    assert str(caught.value) == f"{folder}: tensor 'params/enc/kernel': params.enc.kernel/.zarray: {message}"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"shape": [5, 11]}, "its shape became [5, 11] while it was read"),
+        ({"dtype": "<i4", "fill_value": 0}, "int32 [5, 12] was read"),
+    ],
+)
+def test_headers_that_change_after_they_were_read(
+    copied: Callable[[str], Path], more: dict[str, Any], message: str
+) -> None:
+    folder = copied("folders")
+    path = folder / "params.enc.kernel" / ".zarray"
+    with of.open_source(str(folder)) as source:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **more}))
+        with pytest.raises(FormatError) as caught:
+            source.read("params/enc/kernel")
+    assert str(caught.value) == f"{folder}: tensor 'params/enc/kernel': {message}"
+
+
+def test_another_kind_of_checkpoint(tmp_path: Path) -> None:
+    stored(tmp_path / "checkpoint", {"w": np.arange(3)})
+    with pytest.raises(FormatError) as caught:
+        of.open_source(str(tmp_path / "checkpoint"))
+    assert str(caught.value) == f"{tmp_path / 'checkpoint'}: is no checkpoint of Orbax"
 
 
 def test_dtypes_that_are_not_known_are_named(copied: Callable[[str], Path]) -> None:

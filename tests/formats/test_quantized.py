@@ -63,6 +63,7 @@ def test_titles() -> None:
     assert Affine((2,), (0.5,), (-3,)).title == "quantized: scale 0.5, zero point -3"
     assert Affine((2000,), (0.5,) * 2000, (0,)).title == "quantized: 2,000 scales along axis 0"
     assert Blocks("Q4_0", 2, (4, 32), 32, 18).title == "quantized: Q4_0 of 4×32"
+    assert Affine((2,), (0.5,), (-3,)).dtype == Blocks("Q4_0", 2, (4, 32), 32, 18).dtype == np.float32
 
 
 def test_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

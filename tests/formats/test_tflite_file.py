@@ -79,6 +79,12 @@ def test_names_graphs_and_what_is_computed(tmp_path: Path) -> None:
         assert source.facts(["w"]) == {}
 
 
+def test_names_that_others_have_taken(tmp_path: Path) -> None:
+    tensors = [Tensor(name, 0, (2, 3), 1) for name in ("w'", "w", "w", "w'", "w")]
+    with tflite_file.open_source(written(tmp_path, model(tensors, buffers=[X.tobytes()]))) as source:
+        assert list(source.specs()) == ["w'", "w", "w''", "w'''", "w''''"]
+
+
 def test_buffers_outside_of_the_flatbuffer(tmp_path: Path) -> None:
     """As beyond 2 GB: three gigabytes, nearly all of them a hole."""
     at, rows = 3 << 30, 1 << 18

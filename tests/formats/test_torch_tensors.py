@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import need
 from weightport.errors import Problem
-from weightport.formats import _torch_export, _torch_script, _torch_tensors
+from weightport.formats import _torch_export, _torch_names, _torch_script, _torch_tensors
 from weightport.formats._pickle import Global, Malformed, Pairs, Thing
 from weightport.formats._torch_tensors import DTYPES, OTHERS, Storage, Tensor
 from weightport.tensors import DtypeError
@@ -360,3 +360,12 @@ def test_what_torchscripts_code_declares() -> None:
     assert classes(named("m.net.B")).weights is None  # of buffers, nothing is said
     assert classes(named("m.net.C")) == classes(named("other.A")) == _torch_script.ScriptClass(None, {})
     assert asked == ["m/net.py", "other.py"]
+
+
+def test_text_in_a_set() -> None:
+    """What a module says of the buffers that it does not save; whatever else stands there says nothing."""
+    made = Thing(Global("builtins", "set"), (["a", 7, "b"],))
+    assert _torch_names._members(made) == {"a", "b"}
+    assert _torch_names._members(Thing(Global("builtins", "set"), ())) == set()
+    for other in (None, "a", ["a"], {"a": 1}):
+        assert _torch_names._members(other) == set()

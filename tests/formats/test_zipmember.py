@@ -350,6 +350,16 @@ def test_a_directory_that_is_elsewhere(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path} at byte {size}: {what}"
 
 
+def test_what_follows_an_archive(tmp_path: Path) -> None:
+    """The end is looked for; what it says of the number of members is not where it should be, and not compared."""
+    path = tmp_path / "a"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x", b"1234")
+    path.write_bytes(path.read_bytes() + b"and more")
+    with ByteFile(path) as file:
+        assert [info.filename for info in directory(file)[0]] == ["x"]
+
+
 def test_the_count_of_members_in_a_large_archive(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(malformed_archives.wide()())

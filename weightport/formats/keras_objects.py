@@ -135,7 +135,7 @@ class _Walk:
                 if not part.kind and {name.lstrip("_") for name in tree[attribute]} >= _PROJECTIONS.keys():
                     part = replace(part, kind=_ATTENTION[0])  # what a layer calls its parts says what it is
                 self.visit(_placed(part, owner), below, tree[attribute])
-            elif attribute != VARS:
+            else:
                 self._container(owner, _listed(owner, attribute), below, tree[attribute])
 
     def _container(self, owner: _Object, items: Sequence[Config], path: str, tree: Tree) -> None:
@@ -152,7 +152,7 @@ class _Walk:
                 title = self._titles.get(below)
                 found = _described(known[key], title) if key in known else _Object(class_of(key), None, title)
                 self.visit(_placed(_inside(found, owner), owner), below, tree[key])
-            elif key != VARS:
+            else:
                 self._container(owner, (), below, tree[key])
 
     def _variables(self, owner: _Object, path: str) -> None:
