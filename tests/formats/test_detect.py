@@ -105,6 +105,11 @@ def archive(*names: str) -> bytes:
     return out.getvalue()
 
 
+OLD = "this is a model of llama.cpp's, of before GGUF: not supported"
+PICKLE = "this is a pickle, which can run code when it is loaded: never loaded here"
+TAGS = (b"<!doctype html", b"<HTML", b"<head", b"<?xml")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -140,6 +145,19 @@ def archive(*names: str) -> bytes:
         (b"hello there", "this is text that begins with 'hello there'"),
         (b"\x08\x07\x12\x07pytorch\x1a\x05", "this may be an ONNX model, cut off or damaged; get the file again"),
         (b"lmgg\1\0\0\0", "this is a model of llama.cpp's, of before GGUF: not supported; convert it to GGUF"),
+        *((name + b"\1\0\0\0", f"{OLD}; convert it to GGUF") for name in (b"fmgg", b"tjgg")),
+        *((tag + b">", "this is a web page, maybe an error instead of the download; @AGAIN") for tag in TAGS),
+        (b"\xef\xbb\xbf[1, 2", "this is JSON"),
+        (b"\x80\0", "it begins with the bytes 80 00"),
+        *((b"\x80" + bytes([n]), f"{PICKLE}; @") for n in (1, 5)),
+        (b"\x08\x01\x12 torn", "this may be an ONNX model, cut off or damaged; get the file again"),
+        (b"\x08\x0f\x12 torn", "this may be an ONNX model, cut off or damaged; get the file again"),
+        (b"\x08\x10\x12 torn", "it begins with the bytes 08 10 12 20 74 6f 72 6e"),
+        (b"\0 onnx", "this may be an ONNX model, cut off or damaged; get the file again"),
+        (b"\0 pytorch", "this may be an ONNX model, cut off or damaged; get the file again"),
+        (b"the first of many letters", "this is text that begins with 'the first of many letter'"),
+        (b"t" * 512 + b"\0", f"this is text that begins with {'t' * 24!r}"),
+        (b"t" * 511 + b"\0", f"it begins with the bytes {' '.join(['74'] * 8)}"),
         (b"\xfe\xed\xfa\xce\0\1\2\3\4", "it begins with the bytes fe ed fa ce 00 01 02 03"),
     ],
     ids=lambda given: given if isinstance(given, str) else "file",  # the archives have the time in them
@@ -164,6 +182,13 @@ def test_files_of_checkpoints_that_are_damaged(tmp_path: Path) -> None:
             detect.open_source(path)
         assert caught.value.problems[0].what == what
     assert detect.detect(str(tmp_path / "m.data-00000-of-00001")) == "tf-checkpoint"
+    (tmp_path / "m").write_bytes(b"not what was meant")
+    assert detect.detect(str(tmp_path / "m")) == "tf-checkpoint"
+    lines = tmp_path / "two\nlines"
+    lines.mkdir()
+    (lines / "m.index").write_bytes(b"cut off")
+    (lines / "m.data-00000-of-00001").write_bytes(b"")
+    assert detect.detect(str(lines / "m.data-00000-of-00001")) == "tf-checkpoint"
     (tmp_path / "n.data-00000-of-00001").write_bytes(b"alone")
     with says(
         FormatError,

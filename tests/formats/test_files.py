@@ -109,6 +109,15 @@ def test_names_in_a_digest(tmp_path: Path) -> None:
     assert digest(tmp_path / "there" / "m.safetensors.index.json") == hashlib.sha256(text.encode()).hexdigest()
 
 
+def test_files_in_several_folders_are_named_from_their_common_one(tmp_path: Path) -> None:
+    shutil.copytree(fixture("a_seed_char_lstm").path("saved_model"), tmp_path / "model")
+    files = [p for p in (tmp_path / "model").rglob("*") if p.is_file()]
+    lines = sorted((p.relative_to(tmp_path / "model").as_posix(), sha256(p)) for p in files)
+    assert any("/" in name for name, _ in lines)
+    text = "".join(f"{value}  {name}\n" for name, value in lines)
+    assert digest(tmp_path / "model") == hashlib.sha256(text.encode()).hexdigest()
+
+
 def onnx_beside(folder: Path) -> Path:
     onnx = need("onnx")
     graph = onnx.helper.make_graph([], "g", [], [], [onnx.numpy_helper.from_array(a, n) for n, a in ARRAYS.items()])

@@ -397,9 +397,12 @@ def test_external_data_is_verified(tmp_path: Path) -> None:
         path = external(tmp_path, data, offset="4", length="8", checksum=digest.hexdigest())
         assert read(path, "w").tolist() == [3, 4]
         external(tmp_path, data[:-1] + b"\0", offset="4", checksum=digest.hexdigest())
-        assert told(path).startswith(": tensor 'w': the SHA-1 of its external data 'w.bin' is not the one")
+        what = "the SHA-1 of its external data 'w.bin' is not the one that the model has"
+        assert told(path) == f": tensor 'w': {what}; this is another file, or a damaged one"
     path = external(tmp_path, data, offset="4", checksum="abc")
     assert told(path) == ": tensor 'w': the checksum 'abc' is no SHA-1"
+    path = external(tmp_path, data, offset="4", checksum="g" * 51)
+    assert told(path) == f": tensor 'w': the checksum {'g' * 50!r} is no SHA-1"
 
 
 @pytest.mark.parametrize(
@@ -410,6 +413,10 @@ def test_external_data_is_verified(tmp_path: Path) -> None:
         ({"location": "a/../../w.bin"}, "its external data 'a/../../w.bin' leads out of the folder"),
         ({"location": "..\\w.bin"}, "its external data '..\\\\w.bin' leads out of the folder"),
         ({"location": "C:\\w.bin"}, "its external data 'C:\\\\w.bin' leads out of the folder"),
+        ({"location": "\\w.bin"}, "its external data '\\\\w.bin' leads out of the folder"),
+        ({"location": "../" + "x" * 300}, f"its external data {'../' + 'x' * 197!r} leads out of the folder"),
+        ({"location": "x" * 201}, f"its external data {'x' * 200!r} is not there; it belongs beside the model"),
+        ({"location": "ab:c"}, "its external data 'ab:c' is not there"),
         ({"location": "w.bin\0"}, "its external data 'w.bin\\x00' leads out of the folder"),
         ({"location": ""}, "its values lie in another file, which is not named"),
         ({"location": "none"}, "its external data 'none' is not there; it belongs beside the model"),
@@ -417,6 +424,7 @@ def test_external_data_is_verified(tmp_path: Path) -> None:
         ({"location": "linked/w.bin"}, "its external data 'linked/w.bin' is a link that leads out of the folder"),
         ({"offset": "-4"}, "the offset of its external data is '-4'"),
         ({"offset": "1e3"}, "the offset of its external data is '1e3'"),
+        ({"offset": "x" * 41}, f"the offset of its external data is {'x' * 40!r}"),
         ({"length": "4"}, "4 bytes of external data for values of 8"),
     ],
 )

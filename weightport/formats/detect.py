@@ -209,7 +209,7 @@ def _looks(path: str, head: bytes) -> tuple[str, str]:
         return "this is a Git LFS pointer", "fetch the real file: git lfs pull"
     if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml")):
         return "this is a web page, maybe an error instead of the download", "download it again"
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+    if head.startswith(b"PK\x03\x04"):
         return _looks_zip(path)
     if head[:1] == b"\x80" and len(head) > 1 and head[1] in range(1, 6):
         return "this is a pickle, which can run code when it is loaded: never loaded here", _RESAVE

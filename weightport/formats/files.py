@@ -88,7 +88,7 @@ def digest(path: str | os.PathLike[str]) -> str:
     files = files_of(path)
     if len(files) == 1:
         return _sha256(files[0])
-    base = os.path.dirname(files[0]) if len({os.path.dirname(f) for f in files}) == 1 else os.path.commonpath(files)
+    base = os.path.commonpath(files)
     lines = sorted((os.path.relpath(f, base), _sha256(f)) for f in files)
     return hashlib.sha256("".join(f"{value}  {name}\n" for name, value in lines).encode()).hexdigest()
 
