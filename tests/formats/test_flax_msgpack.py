@@ -346,3 +346,131 @@ def test_keys_that_multiply(tmp_path: Path) -> None:
     path = stored(tmp_path / "m.msgpack", {"k" * 500_000: {str(n): 1.0 for n in range(200)}})
     with pytest.raises(BudgetExceeded, match="names: 17,000,092 bytes, at most 16,777,216 for a file of 502,499: "):
         fm.open_source(path)
+
+
+# -- arrays in chunks, exactly -----------------------------------------------------------------------------------------
+
+NO_PARTS = "its chunks are no flag, shape and chunks"
+ONE = tree_of(**{"0": b"\x01"})
+HELD = tree_of(**{"0": CHUNK})
+
+
+def in_chunks(*members: tuple[bytes, bytes], flag: bytes = b"\xc3", count: int = 0) -> bytes:
+    """Members of any keys and number behind the flag."""
+    inside = b"".join(key + value for key, value in members)
+    head = mp.head(mp.MAP, count or 1 + len(members)) + mp.text(fm.CHUNKED) + flag
+    return tree_of(x=head + inside)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (in_chunks((mp.text("shape"), ONE), (mp.text("chunks"), HELD), count=2), NO_PARTS),
+        (in_chunks((mp.text("shape"), ONE), (mp.text("chunks"), HELD), flag=b"\xc2"), NO_PARTS),
+        (in_chunks((mp.text("shape"), ONE), (mp.text("chunks"), HELD), flag=b"\x01"), NO_PARTS),
+        (in_chunks((mp.text("shape"), ONE), (mp.text("shape"), ONE)), NO_PARTS),
+        (in_chunks((mp.text("other"), ONE), (mp.text("chunks"), HELD)), NO_PARTS),
+        (in_chunks((b"\x07", ONE), (mp.text("chunks"), HELD)), NO_PARTS),
+        (in_chunks((mp.text("shape" + "x" * 100), ONE), (mp.text("chunks"), HELD)), NO_PARTS),
+        (in_chunks((mp.text("shape"), b"\x01"), (mp.text("chunks"), HELD)), NO_PARTS),
+        (chunked(tree_of(**{"0": b"\xa1x"}), HELD), "its shape are no sizes"),
+        (chunked(ONE, tree_of(**{"0": b"\x01"})), "its chunks are no arrays"),
+        (chunked(mp.head(mp.MAP, 1) + b"\x00\x01", HELD), "its shape are not numbered"),
+        (chunked(tree_of(**{"0" * 21: b"\x01"}), HELD), "its shape are not numbered"),
+        (chunked(tree_of(**{"0": b"\xff"}), HELD), "its shape is no list of sizes, or its chunks are not flat"),
+        (chunked(ONE, b"\x80"), "its shape is no list of sizes, or its chunks are not flat"),
+        (
+            chunked(ONE, tree_of(**{"0": array([1, 1], "float32", b"\0" * 4)})),
+            "its shape is no list of sizes, or its chunks are not flat",
+        ),
+        (
+            chunked(tree_of(**{"0": b"\x02"}), tree_of(**{"0": CHUNK, "1": array([1], "int32", b"\0" * 4)})),
+            "float32 of shape [2] takes 8 bytes, its chunks have 8",
+        ),
+        (chunked(tree_of(**{"0": b"\x02"}), HELD), "float32 of shape [2] takes 8 bytes, its chunks have 4"),
+        (chunked(b"\x80", HELD), ""),
+    ],
+)
+def test_what_is_no_array_in_chunks(tmp_path: Path, content: bytes, message: str) -> None:
+    if message:
+        assert refused(tmp_path / "x", content) == f": tensor 'x' at byte 3: {message}"
+        return
+    (tmp_path / "x").write_bytes(content)
+    with fm.open_source(str(tmp_path / "x")) as source:  # a scalar
+        assert source.read("x").tolist() == 0.0
+
+
+def test_of_chunks_that_are_wrong_the_array_is_named(tmp_path: Path) -> None:
+    found = refused(tmp_path / "x", chunked(ONE, tree_of(**{"0": array([1], "float31", b"\0" * 4)})))
+    assert found.startswith(": tensor 'x' at byte ")
+    assert found.endswith(": the dtype 'float31' is unknown")
+    huge = refused(tmp_path / "x", chunked(tree_of(**{"0": mp.number(1 << 62), "1": mp.number(1 << 62)}), HELD))
+    assert huge.startswith(": tensor 'x': tensor bytes: ")
+    many = tree_of(**{str(n): b"\x01" for n in range(3)})
+    (tmp_path / "x").write_bytes(chunked(many, HELD))
+    for budget, told in (
+        (Budget(rank=2), ": tensor 'x': rank: 3 asked for, at most 2 allowed"),
+        (Budget(tensors=3), ""),
+    ):
+        if not told:
+            with fm.open_source(str(tmp_path / "x"), budget=budget) as source:
+                assert source.specs()["x"].shape == (1, 1, 1)
+            continue
+        with pytest.raises(BudgetExceeded) as caught:
+            fm.open_source(str(tmp_path / "x"), budget=budget)
+        assert str(caught.value) == f"{tmp_path / 'x'}{told}"
+    none = array([0], "float32", b"")
+    (tmp_path / "x").write_bytes(chunked(ONE, tree_of(**{"0": none, "1": none, "2": CHUNK})))
+    with pytest.raises(BudgetExceeded) as caught:
+        fm.open_source(str(tmp_path / "x"), budget=Budget(tensors=2))
+    assert str(caught.value) == f"{tmp_path / 'x'}: tensor 'x': tensors: 3 asked for, at most 2 allowed"
+
+
+def test_empty_arrays_in_chunks(tmp_path: Path) -> None:
+    none = array([0], "float32", b"")
+    (tmp_path / "x").write_bytes(chunked(tree_of(**{"0": b"\x00", "1": b"\x05"}), tree_of(**{"0": none})))
+    with fm.open_source(str(tmp_path / "x")) as source:
+        assert source.read("x").shape == (0, 5)
+
+
+@pytest.mark.parametrize("pair", [b"\x01\x02", b"\x01\xca\x40\x00\x00\x00", b"\xca\x3f\x80\x00\x00\x02"])
+def test_complex_numbers_of_any_numbers(tmp_path: Path, pair: bytes) -> None:
+    inside = b"\x92" + pair
+    (tmp_path / "x").write_bytes(tree_of(a=mp.head(mp.EXT, len(inside), fm.COMPLEX) + inside))
+    with fm.open_source(str(tmp_path / "x")) as source:
+        assert source.read("a") == pytest.approx(1 + 2j)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.data())
+def test_runs_are_read_as_if_they_were_one(sizes: list[int], draw: st.DataObject) -> None:
+    """The bytes of the runs one after the other, and none in between."""
+    asked: list[tuple[int, int, str | None]] = []
+    held = bytes(range(200))
+
+    class Held:
+        path = "held"
+
+        def read(self, offset: int, count: int, *, tensor: str | None = None) -> bytes:
+            asked.append((offset, count, tensor))
+            return held[offset : offset + count]
+
+        def read_into(self, offset: int, buffer: memoryview, *, tensor: str | None = None) -> None:
+            buffer[:] = self.read(offset, len(buffer), tensor=tensor)
+
+        def check(self, offset: int, count: int, *, tensor: str | None = None) -> None:
+            asked.append((offset, count, tensor))
+
+    runs = [(10 + 20 * n, size) for n, size in enumerate(sizes)]
+    whole = b"".join(held[start : start + size] for start, size in runs)
+    joined: Any = fm._Runs(Held(), runs)  # type: ignore[arg-type]
+    assert joined.size == len(whole)
+    offset = draw.draw(st.integers(0, len(whole)))
+    count = draw.draw(st.integers(0, len(whole) - offset))
+    assert joined.read(offset, count, tensor="w") == whole[offset : offset + count]
+    spans = asked.copy()
+    assert all(size and name == "w" for _, size, name in spans)
+    into = bytearray(count)
+    joined.read_into(offset, memoryview(into), tensor="w")
+    assert bytes(into) == whole[offset : offset + count]
+    joined.check(offset, count, tensor="w")
+    assert asked == spans * 3
