@@ -296,8 +296,6 @@ class TensorProtoRef:
         kind = self.dtype.name
         if kind == "bool":
             return np.not_equal(numbers, 0)
-        if kind in ("float16", "bfloat16"):
-            return numbers.astype(np.uint16).view(self.dtype)
         if kind in _SUB_BYTE:
             return sub_byte(numbers.astype(np.uint8).view(self.dtype))
         return numbers.astype(f"u{self.dtype.itemsize}").view(self.dtype)
