@@ -226,8 +226,3 @@ def test_time_is_counted_from_now(monkeypatch: pytest.MonkeyPatch, hard: int, le
     monkeypatch.setattr(worker, "resource", system)
     worker._give_time(10)
     assert system.set.get(Resource.RLIMIT_CPU) == left
-
-
-def test_where_a_system_has_no_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "resource", None)
-    worker._confine({"kind": "hdf5", "seconds": 10, "memory": 1 << 40})

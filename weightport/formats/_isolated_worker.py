@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -27,11 +28,6 @@ from weightport.errors import Error, FormatError
 from weightport.formats import _h5_isolated, _strided, keras_h5
 from weightport.formats._io import ByteFile
 from weightport.tensors import Budget, Source, TensorSpec
-
-try:
-    import resource
-except ImportError:  # pragma: no cover  (not on this system)
-    resource = None  # type: ignore[assignment]
 
 #: Bytes of values in one frame, or one row of chunks where that is more.
 TILE = 8 << 20
@@ -64,8 +60,6 @@ def main(text: str) -> None:
 def _confine(told: Mapping[str, Any]) -> None:
     """Give up what reading a file does not need."""
     _give_time(told["seconds"])
-    if resource is None:
-        return
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NOFILE: 256}
     if told["kind"] == "hdf5":  # tensorstore has threads, which are counted alike
         limits[resource.RLIMIT_NPROC] = 0
@@ -82,12 +76,11 @@ def _confine(told: Mapping[str, Any]) -> None:
 
 def _give_time(seconds: int) -> None:
     """Let the system end this process if it computes for so long from now on."""
-    if resource is not None:
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        soft = int(used.ru_utime + used.ru_stime) + seconds
-        if hard == resource.RLIM_INFINITY or soft < hard:
-            resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = int(used.ru_utime + used.ru_stime) + seconds
+    if hard == resource.RLIM_INFINITY or soft < hard:
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 class _Alone(keras_h5.KerasH5Source):
