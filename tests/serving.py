@@ -1,4 +1,4 @@
-"""A server of HTTP on this machine, with byte ranges, that counts what it is asked for and errs as it is told."""
+"""Models elsewhere: in memory, and on a server of HTTP that counts what it is asked for and errs as it is told."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import pytest
+
+from tests.support import need
+from weightport.formats import _fs, _remote
 
 
 @dataclass
@@ -35,6 +40,18 @@ class Served:
     def gets(self) -> list[tuple[str, str]]:
         """Path and range of what was fetched."""
         return [(path, span) for method, path, span in self.asked if method == "GET"]
+
+
+@contextmanager
+def in_memory(patch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty file system in memory (fsspec's), and nothing placed yet; no request is waited for."""
+    patch.setattr(_fs, "_places", {})
+    patch.setattr(_fs, "_typed", {})
+    patch.setattr(_remote, "WAIT", 0)
+    fs = need("fsspec").filesystem("memory")
+    fs.store.clear()
+    yield fs
+    fs.store.clear()
 
 
 @contextmanager

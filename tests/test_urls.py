@@ -15,10 +15,10 @@ import weightport as wp
 from tests.cli.command import weightport
 from tests.formats._arrays import same
 from tests.formats.test_contract import READERS
-from tests.serving import Served, serving
+from tests.serving import Served, in_memory, serving
 from tests.support import FIXTURES, need
 from weightport.errors import Error, RefusedError
-from weightport.formats import _fs, _remote
+from weightport.formats import _remote
 
 fsspec = need("fsspec")
 SEED = FIXTURES / "a_seed_char_lstm"
@@ -35,17 +35,12 @@ MODEL = "memory://seed/model.ckpt"
 @pytest.fixture(autouse=True)
 def memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """The char LSTM in memory, and an empty folder with its mapping to work in."""
-    monkeypatch.setattr(_fs, "_places", {})
-    monkeypatch.setattr(_fs, "_typed", {})
-    monkeypatch.setattr(_remote, "WAIT", 0)
     monkeypatch.chdir(tmp_path)
     Path("m.yaml").write_text(MAPPING)
-    fs = fsspec.filesystem("memory")
-    fs.store.clear()
-    for file in SEED.glob("model.ckpt.*"):
-        fs.pipe_file(f"/seed/{file.name}", file.read_bytes())
-    yield fs
-    fs.store.clear()
+    with in_memory(monkeypatch) as fs:
+        for file in SEED.glob("model.ckpt.*"):
+            fs.pipe_file(f"/seed/{file.name}", file.read_bytes())
+        yield fs
 
 
 @pytest.fixture

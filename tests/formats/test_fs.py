@@ -9,21 +9,16 @@ from typing import Any
 
 import pytest
 
-from tests.support import need
+from tests.serving import in_memory
 from weightport.errors import FormatError
 from weightport.formats import _fs
 
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    fsspec = need("fsspec")
-    monkeypatch.setattr(_fs, "_places", {})
-    monkeypatch.setattr(_fs, "_typed", {})
-    fs = fsspec.filesystem("memory")
-    fs.store.clear()
-    fs.pipe({"/models/m.npz": b"model", "/models/deep/n.npz": b"other", "/secret.txt": b"secret"})
-    yield fs
-    fs.store.clear()
+    with in_memory(monkeypatch) as fs:
+        fs.pipe({"/models/m.npz": b"model", "/models/deep/n.npz": b"other", "/secret.txt": b"secret"})
+        yield fs
 
 
 @pytest.mark.parametrize("outside", ["../secret.txt", "deep/../../secret.txt", "a\\b", "a\0b"])

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import weightport as wp
 from tests.formats._arrays import same, specs_of
 from tests.formats.test_contract import READERS, Made
-from tests.serving import Served, serving
+from tests.serving import Served, in_memory, serving
 from tests.support import FIXTURES, need
 from weightport.errors import Error, FormatError, MissingPackage
 from weightport.formats import _fs, _remote, _remote_file, detect
@@ -33,13 +33,8 @@ fsspec = need("fsspec")
 @pytest.fixture(autouse=True)
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """An empty file system in memory, and nothing placed yet."""
-    monkeypatch.setattr(_fs, "_places", {})
-    monkeypatch.setattr(_fs, "_typed", {})
-    monkeypatch.setattr(_remote, "WAIT", 0)
-    fs = fsspec.filesystem("memory")
-    fs.store.clear()
-    yield fs
-    fs.store.clear()
+    with in_memory(monkeypatch) as fs:
+        yield fs
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.serving import Served, serving
+from tests.serving import Served, in_memory, serving
 from tests.support import need
 from weightport.errors import Error, FormatError
 from weightport.formats import _fs, _remote, _remote_errors, _remote_file
@@ -23,14 +23,9 @@ DATA = np.random.default_rng(0).bytes(3 << 20)
 
 @pytest.fixture(autouse=True)
 def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    monkeypatch.setattr(_fs, "_places", {})
-    monkeypatch.setattr(_fs, "_typed", {})
-    monkeypatch.setattr(_remote, "WAIT", 0)
-    fs = fsspec.filesystem("memory")
-    fs.store.clear()
-    fs.pipe({"/f/file": DATA, "/f/deep/more": b"more", "/secret": b"secret"})
-    yield fs
-    fs.store.clear()
+    with in_memory(monkeypatch) as fs:
+        fs.pipe({"/f/file": DATA, "/f/deep/more": b"more", "/secret": b"secret"})
+        yield fs
 
 
 @pytest.fixture
