@@ -208,7 +208,7 @@ class Child:
 
 
 #: The environment's variables that the process may see; ``LD_LIBRARY_PATH`` is how some systems find the interpreter's.
-_NEEDED = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+_NEEDED = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 
 
 def _environment() -> dict[str, str]:
