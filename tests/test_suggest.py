@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import weightport as wp
 from tests.cli.command import weightport
 from tests.plan.stub import Stub
-from tests.support import fixture
+from tests.support import fixture, says
 from weightport.mapping import load_mapping, parse_mapping
 from weightport.plan import plan
 from weightport.suggest import Suggestion, suggest
@@ -31,6 +31,17 @@ def proposed(source: dict[str, Any], target: dict[str, Any], roles: dict[str, st
     rules["keep"] = list(map(glob, found.targets))
     assert plan(mine, its, load_mapping(rules)).problems == ()
     return found
+
+
+def lstms(sizes: dict[str, tuple[int, int]]) -> dict[str, Any]:
+    """TensorFlow 1's cells by their scopes, of (inputs, units)."""
+    kernels = {f"{scope}/kernel": (i + u, 4 * u) for scope, (i, u) in sizes.items()}
+    return kernels | {f"{scope}/bias": (4 * u,) for scope, (_, u) in sizes.items()}
+
+
+def keras_lstm(scope: str, inputs: int, units: int) -> dict[str, Any]:
+    shapes = {"kernel": (inputs, 4 * units), "recurrent_kernel": (units, 4 * units), "bias": (4 * units,)}
+    return {f"{scope}/{name}": shape for name, shape in shapes.items()}
 
 
 def glob(name: str) -> str:
@@ -96,15 +107,54 @@ def test_cells_that_cannot_be_exact() -> None:
     source["head/kernel"] = target["head/kernel"] = (2, 4)
     found = proposed(source, target)
     assert [rule["from"] for rule in found.document["rules"]] == ["head/kernel"]
-    assert len(found.refused) == 1
-    assert found.refused[0].startswith("gru.tf1 'rnn/gru_cell' -> gru.torch 'gru': ")
+    why = (
+        "gru.tf1 'rnn/gru_cell' -> gru.torch 'gru': the source's reset gate is before, the target's after: reset "
+        "before and after the matrix product are different functions; exact whatever its values: gru.coreml, "
+        "gru.scoped-gates, gru.keras (reset before), gru.haiku"
+    )
+    assert found.refused == [why]
     text = str(found)
-    assert "# Cells that look alike, and cannot be moved exactly:\n#   gru.tf1 'rnn/gru_cell'" in text
+    assert "# Cells that are not moved, and why:\n#   gru.tf1 'rnn/gru_cell'" in text
     assert "# Source tensors without a counterpart; move them by a rule, or list them under ignore:\n#   rnn/" in text
     assert (
         "# Target tensors without a value; move or initialize them by a rule, or list them under keep:\n#   gru/"
         in text
     )
+    del source["head/kernel"], target["head/kernel"]
+    with says(wp.Error, f"model: no cell and no tensor that fits the target was found\nmodel: {why}"):
+        proposed(source, target)
+
+
+def test_why_cells_are_not_moved() -> None:
+    tf1 = {"a/lstm_cell": (3, 2), "b/lstm_cell": (3, 2), "c/lstm_cell": (4, 5)}
+    stack = {"multi_rnn_cell/cell_0": (7, 8), "multi_rnn_cell/cell_1": (8, 6)}
+    source = lstms(tf1 | {f"stack/{scope}/lstm_cell": sizes for scope, sizes in stack.items()})
+    found = proposed(source, keras_lstm("a/lstm", 3, 2))
+    assert [rule["from"]["scope"] for rule in found.document["rules"]] == ["a/lstm_cell"]
+    taken = "each lstm cell of the target is moved into already"
+    assert found.refused == [
+        f"lstm.tf1 'b/lstm_cell' (input 3, units 2): {taken}",
+        f"lstm.tf1 'c/lstm_cell' (input 4, units 5): {taken}",
+        f"lstm.tf1 'stack/multi_rnn_cell' (input 7, units 8/6, 2 layers): {taken}",
+    ]
+    mine = lstms({f"rnn/{way}/lstm_cell": (3, 2) for way in ("fw", "bw")})
+    its = {name: shape for n in range(4) for name, shape in keras_lstm(f"l{n}/lstm", 5, 2).items()}
+    text = "lstm.tf1 'rnn' (input 3, units 2, forward and backward): "
+    with pytest.raises(wp.Error) as caught:
+        proposed(mine, its)
+    sizes = [f"lstm.keras 'l{n}/lstm' (input 5, units 2)" for n in range(3)]
+    assert caught.value.problems[1].what == f"{text}the target's are of other sizes: {'; '.join(sizes)} and 1 more"
+    with pytest.raises(wp.Error) as caught:
+        proposed(mine, {"w": (9,)})
+    assert caught.value.problems[1].what == f"{text}no lstm cell was found in the target"
+
+
+def test_gates_of_two_layouts_are_no_pair() -> None:
+    mine, its = lstms({"lstm_cell": (3, 2)}), keras_lstm("lstm_cell", 5, 2)
+    with pytest.raises(wp.Error, match="no cell and no tensor"):
+        proposed(mine, its)
+    same = proposed(mine, lstms({"lstm_cell": (5, 2)}))
+    assert same.document["rules"] == [{"from": "lstm_cell/bias", "to": "lstm_cell/bias"}]
 
 
 def test_what_a_training_left() -> None:

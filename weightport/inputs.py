@@ -155,7 +155,7 @@ def vocabularies(rules: Rules) -> dict[str, str]:
 
 
 def refuse_inputs(path: str, source: Source, kept: Source | None, rules: Rules) -> None:
-    """Refuse a destination that is one of the files that are read.
+    """Refuse a destination that is one of the files that are read, or lies in a folder that is not there.
 
     Args:
         path: the destination.
@@ -165,6 +165,9 @@ def refuse_inputs(path: str, source: Source, kept: Source | None, rules: Rules) 
     from weightport.formats.files import replaced
 
     read = [*paths(source), kept.path if kept is not None else "", rules.path, *vocabularies(rules).values()]
+    folder = os.path.dirname(os.path.realpath(path))
+    if _fs.find(path) is None and not os.path.isdir(folder):
+        raise RefusedError(Problem(path, f"cannot be written: there is no folder {folder}", "make it first"))
     written = replaced(path)
     for given in filter(None, read):
         for file in files(given):

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import SequenceMatcher
 from itertools import permutations
 from typing import Any
 
-from weightport.errors import Error, printable
+from weightport.errors import Error, Problem, printable
 from weightport.layouts.conditions import sentence
 from weightport.layouts.stacks import Cell
 from weightport.mapping import dump_mapping, load_mapping
@@ -51,6 +51,8 @@ _SURE = 0.6
 #: Pairs of names that are compared closely, for each target.
 _CLOSE = 8
 _AXES = "abcdefgh"
+#: Cells of the target that are named where none has the sizes of one of the source.
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Suggestion:
         document: the mapping, plain data.
         notes: rule number -> what is to be looked at.
         sources, targets: what has no counterpart.
-        refused: cells that look alike and cannot be exact, and why.
+        refused: the source's cells that no rule moves, and why.
     """
 
     document: dict[str, Any]
@@ -93,7 +95,7 @@ class Suggestion:
             lines.append(line)
         lines.pop()
         for title, names in (
-            ("Cells that look alike, and cannot be moved exactly:", self.refused),
+            ("Cells that are not moved, and why:", self.refused),
             ("Source tensors without a counterpart; move them by a rule, or list them under ignore:", self.sources),
             (
                 "Target tensors without a value; move or initialize them by a rule, or list them under keep:",
@@ -114,22 +116,24 @@ def suggest(source: Source, target: TargetView, *, target_name: str = "") -> Sug
         target_name: what comments call it.
 
     Raises:
-        Error: nothing of the two models fits together.
+        Error: nothing of the two models fits together; says of each cell of the source why.
     """
     specs = {n: s for n, s in source.specs().items() if s.role == "weight" and not s.unread}
     wanted = {n: s for n, s in target.specs().items() if s.role == "weight" and not s.unread}
     rules: list[dict[str, Any]] = []
     notes: dict[int, str] = {}
     refused: list[str] = []
-    for rule, mine, its, note in _cell_rules(source, target, refused):
+    mine, its = (find_cells(model.specs(), facts=model.facts) for model in (source, target))
+    for rule, moved, filled, note in _cell_rules(source, target, mine, its, refused):
         if note:
             notes[len(rules)] = note
         rules.append(rule)
-        for name in mine:
+        for name in moved:
             specs.pop(name, None)
-        for name in its:
+        for name in filled:
             wanted.pop(name, None)
-    pairs = list(_pairs(specs, wanted))
+    packed = [{name: cell.layout.name for cell in cells for name in cell.names} for cells in (mine, its)]
+    pairs = list(_pairs(specs, wanted, *packed))
     state: dict[str, list[str]] = {}
     for name, spec in source.specs().items():
         if spec.role not in ("weight", "constant"):
@@ -145,7 +149,8 @@ def suggest(source: Source, target: TargetView, *, target_name: str = "") -> Sug
             notes[len(rules)] = "; ".join(said)
         rules.append(rule)
     if not rules:
-        raise Error(f"{source.path}: no cell and no tensor that fits {target_name or 'the target'} was found")
+        what = f"no cell and no tensor that fits {target_name or 'the target'} was found"
+        raise Error([Problem(source.path, what), *(Problem(source.path, why) for why in refused)])
     taken = {pair.source for pair in pairs}, {pair.target for pair in pairs}
     document: dict[str, Any] = {"weightport": 1, "rules": rules}
     if ignore:
@@ -158,10 +163,11 @@ def suggest(source: Source, target: TargetView, *, target_name: str = "") -> Sug
 
 
 def _cell_rules(
-    source: Source, target: TargetView, refused: list[str]
+    source: Source, target: TargetView, mine: Sequence[Cell], its: Sequence[Cell], refused: list[str]
 ) -> Iterator[tuple[dict[str, Any], tuple[str, ...], tuple[str, ...], str]]:
-    """Rules for whole cells: the most alike scopes of one kind and size first, each cell once."""
-    mine, its = (find_cells(model.specs(), facts=model.facts) for model in (source, target))
+    """Rules for whole cells: the most alike scopes of one kind and size first, each cell once. What of the source gets
+    none is told in ``refused``.
+    """
     scored = sorted(
         ((_likeness(_words(a.scope), _words(b.scope)), a, b) for a in mine for b in its if _alike(a, b)),
         key=lambda found: -found[0],
@@ -174,17 +180,32 @@ def _cell_rules(
         rule = {"from": _ref(a), "to": _ref(b)}
         planned = make(source, target, load_mapping({"weightport": 1, "rules": [rule]}))
         if planned.outcomes[0].disposition == REFUSED:
-            why = f"{a.layout.name} {a.scope!r} -> {b.layout.name} {b.scope!r}: {planned.problems[0].what}"
-            failed.setdefault(id(a), why)
+            said = replace(planned.problems[0], where=f"{a.layout.name} {a.scope!r} -> {b.layout.name} {b.scope!r}")
+            failed.setdefault(id(a), str(said))
             continue
         done |= {id(a), id(b)}
-        failed.pop(id(a), None)
         others = sum(other is not b and _alike(a, other) for other in its)
         notes = [f"{others + 1} cells of the target are of this kind and size: is this the one?"] if others else []
         if planned.conditions:
             notes.append(f"exact only where {sentence(planned.conditions)}: a transfer looks")
         yield rule, a.names, b.names, "; ".join(notes)
-    refused.extend(failed.values())
+    refused += [failed.get(id(a)) or _why_not(a, its, done) for a in mine if id(a) not in done]
+
+
+def _why_not(cell: Cell, others: Sequence[Cell], done: set[int]) -> str:
+    """Why none of the target's cells was tried for a cell of the source."""
+    kind = cell.layout.kind
+    near = sorted(
+        (o for o in others if o.layout.kind == kind), key=lambda o: -_likeness(_words(cell.scope), _words(o.scope))
+    )
+    if not near:
+        why = f"no {kind} cell was found in the target"
+    elif free := [other for other in near if id(other) not in done]:
+        more = f" and {len(free) - _NAMED} more" if len(free) > _NAMED else ""
+        why = f"the target's are of other sizes: {'; '.join(other.summary for other in free[:_NAMED])}{more}"
+    else:
+        why = f"each {kind} cell of the target is moved into already"
+    return f"{cell.summary}: {why}"
 
 
 def _alike(a: Cell, b: Cell) -> bool:
@@ -238,8 +259,12 @@ def _likeness(a: Sequence[str], b: Sequence[str]) -> float:
     return SequenceMatcher(None, a, b, autojunk=False).ratio() if a or b else 1.0
 
 
-def _pairs(specs: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec]) -> Iterator[_Pair]:
-    """Each source and each target once, the most alike first; in the target's order."""
+def _pairs(
+    specs: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec], here: Mapping[str, str], there: Mapping[str, str]
+) -> Iterator[_Pair]:
+    """Each source and each target once, the most alike first; in the target's order. ``here`` and ``there`` have the
+    layouts of what belongs to a cell: those of two layouts are no pair, since their gates lie otherwise.
+    """
     by_size: dict[tuple[Any, ...], list[str]] = {}
     for name, spec in specs.items():
         by_size.setdefault((spec.dtype, *sorted(spec.shape)), []).append(name)
@@ -252,6 +277,9 @@ def _pairs(specs: Mapping[str, TensorSpec], wanted: Mapping[str, TensorSpec]) ->
         bag = Counter(its[name])
         for other in sorted(near, key=lambda other: -sum((bag & bags[other]).values()))[:_CLOSE]:
             score = _likeness(mine[other], its[name])
+            packed = here.get(other), there.get(name)
+            if None not in packed and packed[0] != packed[1]:
+                continue
             if score >= (_LEAST if mine[other][-1:] == its[name][-1:] else _SURE):
                 scored.append((-score, abs(places[other] - number / len(wanted)), other, name))
     found: dict[str, _Pair] = {}

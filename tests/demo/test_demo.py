@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ def test_what_is_printed() -> None:
     assert "cell LSTMcell: lstm.scoped-gates, input 27, units 32" in out
     assert "to: {layout: lstm.keras, scope: lstm}" in out
     assert "rules[0]: moved as constant: " in out
+    assert re.search(r"\nintegrity: 14 verified \(crc32c\)\nwrote \S+keras\.npz: 5 tensors, 34\.3 kB\n", out)
     assert out.count(f"  {char_lstm.WRITTEN}\n") == 2
     assert f"greatest difference of the logits in {STEPS} steps: " in out
     assert out.endswith("The moved weights compute what the pretrained model computes.\n")

@@ -805,7 +805,10 @@ def test_live_models() -> None:
 def test_a_folder_that_is_not_there(folder: Path) -> None:
     with pytest.raises(wp.Error) as caught:
         transfer(folder, "nowhere/m.npz")
-    assert str(caught.value) == f"{folder}/out/nowhere/m.npz: cannot be written: No such file or directory"
+    assert (
+        str(caught.value)
+        == f"{folder}/out/nowhere/m.npz: cannot be written: there is no folder {folder}/out/nowhere; make it first"
+    )
 
 
 # Alone ---------------------------------------------------------------------------------------------------------------

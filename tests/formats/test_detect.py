@@ -245,6 +245,7 @@ def test_writers(tmp_path: Path) -> None:
         path = "out.v2" if out == "out.v2" else "out"
         for like in (saved, saved + "/saved_model.pb"):
             assert detect.writer_for(out, like=like) == (path, detect.Writer(writer, {"like": like}))
+    fix = "give the new model in that format as the TARGET, or write another format"
     for out, like, told in (
         ("o.pb", meta, f"tf-frozen is written as a TARGET of that kind with other values in it: {meta} is tf-meta"),
         (
@@ -261,7 +262,7 @@ def test_writers(tmp_path: Path) -> None:
     ):
         with pytest.raises(Error) as caught:
             detect.writer_for(out, like=like)
-        assert str(caught.value) == f"{out}: {told}"
+        assert str(caught.value) == f"{out}: {told}; {fix}"
     with pytest.raises(Error, match=r"^m.npz: npz is not written in shards; known: .*tf-checkpoint"):
         detect.writer_for("m.npz", shard_size=5)
     with pytest.raises(Error) as caught:

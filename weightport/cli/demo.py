@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from weightport.cli.output import Session, common
+from weightport.cli.transfer import outcome
 from weightport.errors import Error
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def demo(ctx: click.Context, session: Session, keep: str | None, live: bool | No
         result = work.transfer()
         if not session.json:
             session.lines(str(result).splitlines())
-            session.line(f"wrote {work.out}")
+            outcome(session, result)
             _title(session, "4. Both models write, each by the equations of its own packing")
         runs = {"source": work.source(), "moved": work.moved()}
         facts: dict[str, Any] = {}

@@ -38,8 +38,9 @@ def inspect(session: Session, model: str, scope: str | None, stats: bool, digest
     """Show what is in MODEL: its tensors as a scope tree, and the RNN cells in it.
 
     MODEL is a checkpoint prefix, its .index, a folder with a checkpoint or a SavedModel, or a .pb, .pbtxt, .meta, .h5,
-    .npz, .npy, .safetensors, .pt, .onnx, .tflite or .gguf file; by its path, or by a URL (s3://, gs://, https://,
-    zip://IN::URL), of which the headers are fetched. Its format is told by its content; FORMAT:PATH forces one.
+    .keras, .npz, .npy, .safetensors, .pt, .pt2, .onnx, .msgpack, .tflite or .gguf file, or the folder of a sharded
+    model or an Orbax checkpoint; by its path, or by a URL (s3://, gs://, https://, zip://IN::URL), of which the headers
+    are fetched. Its format is told by its content; FORMAT:PATH forces one.
 
     Cells are found by the names of their tensors, as the layout tables (weightport layouts) give them. Scopes that
     are alike but for a number are drawn once.

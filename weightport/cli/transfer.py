@@ -14,6 +14,7 @@ import click
 from weightport.cli.output import Progress, Session, counted, expected_digest, named_sources, reads_models
 
 if TYPE_CHECKING:
+    from weightport.api import Result
     from weightport.plan import Plan
 
 
@@ -44,7 +45,7 @@ def _size(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
 @click.option("-o", "--out", metavar="OUT", help="The file to write. Required, but for --dry-run.")
 @click.option(
     "--format", metavar="F", callback=_format,
-    help="OUT's format, where its name does not say: npz, safetensors, keras-h5, torch or tf-checkpoint.",
+    help="OUT's format, where its name does not say: npz, safetensors, keras-h5, torch, flax-msgpack, ...",
 )  # fmt: skip
 @named_sources
 @click.option(
@@ -99,10 +100,10 @@ def transfer(
     TARGET describes the new model: its names, shapes and dtypes, and its own values for what the mapping keeps. It is
     only read. Without TARGET, OUT holds exactly what the mapping produces.
 
-    OUT is an .npz, .safetensors, .pt or .h5 file, or a TensorFlow checkpoint (tf-checkpoint:PREFIX, or a name that ends
-    in .ckpt). With a TARGET of that kind it is a .pb, a .meta or the folder of a SavedModel, too, and its variables can
-    become constants. It is the old file until the new one is complete. Each of the three may be a URL (s3://, gs://,
-    https://), of which the byte ranges are fetched that are needed.
+    OUT is an .npz, .safetensors, .pt, .h5 or .msgpack file, or a TensorFlow checkpoint (tf-checkpoint:PREFIX, or a name
+    that ends in .ckpt). With a TARGET of that kind it is a .keras, an .onnx, a .pb, a .meta or the folder of a
+    SavedModel, too, and a graph's variables can become constants. It is the old file until the new one is complete.
+    Each of the three may be a URL (s3://, gs://, https://), of which the byte ranges are fetched that are needed.
 
     Every tensor of SOURCE, every tensor of TARGET and every rule has to be accounted for; otherwise all that is amiss
     is listed, nothing is written, and the exit code is 1.
@@ -154,6 +155,11 @@ def transfer(
     if session.json:
         session.emit(result.as_json())
         return
+    outcome(session, result)
+
+
+def outcome(session: Session, result: Result) -> None:
+    """The lines that follow the plan's."""
     if result.integrity is not None:
         session.line(str(result.integrity))
     if result.path is not None:
@@ -162,7 +168,7 @@ def transfer(
         if result.resumed is not None and result.resumed.found:
             there, moved = size(result.resumed.found), size(result.resumed.moved)
             session.line(f"resumed: {there} were there and are as they were written, {moved} were moved")
-        session.line(f"wrote {result.path}: {counted(len(result.plan.specs), 'tensor')}, {size(progress.total)}")
+        session.line(f"wrote {result.path}: {counted(len(result.plan.specs), 'tensor')}, {size(_bytes(result.plan))}")
     else:
         session.line("dry run: nothing was written")
 

@@ -11,7 +11,7 @@ import os
 import re
 from typing import Any
 
-from weightport.errors import Error, FormatError, closest
+from weightport.errors import Error, FormatError, Problem, closest
 from weightport.formats import _fs, _table, tf_paths
 from weightport.formats._io import ByteFile, Stream
 from weightport.formats._writer import Writer, module
@@ -299,7 +299,8 @@ def writer_for(
             told["like"] = like_path
     if chosen in _EDITED and "like" not in told:
         given = f"{like} is {detect(split_format(like)[1])}" if like is not None else "there is none"
-        raise Error(f"{out}: {chosen} is written as a TARGET of that kind with other values in it: {given}")
+        what = f"{chosen} is written as a TARGET of that kind with other values in it: {given}"
+        raise Error(Problem(out, what, "give the new model in that format as the TARGET, or write another format"))
     return path, Writer(WRITERS[chosen], told)
 
 

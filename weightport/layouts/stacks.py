@@ -72,6 +72,15 @@ class Cell:
         return values
 
     @property
+    def summary(self) -> str:
+        """Layout, scope and sizes, for a message."""
+        units = self.per_unit("unit")
+        parts = [f"input {self.input}", f"units {'/'.join(map(str, units)) if isinstance(units, list) else units}"]
+        parts += [f"{self.layers} layers"] if self.layers > 1 else []
+        parts += [" and ".join(self.directions)] if self.directions != (FORWARD,) else []
+        return f"{self.layout.name} {self.scope!r} ({', '.join(parts)})"
+
+    @property
     def hidden(self) -> int | list[int]:
         """The size of the output: of the projection where there is one, else the units."""
         return self.per_unit("hidden")
