@@ -56,6 +56,13 @@ def found(old: Model | None = None, new: Model | None = None, *, sha: str | None
     return lint(mapping, old, new, target_name="new.h5", source_sha256=sha)
 
 
+def test_a_glob_in_to() -> None:
+    new = Model("new.h5", {"dense/kernel": (4, 2)})
+    (problem,) = found(None, new, rules=[{"from": "w", "to": "dense/*"}]).problems
+    assert (problem.where, problem.what) == ("rules[0].to", "no tensor 'dense/*' in new.h5")
+    assert problem.hint.startswith("* and ? are no wildcards in a rule: write {name}")
+
+
 def test_alone_a_loaded_mapping_has_no_fault() -> None:
     assert found() == Findings()
     assert found().as_json() == {"problems": [], "warnings": []}

@@ -240,4 +240,5 @@ def test_the_command(tmp_path: Path) -> None:
     weightport("verify", SEED, tmp_path / "o.npz", "-m", out)
     document = weightport("suggest", SEED, target, "--json").json
     assert document["left"] == {"source": ["softmax_b"], "target": ["more"]}
+    assert document["refused"] == []
     assert load_mapping(document["mapping"])

@@ -14,6 +14,7 @@ from weightport.errors import LayoutError, Problem, closest
 from weightport.layouts.conditions import by_tensor, sentence
 from weightport.mapping import CellRule, Glob, InitRule, TensorRule
 from weightport.mapping import Mapping as Rules
+from weightport.mapping.patterns import misread
 from weightport.plan import Plan, TargetView, plan
 from weightport.plan.build import Builder
 from weightport.plan.cells import Side, found_cell, layout_of
@@ -151,6 +152,6 @@ def _target_alone(mapping: Rules, target: TargetView, name: str) -> list[Problem
         elif isinstance(rule, TensorRule):
             for pattern in (p.joined(builder.scope) for p in rule.targets):
                 if pattern.is_literal and (missing := builder.full(pattern.format({}))) not in builder.target_specs:
-                    hint = closest(missing, builder.target_specs)
+                    hint = misread(pattern, builder.target_specs) or closest(missing, builder.target_specs)
                     problems.append(Problem(f"{rule.where}.to", f"no tensor {missing!r} in {name}", hint))
     return [*problems, *builder.problems]

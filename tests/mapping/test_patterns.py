@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from weightport.errors import MappingError
 from weightport.mapping import Glob, Pattern
 from weightport.mapping._matching import MAX_STEPS
+from weightport.mapping.patterns import literal as the_name
+from weightport.mapping.patterns import misread
 
 
 def refused(make: Callable[[], object]) -> str:
@@ -105,6 +107,26 @@ def test_formatting(pattern: str, bindings: dict[str, str], name: str) -> None:
 )
 def test_formatting_refused(bindings: dict[str, str], message: str) -> None:
     assert refused(lambda: Pattern("h.{n-1}", "m.yaml:3").format(bindings)) == message
+
+
+WILD = "* and ? are no wildcards in a rule: write {name}, which stops at / and ., or {name**}, which does not"
+WIDE = "a capture such as {name} stops at / and .; {name**} does not: "
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("a/*", WILD), ("a/?", WILD), ("**/w", WILD), ("{n}/*", WILD),
+        ("{x}/w", WIDE + "'{x**}/w'"), ("a/{x}w", WIDE + "'a/{x**}w'"),
+        ("b/*", ""), ("{{x}}/*", ""), ("b/{x}", ""), ("{n}/{n+1}", ""), ("a/w", ""),
+    ],
+)  # fmt: skip
+def test_what_was_meant(text: str, hint: str) -> None:
+    assert misread(Pattern(text), ["a/w", "a/b/w"]) == hint
+
+
+def test_a_literal_name() -> None:
+    assert the_name("{x}/*").match("{x}/*") == {}
 
 
 def test_joined_to_a_scope() -> None:

@@ -309,6 +309,22 @@ def test_the_line_is_that_of_the_name(tmp_path: Any) -> None:
     assert problems(made) == [f"{path}:6 rules[0].from[1]: no tensor 'ax' in model; closest: 'a'"]
 
 
+def test_a_glob_or_a_narrow_capture_in_a_rule() -> None:
+    fix = "* and ? are no wildcards in a rule: write {name}, which stops at / and ., or {name**}, which does not"
+    rules = [
+        {"from": "a/*", "to": "x"},
+        {"from": "a/{w}", "to": "y/{w}"},
+        {"to": "*", "initialize": "zeros"},
+    ]
+    made = planned({"a/b/w": (1,), "a/b/*w": (1,)}, {"c": (1,)}, rules, ignore=["b"], keep=["d"])
+    assert problems(made)[:3] == [
+        "rules[0].from: no tensor 'a/*' in model; closest: 'a/b/*w'",
+        "rules[1]: 'a/{w}' matches no tensor of model; a capture such as {name} stops at / and .; {name**} does not: "
+        "'a/{w**}'",
+        f"rules[2].to: no tensor '*' in new; {fix}",
+    ]
+
+
 @pytest.mark.parametrize(
     ("rule", "what"),
     [

@@ -46,7 +46,15 @@ def suggest(session: Session, source: str, target: str, out: str | None, force: 
             file.write(text.encode())
     if session.json:
         left = {"source": found.sources, "target": found.targets}
-        session.emit({"mapping": found.document, "left": left, "notes": list(found.notes.values()), "problems": []})
+        session.emit(
+            {
+                "mapping": found.document,
+                "left": left,
+                "notes": list(found.notes.values()),
+                "problems": [],
+                "refused": found.refused,
+            }
+        )
     elif out is None:
         session.lines(text.splitlines())
     else:

@@ -13,8 +13,9 @@ computed, a name that would take too long is refused with an error (see :mod:`we
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from weightport.errors import MappingError, Problem
@@ -158,6 +159,25 @@ class Glob:
     def joined(self, scope: str) -> Glob:
         """The glob under ``scope/`` (under ``scope.`` if it ends so); itself if the scope is ``""``."""
         return Glob(f"{_escaped(begins(scope))}{self.text}", self.where) if scope else self
+
+
+def misread(pattern: Pattern, names: Iterable[str]) -> str:
+    """What helps a rule's pattern that matches none of the names, where a glob or ``{x**}`` was meant; or nothing."""
+    wild = any(c in _TOKEN.sub("", pattern.text) for c in "*?")
+    wide = _TOKEN.sub(lambda m: f"{{{m['name']}**}}" if m["name"] and not m["shift"] else m[0], pattern.text)
+    with contextlib.suppress(MappingError):
+        if wild and any(map(Glob(pattern.text).matches, names)):
+            return (
+                "* and ? are no wildcards in a rule: write {name}, which stops at / and ., or {name**}, which does not"
+            )
+        if wide != pattern.text and any(Pattern(wide).match(name) is not None for name in names):
+            return f"a capture such as {{name}} stops at / and .; {{name**}} does not: {shown(wide)}"
+    return ""
+
+
+def literal(name: str) -> Pattern:
+    """The pattern that matches this name alone."""
+    return Pattern(_escaped(name))
 
 
 def begins(scope: str) -> str:

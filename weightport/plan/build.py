@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from weightport.collecting import no_gc
 from weightport.errors import Error, LayoutError, Problem, closest
 from weightport.initializers import ARGUMENTS
-from weightport.mapping.patterns import Pattern, begins
+from weightport.mapping.patterns import Pattern, begins, literal, misread
 from weightport.mapping.rules import CellRef, CellRule, InitRule, Rule, TensorRule
 from weightport.mapping.rules import Mapping as Rules
 from weightport.plan import accounts, cells, ops, slots
@@ -371,8 +371,7 @@ class Builder:
 
     def _nothing(self, rule: TensorRule | InitRule) -> Problem:
         if isinstance(rule, TensorRule):
-            pattern, names, where = rule.froms[0], self.specs, self.source.path
-            scope = self.origin
+            pattern, names, where, scope = rule.froms[0], self.specs, self.source.path, self.origin
         else:
             pattern = rule.targets[0] if rule.targets else Pattern("", rule.where)
             names, where, scope = self.target_specs, self.target_name, self.scope
@@ -381,7 +380,7 @@ class Builder:
         if any(pattern.joined(scope).match(n) is not None for n in hidden):
             key = "ignore" if isinstance(rule, TensorRule) else "keep"
             return Problem(rule.where, f"{text!r} matches only tensors that {key}: lists", "")
-        hint = closest(text, names)
+        hint = misread(pattern.joined(scope), names) or closest(text, names)
         return Problem(rule.where, f"{text!r} matches no tensor of {where}", hint or "optional: true if it need not")
 
     def _all_kept(self, rule: TensorRule) -> Problem:
@@ -396,5 +395,6 @@ class Builder:
 
     def _no_tensor(self, pattern: Pattern | None, name: str, names: Iterable[str], where: str) -> Problem:
         # The nearest names take time to find: only for problems that are spelled out.
-        hint = closest(name, names) if len(self.problems) - self.start < accounts.LISTED else ""
+        listed = len(self.problems) - self.start < accounts.LISTED
+        hint = misread(literal(name), names) or closest(name, names) if listed else ""
         return Problem(pattern.where if pattern is not None else "", f"no tensor {name!r} in {where}", hint)
