@@ -91,6 +91,17 @@ def test_v1_shards(tmp_path: Path) -> None:
         tf_paths.resolve(f"{stem}-?????-of-00009")
 
 
+def test_what_is_there_and_no_file(tmp_path: Path) -> None:
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to(tmp_path / "gone")
+    what = f"{pipe}: is no regular file but a pipe, a socket or a device; copy it to a file first"
+    with says(FormatError, what):
+        tf_paths.resolve(pipe)
+    with says(FormatError, f"{link}: is a link to {tmp_path.resolve()}/gone, which is not there"):
+        tf_paths.resolve(link)
+
+
 def test_a_prefix_that_is_only_a_slash(tmp_path: Path) -> None:
     v2(tmp_path / "d", "", "named")
     assert tf_paths.resolve(f"{tmp_path}/d/").prefix == f"{tmp_path}/d/"

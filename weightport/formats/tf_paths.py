@@ -302,6 +302,10 @@ def _missing(text: str) -> FormatError:
     denied = _fs.denied(text) or _fs.denied(text + ".index")
     if denied is not None:
         return denied
+    if not _fs.is_remote(text) and os.path.lexists(text):
+        if not os.path.exists(text):
+            return FormatError(text, f"is a link to {os.path.realpath(text)}, which is not there")
+        return FormatError(text, "is no regular file but a pipe, a socket or a device", hint="copy it to a file first")
     folder, base = os.path.split(text)
     if not _fs.is_remote(text) and not os.path.isdir(folder or "."):
         return FormatError(text, "no such file or checkpoint, and no such folder either")
