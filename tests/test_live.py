@@ -57,6 +57,86 @@ def test_peepholes_and_projections_run_too(case: Case, tmp_path: Path) -> None:
     assert [c.by for c in proof.cells] == ["numpy", "tensorflow and tensorflow"]
 
 
+def written(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
+    rng = np.random.default_rng(7)
+    np.savez(path, **{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
+    return path
+
+
+def torch_cell(kind: str, units: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of a module of five inputs; with fewer outputs than units, it projects."""
+    wide = {"lstm": 4, "gru": 3, "rnn": 1}[kind] * units
+    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (wide, 5), "weight_hh": (wide, outputs)}
+    shapes |= {"bias_ih": (wide,), "bias_hh": (wide,)}
+    if outputs != units:
+        shapes["weight_hr"] = (outputs, units)
+    return {f"cell.{name}_l0": shape for name, shape in shapes.items()}
+
+
+FRAMEWORKS = {"flax": "flax", "onnx": "onnxruntime", "keras": "keras", "tf1": "tensorflow"}
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("flavour", FRAMEWORKS)
+def test_pytorch_and_others_run_the_same_function(tmp_path: Path, kind: str, flavour: str) -> None:
+    need("torch")
+    package = FRAMEWORKS[flavour]
+    need(package)
+    source = written(tmp_path / "m.npz", torch_cell(kind, 6, 6))
+    says = {"activation": "relu"} if (kind, flavour) in (("rnn", "onnx"), ("rnn", "flax")) else {}
+    cell = {"layout": f"{kind}.torch", "scope": "cell", **says}
+    rules = [{"from": cell, "to": {"layout": f"{kind}.{flavour}", "scope": "new", **says}}]
+    spec = {"weightport": 1, "rules": rules}
+    wp.transfer(source, None, spec, out=tmp_path / "o.npz")
+    proof = wp.verify(source, tmp_path / "o.npz", spec, live=True)
+    assert proof.equal, str(proof)
+    if (kind, flavour) == ("gru", "tf1"):  # TensorFlow's cell resets before its product: the values are of another
+        assert [c.by for c in proof.cells] == ["numpy", "torch and numpy"]
+        assert len(proof.notes) == 1
+        assert "new: tensorflow cannot run it" in proof.notes[0]
+        return
+    assert [c.by for c in proof.cells] == ["numpy", f"torch and {package}"]
+    assert proof.notes == ()
+
+
+def test_projections_of_pytorch_and_tensorflow(tmp_path: Path) -> None:
+    need("torch")
+    need("tensorflow")
+    source = written(tmp_path / "m.npz", torch_cell("lstm", 6, 4))
+    cells = ({"layout": "lstm.torch", "scope": "cell"}, {"layout": "lstm.tf1", "scope": "new"})
+    spec = {"weightport": 1, "rules": [dict(zip(("from", "to"), cells, strict=True))]}
+    wp.transfer(source, None, spec, out=tmp_path / "o.npz")
+    proof = wp.verify(source, tmp_path / "o.npz", spec, live=True)
+    assert proof.equal, str(proof)
+    assert [c.by for c in proof.cells] == ["numpy", "torch and tensorflow"]
+
+
+def test_peepholes_of_onnx_and_tensorflow(tmp_path: Path) -> None:
+    need("onnxruntime")
+    need("tensorflow")
+    shapes = {"W": (1, 24, 5), "R": (1, 24, 6), "B": (1, 48), "P": (1, 18)}
+    source = written(tmp_path / "m.npz", {f"cell/{name}": shape for name, shape in shapes.items()})
+    cells = ({"layout": "lstm.onnx", "scope": "cell"}, {"layout": "lstm.tf1", "scope": "new"})
+    spec = {"weightport": 1, "rules": [dict(zip(("from", "to"), cells, strict=True))]}
+    wp.transfer(source, None, spec, out=tmp_path / "o.npz")
+    proof = wp.verify(source, tmp_path / "o.npz", spec, live=True)
+    assert proof.equal, str(proof)
+    assert [c.by for c in proof.cells] == ["numpy", "onnxruntime and tensorflow"]
+
+
+def test_keras_hard_sigmoids(tmp_path: Path) -> None:
+    """Of Keras 2 and of Keras 3, which are not the same function."""
+    need("keras")
+    source = written(tmp_path / "m.npz", {"a/kernel": (5, 24), "a/recurrent_kernel": (6, 24), "a/bias": (24,)})
+    for name in ("hard_sigmoid", "hard_sigmoid_6"):
+        cell = {"layout": "lstm.keras", "recurrent_activation": name}
+        spec = {"weightport": 1, "rules": [{"from": {**cell, "scope": "a"}, "to": {**cell, "scope": "b"}}]}
+        wp.transfer(source, None, spec, out=tmp_path / "o.npz")
+        proof = wp.verify(source, tmp_path / "o.npz", spec, live=True)
+        assert proof.equal, str(proof)
+        assert [c.by for c in proof.cells] == ["numpy", "keras and keras"]
+
+
 def test_a_wrong_table_is_caught_by_the_real_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With f and i exchanged in a table, values and reference steps agree with themselves; the frameworks do not."""
     need("tensorflow")
