@@ -60,6 +60,16 @@ def test_an_old_file_keeps_its_mode_and_its_links(tmp_path: Path) -> None:
     assert left(tmp_path / "there") == ["f"]
 
 
+def test_beside_a_link_or_beside_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "f").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("there/f")
+    with temporary(tmp_path / "link") as (_, made), temporary(tmp_path / "link", follow=False) as (_, beside):
+        assert Path(made).parent == tmp_path / "there"
+        assert Path(beside).parent == tmp_path
+    assert left(tmp_path) == ["link", "there"]
+
+
 def test_it_is_the_old_file_until_the_end(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"old")
     with atomic_path(tmp_path / "f") as temporary:
