@@ -150,6 +150,29 @@ def test_tf_1_loads_it(tmp_path: Path) -> None:
     assert all(same(got[k], arrays[k]) for k in arrays)
 
 
+def test_an_optimizers_values_go_where_like_has_them(tmp_path: Path) -> None:
+    like, path = tmp_path / "like.h5", tmp_path / "w.h5"
+    with h5py.File(like, "w") as file:
+        file.create_dataset("model_weights/a/a/kernel:0", data=np.zeros((2, 3), "f4"))
+        file["model_weights"].attrs["layer_names"] = [b"a"]
+        file["model_weights/a"].attrs["weight_names"] = [b"a/kernel:0"]
+        state = file.create_group("optimizer_weights")
+        state.attrs["weight_names"] = np.array([b"adam/iter:0", b"adam/a/kernel/m:0"])
+        state["adam/iter:0"] = np.array(0, "i8")
+        state["adam/a/kernel/m:0"] = np.zeros((2, 3), "f4")
+    kernel = np.arange(6, dtype="f4").reshape(2, 3)
+    with keras_h5.open_source(str(like)) as source:
+        iterations, slot = (n for n, s in source.specs().items() if s.role != "weight")
+    write(path, {"a/kernel": kernel, slot: kernel + 6, iterations: np.array(7, "i8")}, like=str(like))
+    with h5py.File(path) as file:
+        assert np.array_equal(file["model_weights/a/a/kernel:0"], kernel)
+        assert file["optimizer_weights"].attrs["weight_names"].tolist() == [b"adam/iter:0", b"adam/a/kernel/m:0"]
+        assert np.array_equal(file["optimizer_weights/adam/a/kernel/m:0"], kernel + 6)
+        assert file["optimizer_weights/adam/iter:0"][()] == 7
+    with says(Error, f"{path}: no values for {slot!r} of {like}; closest: {iterations!r}"):
+        write(path, {"a/kernel": kernel, iterations: np.array(7, "i8")}, like=str(like))
+
+
 def test_weights_of_keras_3(tmp_path: Path) -> None:
     keras = need("keras")
     model = flat(keras)

@@ -79,6 +79,17 @@ def test_keys() -> None:
     assert _slices.slice_key(b"a", many) == b"\0a\0\1\2\1\x2c" + b"\x80\x7f" * 300
 
 
+@pytest.mark.parametrize("name", [b"a", b"", b"a\0b\xffc", b"\0\0", b"\xff", b"\0\xff\1"])
+def test_names_of_keys(name: bytes) -> None:
+    for box in ((), ((4, 3), (0, -1))):
+        assert _slices.sliced(_slices.slice_key(name, box)) == name
+
+
+@pytest.mark.parametrize("key", [b"", b"a", b"a\0\1\0", b"\0a", b"\0a\0\2\0", b"\0a\0b\0\1\0", b"\0a\xffb\0\1\0"])
+def test_keys_that_are_no_slices(key: bytes) -> None:
+    assert _slices.sliced(key) == key
+
+
 # What tiles ---------------------------------------------------------------------------------------------------------
 
 
