@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightport.errors import Error, FormatError, Problem, printable
+from weightport.errors import Error, FormatError, Problem, closest, printable
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,8 @@ def test_errors_are_spelled() -> None:
     assert (error.path, error.tensor) == ("m\x1b.h5", "a\nb")  # for programs, as they are
     assert str(Error("one\ntwo")) == "one\\ntwo"
     assert str(Error([Problem("", "one"), Problem("", "two")])) == "one\ntwo"  # a line each
+
+
+def test_capitals_are_no_distance() -> None:
+    assert closest("W", ["w", "b"]) == "closest: 'w'"
+    assert closest("lstm_cell", ["softmax", "LSTMcell"]) == "closest: 'LSTMcell'"

@@ -173,6 +173,9 @@ def closest(name: str, candidates: Iterable[str]) -> str:
     import difflib  # not needed as long as all goes well
 
     near = difflib.get_close_matches(name, pool, n=3, cutoff=0.6)
+    if not near:  # what is spelled in capitals is not near to what is not
+        folded = {c.casefold(): c for c in pool}
+        near = [folded[c] for c in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.6)]
     if not near:
         leaf = name.rsplit("/", 1)[-1]
         near = [c for c in pool if c.rsplit("/", 1)[-1] == leaf][:3]

@@ -165,9 +165,8 @@ def refuse_inputs(path: str, source: Source, kept: Source | None, rules: Rules) 
     from weightport.formats.files import replaced
 
     read = [*paths(source), kept.path if kept is not None else "", rules.path, *vocabularies(rules).values()]
-    folder = os.path.dirname(os.path.realpath(path))
-    if _fs.find(path) is None and not os.path.isdir(folder):
-        raise RefusedError(Problem(path, f"cannot be written: there is no folder {folder}", "make it first"))
+    if _fs.find(path) is None and (problem := _fs.no_folder(path)) is not None:
+        raise RefusedError(problem)
     written = replaced(path)
     for given in filter(None, read):
         for file in files(given):

@@ -58,6 +58,11 @@ def test_a_model_that_cannot_be_read_is_a_problem_beside_those_of_the_mappings(b
     assert ran.told[0].startswith(f"{tmp_path / 'nope'}: ")
 
 
+def test_what_was_not_compared_is_not_called_ok(good: Path, tmp_path: Path) -> None:
+    ran = weightport("lint", good, "--target", tmp_path / "nope", code=1)
+    assert ran.out == f"{good}: ok; not compared with what cannot be read\n"
+
+
 def test_a_warning_does_not_fail(good: Path) -> None:
     good.write_text(MAPPING + "ignore: ['**/Adam']\n", encoding="utf-8")
     ran = weightport("lint", good, "--source", SOURCE)

@@ -100,7 +100,8 @@ def test_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
     with says(Error, f"{tmp_path}: is a directory, not a file to write"):
         fill(tmp_path, b"")
-    with says(Error, f"{tmp_path / 'no' / 'f'}: cannot be written: No such file or directory"):
+    gone = tmp_path / "no"
+    with says(Error, f"{gone / 'f'}: cannot be written: there is no folder {gone.resolve()}; make it first"):
         fill(tmp_path / "no" / "f", b"")
     assert left(tmp_path) == []
 

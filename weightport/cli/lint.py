@@ -60,6 +60,7 @@ def lint(
         if len(plain) > 1:
             raise click.UsageError(f"--source: {plain[0]} and {plain[1]}: one of them needs its name, NAME=PATH")
         check = _Check(opened(plain[0] if plain else None), opened(target), named)
+        failed = bool(problems)
         found.extend((path, check(path)) for path in mapping)
     problems.extend(p for _, findings in found for p in findings.problems)
     session.problems(problems)
@@ -68,7 +69,8 @@ def lint(
         mappings = ({"path": path, **findings.as_json()} for path, findings in found)
         session.emit({"mappings": mappings, "problems": [p.as_json() for p in problems]})
     else:
-        session.lines(f"{path}: {_said(findings)}" for path, findings in found)
+        unread = "; not compared with what cannot be read" if failed else ""
+        session.lines(f"{path}: {_said(findings)}{unread}" for path, findings in found)
     if problems:
         session.flush()
         ctx.exit(1)

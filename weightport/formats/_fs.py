@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from typing import Protocol
 
-from weightport.errors import FormatError
+from weightport.errors import FormatError, Problem
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?:://|::.*://)", re.DOTALL)
 _LOCAL = re.compile(r"(?:file|local)://", re.IGNORECASE)
@@ -158,6 +158,14 @@ def isdir(path: str) -> bool:
     """Whether there is a folder, links followed."""
     at = find(path)
     return os.path.isdir(path) if at is None else at[0].isdir(at[1])
+
+
+def no_folder(path: str | os.PathLike[str]) -> Problem | None:
+    """What is to be said of a destination whose folder is not there."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(folder):
+        return None
+    return Problem(os.fspath(path), f"cannot be written: there is no folder {folder}", "make it first")
 
 
 def exists(path: str) -> bool:

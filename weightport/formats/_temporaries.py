@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import BinaryIO
 
 from weightport.errors import Error, Problem, RefusedError
+from weightport.formats._fs import no_folder
 from weightport.tensors import Kept
 
 SUFFIX = ".weightport-tmp"
@@ -51,7 +52,7 @@ def atomic_path(path: str | os.PathLike[str], kept: Kept | None = None) -> Itera
             with contextlib.suppress(OSError), locked_folder(folder):
                 remove_stale(folder, re.escape(name))
     except OSError as error:
-        raise Error(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise Error(no_folder(path) or f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
