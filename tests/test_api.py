@@ -15,7 +15,7 @@ import weightport as wp
 from tests.plan.stub import document, numbers
 from tests.support import fixture, need
 from tests.targets.live import batch
-from weightport.errors import FormatError, MappingError, PlanError, RefusedError
+from weightport.errors import Error, FormatError, MappingError, PlanError, RefusedError
 from weightport.formats import files
 from weightport.provenance import tables_digest
 
@@ -207,6 +207,13 @@ def test_a_checkpoint_is_not_written_over_itself(tmp_path: Path, model: Path) ->
     same(read(str(tmp_path / "m.ckpt")), EXPECTED)
 
 
+@pytest.mark.parametrize("threads", [0, -1])
+def test_no_threads_at_all(model: Path, tmp_path: Path, threads: int) -> None:
+    with pytest.raises(Error, match=rf"^threads: {threads}, at least 1 is needed$"):
+        wp.transfer(model, None, document(RULES), out=tmp_path / "o.npz", threads=threads)
+    assert not (tmp_path / "o.npz").exists()
+
+
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -216,6 +223,11 @@ def test_a_source_may_be_pinned(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.npz"
     for value in (right, right.upper()):
         wp.transfer(model, None, document(RULES, source={"sha256": value}), out=out, expect_sha256=value)
+    for none in ("", "abc", right[1:], right + "0", "g" * 64):
+        with pytest.raises(Error) as unknown:
+            wp.transfer(model, None, document(RULES), out=out, expect_sha256=none)
+        told = f"expect_sha256: {none!r} is no digest: 64 hexadecimal digits, as sha256sum prints them"
+        assert str(unknown.value) == told
     message = f"{model}: its SHA-256 is {right}; asked for {wrong}; this is another file, or a damaged one"
     with pytest.raises(FormatError) as caught:
         wp.transfer(model, None, document(RULES), out=out, expect_sha256=wrong)

@@ -212,6 +212,8 @@ def transfer(
         return _into_model(source, target, rules, sources, expect_sha256, locked, told, dry_run, options)
     if options:
         raise Error(f"{', '.join(options)}: for live models only")
+    if threads is not None and threads < 1:
+        raise Error(f"threads: {threads}, at least 1 is needed")
     if not file:
         raise Error(f"with out=, the target is a file, not {type(target).__name__}")
     from weightport import resuming

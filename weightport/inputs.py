@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -124,7 +125,14 @@ def expected(source: Source, expect_sha256: str | None, rules: Rules) -> dict[st
 
     Returns:
         The digests of those that were pinned, by the source's name; the first one's is ``""``.
+
+    Raises:
+        FormatError: a source is another one.
+        Error: the caller's word is no digest.
     """
+    if expect_sha256 is not None and re.fullmatch(r"[0-9a-fA-F]{64}", expect_sha256) is None:
+        # An empty text, too: a variable that was never set must not let every file pass.
+        raise Error(f"expect_sha256: {expect_sha256!r} is no digest: 64 hexadecimal digits, as sha256sum prints them")
     found: dict[str, str] = {}
     wanted = [("", source, expect_sha256, "asked for"), ("", source, rules.source.sha256, "the mapping is for")]
     others: Mapping[str, Source] = getattr(source, "others", {})
