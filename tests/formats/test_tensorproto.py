@@ -233,6 +233,10 @@ def test_bad_index() -> None:
         _strided.bounds((slice(None), slice(None)), (3,), "f")
     with pytest.raises(Error, match="may not have the step -1"):
         _strided.bounds((slice(None, None, -1),), (3,), "f")
+    for wrong in ((0,), slice(0, 2), 1, (slice(0, 2), ...)):
+        with pytest.raises(Error) as caught:
+            _strided.bounds(wrong, (3, 3), "f")  # type: ignore[arg-type]
+        assert str(caught.value) == f"f: an index is a tuple of slices, such as (slice(0, 10),), not {wrong!r}"
 
 
 def test_big_endian() -> None:

@@ -39,9 +39,11 @@ def bounds(index: Index, shape: tuple[int, ...], where: str) -> Bounds:
     """The index, normalised for a shape: one entry per axis, also for the axes it does not name.
 
     Raises:
-        Error: more slices than axes, or a step that is not positive.
+        Error: no slices, more of them than axes, or a step that is not positive.
     """
     given = () if index is None else index
+    if not isinstance(given, tuple | list) or not all(isinstance(cut, slice) for cut in given):
+        raise Error(f"{where}: an index is a tuple of slices, such as (slice(0, 10),), not {given!r}")
     if len(given) > len(shape):
         raise Error(f"{where}: an index of {len(given)} axes for a tensor of {len(shape)}")
     result = []
