@@ -207,6 +207,16 @@ def test_a_checkpoint_is_not_written_over_itself(tmp_path: Path, model: Path) ->
     same(read(str(tmp_path / "m.ckpt")), EXPECTED)
 
 
+@pytest.mark.parametrize(
+    ("name", "near"), [("expect_sha265", "; closest: 'expect_sha256'"), ("sesion", "; closest: 'session'"), ("zzz", "")]
+)
+def test_arguments_that_are_none(model: Path, tmp_path: Path, name: str, near: str) -> None:
+    given: dict[str, Any] = {name: "0" * 64}
+    with pytest.raises(Error) as caught:
+        wp.transfer(model, None, document(RULES), out=tmp_path / "o.npz", **given)
+    assert str(caught.value) == f"transfer: has no argument {name!r}{near}"
+
+
 @pytest.mark.parametrize("threads", [0, -1])
 def test_no_threads_at_all(model: Path, tmp_path: Path, threads: int) -> None:
     with pytest.raises(Error, match=rf"^threads: {threads}, at least 1 is needed$"):

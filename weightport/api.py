@@ -152,9 +152,8 @@ def transfer(
         source: a path or URL, an open source, or a live model that shows its values (of JAX). One that is given open
             has to stay open as long as a TensorFlow graph may run its initializers.
         target: a live model - a ``tf.Graph`` (``tf.compat.v1``), a Keras 3 or legacy Keras model or layer, a
-            ``tf.Module``, a list of ``tf.Variable``, a ``torch.nn.Module``, an nnx module, a
-            JAX tree of arrays (the new one is the result's ``target``) - or, with ``out``, a file that describes the
-            new model, or None.
+            ``tf.Module``, a list of ``tf.Variable``, a ``torch.nn.Module``, an nnx module, a JAX tree of arrays (the
+            new one is the result's ``target``) - or, with ``out``, a file that describes the new model, or None.
         mapping: a path, a dict or a loaded mapping.
         out: the file to write: ``.npz``, ``.safetensors``, ``.pt``, ``.h5``, ``.msgpack``, a checkpoint prefix
             ``tf-checkpoint:PREFIX`` or one that ends in ``.ckpt``; with a ``target`` of that kind also ``.pb``,
@@ -197,8 +196,10 @@ def transfer(
         RefusedError: it could do harm (a destination that is the source); the message says what to do instead.
     """
     from weightport import __version__
+    from weightport.inputs import expected, files, given_files, paths, refuse_arguments, refuse_inputs
     from weightport.plan import plan as make
 
+    refuse_arguments(options, transfer.__annotations__, threads)
     rules = _rules_for(mapping, source, target, sources)
     told = on_plan or (lambda _: None)
     file = target is None or isinstance(target, str | os.PathLike | OpenSource)
@@ -212,15 +213,12 @@ def transfer(
         return _into_model(source, target, rules, sources, expect_sha256, locked, told, dry_run, options)
     if options:
         raise Error(f"{', '.join(options)}: for live models only")
-    if threads is not None and threads < 1:
-        raise Error(f"threads: {threads}, at least 1 is needed")
     if not file:
         raise Error(f"with out=, the target is a file, not {type(target).__name__}")
     from weightport import resuming
     from weightport.execute import Unchanged, check_file, write_file
     from weightport.formats._upload import destination
     from weightport.formats.detect import writer_for
-    from weightport.inputs import expected, files, given_files, paths, refuse_inputs
     from weightport.integrity import integrity
     from weightport.provenance import record
     from weightport.settle import settled

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from weightport.errors import Error, FormatError, PlanError, Problem, RefusedError, closest
@@ -19,6 +19,9 @@ from weightport.integrity import checksum_of
 from weightport.mapping.rules import Mapping as Rules
 from weightport.mapping.rules import NamedSource, TensorRule
 from weightport.tensors import Array, Extent, Index, Source, TensorSpec, extent_of
+
+#: The arguments of a transfer that only a graph takes.
+_GRAPHS = ("session", "large_constants")
 
 
 def named_paths(rules: Rules, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,6 +117,19 @@ def given_files(given: Sequence[Any], rules: Rules, sources: Mapping[str, Any] |
         if isinstance(path, str | os.PathLike):
             found += files(os.fspath(path))
     return found
+
+
+def refuse_arguments(options: Iterable[str], known: Iterable[str], threads: int | None) -> None:
+    """Refuse arguments of a transfer that there are not, and no threads at all.
+
+    Args:
+        options: those that are not ``known``: what only a graph takes, or what is misspelt.
+    """
+    for name in options:
+        if name not in _GRAPHS:
+            raise Error(Problem("transfer", f"has no argument {name!r}", closest(name, (*known, *_GRAPHS))))
+    if threads is not None and threads < 1:
+        raise Error(f"threads: {threads}, at least 1 is needed")
 
 
 def expected(source: Source, expect_sha256: str | None, rules: Rules) -> dict[str, str]:
