@@ -671,7 +671,7 @@ def test_where_only_tensors_lie(tmp_path: Path) -> None:
     with onnx_file.open_source(written(tmp_path, model(graph(raw("w", X), nodes=(literal,))))) as source:
         assert source.extent("k") is None
         assert source.extent("w") is not None
-        with pytest.raises(TensorNotFound, match=r"no tensor 'W'$"):
+        with pytest.raises(TensorNotFound, match=r"no tensor 'W'; closest: 'w'$"):
             source.extent("W")
 
 
