@@ -14,6 +14,7 @@ from tests.support import need
 from weightport import live
 from weightport.layouts import builtin, parse_layout
 from weightport.layouts import shipped as tables
+from weightport.proof import Verification
 from weightport.targets import live_cells
 
 CASES = [
@@ -73,6 +74,16 @@ def torch_cell(kind: str, units: int, outputs: int) -> dict[str, tuple[int, ...]
     return {f"cell.{name}_l0": shape for name, shape in shapes.items()}
 
 
+def proven(folder: Path, shapes: dict[str, tuple[int, ...]], cell: dict[str, Any], new: dict[str, Any]) -> Verification:
+    """A cell of random values, moved, and run on both sides."""
+    source, out = written(folder / "m.npz", shapes), folder / "o.npz"
+    spec = {"weightport": 1, "rules": [{"from": cell, "to": new}]}
+    wp.transfer(source, None, spec, out=out)
+    proof = wp.verify(source, out, spec, live=True)
+    assert proof.equal, str(proof)
+    return proof
+
+
 FRAMEWORKS = {"flax": "flax", "onnx": "onnxruntime", "keras": "keras", "tf1": "tensorflow"}
 
 
@@ -82,14 +93,10 @@ def test_pytorch_and_others_run_the_same_function(tmp_path: Path, kind: str, fla
     need("torch")
     package = FRAMEWORKS[flavour]
     need(package)
-    source = written(tmp_path / "m.npz", torch_cell(kind, 6, 6))
     says = {"activation": "relu"} if (kind, flavour) in (("rnn", "onnx"), ("rnn", "flax")) else {}
     cell = {"layout": f"{kind}.torch", "scope": "cell", **says}
-    rules = [{"from": cell, "to": {"layout": f"{kind}.{flavour}", "scope": "new", **says}}]
-    spec = {"weightport": 1, "rules": rules}
-    wp.transfer(source, None, spec, out=tmp_path / "o.npz")
-    proof = wp.verify(source, tmp_path / "o.npz", spec, live=True)
-    assert proof.equal, str(proof)
+    new = {"layout": f"{kind}.{flavour}", "scope": "new", **says}
+    proof = proven(tmp_path, torch_cell(kind, 6, 6), cell, new)
     if (kind, flavour) == ("gru", "tf1"):  # TensorFlow's cell resets before its product: the values are of another
         assert [c.by for c in proof.cells] == ["numpy", "torch and numpy"]
         assert len(proof.notes) == 1
@@ -99,41 +106,28 @@ def test_pytorch_and_others_run_the_same_function(tmp_path: Path, kind: str, fla
     assert proof.notes == ()
 
 
-def test_projections_of_pytorch_and_tensorflow(tmp_path: Path) -> None:
-    need("torch")
-    need("tensorflow")
-    source = written(tmp_path / "m.npz", torch_cell("lstm", 6, 4))
-    cells = ({"layout": "lstm.torch", "scope": "cell"}, {"layout": "lstm.tf1", "scope": "new"})
-    spec = {"weightport": 1, "rules": [dict(zip(("from", "to"), cells, strict=True))]}
-    wp.transfer(source, None, spec, out=tmp_path / "o.npz")
-    proof = wp.verify(source, tmp_path / "o.npz", spec, live=True)
-    assert proof.equal, str(proof)
-    assert [c.by for c in proof.cells] == ["numpy", "torch and tensorflow"]
+PEEPHOLES = {"cell/W": (1, 24, 5), "cell/R": (1, 24, 6), "cell/B": (1, 48), "cell/P": (1, 18)}
 
 
-def test_peepholes_of_onnx_and_tensorflow(tmp_path: Path) -> None:
-    need("onnxruntime")
+@pytest.mark.parametrize(
+    ("layout", "package", "shapes"),
+    [("lstm.torch", "torch", torch_cell("lstm", 6, 4)), ("lstm.onnx", "onnxruntime", PEEPHOLES)],
+    ids=["projection", "peepholes"],
+)
+def test_others_and_tensorflow(tmp_path: Path, layout: str, package: str, shapes: dict[str, tuple[int, ...]]) -> None:
+    need(package)
     need("tensorflow")
-    shapes = {"W": (1, 24, 5), "R": (1, 24, 6), "B": (1, 48), "P": (1, 18)}
-    source = written(tmp_path / "m.npz", {f"cell/{name}": shape for name, shape in shapes.items()})
-    cells = ({"layout": "lstm.onnx", "scope": "cell"}, {"layout": "lstm.tf1", "scope": "new"})
-    spec = {"weightport": 1, "rules": [dict(zip(("from", "to"), cells, strict=True))]}
-    wp.transfer(source, None, spec, out=tmp_path / "o.npz")
-    proof = wp.verify(source, tmp_path / "o.npz", spec, live=True)
-    assert proof.equal, str(proof)
-    assert [c.by for c in proof.cells] == ["numpy", "onnxruntime and tensorflow"]
+    proof = proven(tmp_path, shapes, {"layout": layout, "scope": "cell"}, {"layout": "lstm.tf1", "scope": "new"})
+    assert [c.by for c in proof.cells] == ["numpy", f"{package} and tensorflow"]
 
 
 def test_keras_hard_sigmoids(tmp_path: Path) -> None:
     """Of Keras 2 and of Keras 3, which are not the same function."""
     need("keras")
-    source = written(tmp_path / "m.npz", {"a/kernel": (5, 24), "a/recurrent_kernel": (6, 24), "a/bias": (24,)})
+    shapes = {"a/kernel": (5, 24), "a/recurrent_kernel": (6, 24), "a/bias": (24,)}
     for name in ("hard_sigmoid", "hard_sigmoid_6"):
         cell = {"layout": "lstm.keras", "recurrent_activation": name}
-        spec = {"weightport": 1, "rules": [{"from": {**cell, "scope": "a"}, "to": {**cell, "scope": "b"}}]}
-        wp.transfer(source, None, spec, out=tmp_path / "o.npz")
-        proof = wp.verify(source, tmp_path / "o.npz", spec, live=True)
-        assert proof.equal, str(proof)
+        proof = proven(tmp_path, shapes, {**cell, "scope": "a"}, {**cell, "scope": "b"})
         assert [c.by for c in proof.cells] == ["numpy", "keras and keras"]
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from weightport.errors import Error, FormatError, PlanError, Problem, RefusedError, closest
 from weightport.formats import _fs
-from weightport.integrity import checksum_of
+from weightport.integrity import checksum_of, is_digest
 from weightport.mapping.rules import Mapping as Rules
 from weightport.mapping.rules import NamedSource, TensorRule
 from weightport.tensors import Array, Extent, Index, Source, TensorSpec, extent_of
@@ -146,7 +145,7 @@ def expected(source: Source, expect_sha256: str | None, rules: Rules) -> dict[st
         FormatError: a source is another one.
         Error: the caller's word is no digest.
     """
-    if expect_sha256 is not None and re.fullmatch(r"[0-9a-fA-F]{64}", expect_sha256) is None:
+    if expect_sha256 is not None and not is_digest(expect_sha256):
         # An empty text, too: a variable that was never set must not let every file pass.
         raise Error(f"expect_sha256: {expect_sha256!r} is no digest: 64 hexadecimal digits, as sha256sum prints them")
     found: dict[str, str] = {}
@@ -189,7 +188,7 @@ def refuse_inputs(path: str, source: Source, kept: Source | None, rules: Rules) 
     from weightport.formats.files import replaced
 
     read = [*paths(source), kept.path if kept is not None else "", rules.path, *vocabularies(rules).values()]
-    if _fs.find(path) is None and (problem := _fs.no_folder(path)) is not None:
+    if (problem := _fs.no_folder(path)) is not None:
         raise RefusedError(problem)
     written = replaced(path)
     for given in filter(None, read):

@@ -20,6 +20,11 @@ VERIFIED, UNVERIFIED = "verified", "unverified"
 SHA256 = "sha256"
 
 
+def is_digest(text: str) -> bool:
+    """Whether this is a SHA-256, in hexadecimal of either case."""
+    return len(text) == 64 and not set(text.lower()) - set("0123456789abcdef")
+
+
 def checksum_of(source: Any, name: str) -> str:
     """The checksum that a source's file has over a tensor's values, and that each read of it, whole or in part,
     compares: ``crc32c``, ``crc32``, ``sha1``, ``fletcher32``; empty where there is none, or nobody knows.

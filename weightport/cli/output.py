@@ -216,7 +216,11 @@ named_sources: Callable[[F], F] = click.option(
 
 
 def _digest(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value is not None and (len(value) != 64 or set(value.lower()) - set("0123456789abcdef")):
+    if value is None:
+        return None
+    from weightport.integrity import is_digest
+
+    if not is_digest(value):
         raise click.BadParameter("expected 64 hexadecimal digits, as sha256sum prints them", ctx, param)
     return value
 

@@ -161,11 +161,12 @@ def isdir(path: str) -> bool:
 
 
 def no_folder(path: str | os.PathLike[str]) -> Problem | None:
-    """What is to be said of a destination whose folder is not there."""
-    folder = os.path.dirname(os.path.realpath(path))
-    if os.path.isdir(folder):
+    """What is to be said of a local destination whose folder is not there."""
+    text = os.fspath(path)
+    folder = os.path.dirname(os.path.realpath(text))
+    if find(text) is not None or os.path.isdir(folder):
         return None
-    return Problem(os.fspath(path), f"cannot be written: there is no folder {folder}", "make it first")
+    return Problem(text, f"cannot be written: there is no folder {folder}", "make it first")
 
 
 def exists(path: str) -> bool:
