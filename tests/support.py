@@ -19,12 +19,7 @@ FIXTURES = Path(__file__).parent / "data" / "fixtures"
 
 
 def need(module: str) -> ModuleType:
-    """The module; a missing one skips the test locally and fails it in CI.
-
-    Those that ``WEIGHTPORT_WITHOUT`` names are taken for missing: mutmut runs tests in forks, in which some hang.
-    """
-    if module.partition(".")[0] in os.environ.get("WEIGHTPORT_WITHOUT", "").split(","):
-        pytest.skip(f"{module} is not to be used")
+    """The module; a missing one skips the test locally and fails it in CI."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what a framework warns of at import is not ours to mend
