@@ -3,8 +3,9 @@
 ``python scripts/mutation_score.py run`` changes one place at a time in a random sample of each module (the same for a
 ``--seed``) and runs the tests nearest to that module; ``table`` prints what came of it in Markdown, the last row being
 an estimate for all modules, each counted by its size; ``missed`` prints the changes that no test noticed. ``run`` goes
-on where it was stopped; its record is a file of JSON lines. The changes are those of ``mutmut.mutation`` in functions
-and methods, decorated ones included.
+on where it was stopped, or tries ``--again`` what was not noticed, by other tests or with more ``--seconds``; its
+record is a file of JSON lines. The changes are those of ``mutmut.mutation`` in functions and methods, decorated ones
+included.
 
 Nearest are the tests of the module's name, those that import it and those named after what imports it, as long as they
 take less than ``--seconds`` together. A change is noticed if a test fails or they do not end. Each is made in a copy of
@@ -239,22 +240,23 @@ def tried(module: str, number: int, tests: Sequence[str], limit: float) -> dict[
 
 
 def read(record: Path) -> tuple[dict[str, float], list[Outcome]]:
-    """Seconds of each test file that passes, and the outcomes so far."""
-    times, outcomes = {}, []
+    """Seconds of each test file that passes, and the last outcome of each change so far."""
+    times: dict[str, float] = {}
+    outcomes: dict[tuple[str, int], Outcome] = {}
     for line in record.read_text(encoding="utf-8").splitlines() if record.exists() else ():
         entry = json.loads(line)
         if "module" in entry:
-            outcomes.append(Outcome(**entry))
+            outcomes[entry["module"], entry["number"]] = Outcome(**entry)
         elif entry["code"] == 0:
             times[entry["test"]] = entry["seconds"]
-    return times, outcomes
+    return times, list(outcomes.values())
 
 
 def run(root: Path, record: Path, modules: Sequence[str], given: argparse.Namespace) -> None:
     """Runs as many mutants of each module as are missing to ``given.of``; ``record`` gets what came of them."""
     tests = nearest(root, modules)
     times, outcomes = read(record)
-    done = {(outcome.module, outcome.number) for outcome in outcomes}
+    done = {(outcome.module, outcome.number) for outcome in outcomes if outcome.noticed or not given.again}
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(record.open("a", encoding="utf-8"))
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -331,6 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="at once (default: one for each core)")
     parser.add_argument("--seconds", type=float, default=20, help="of tests for each mutant (default: 20)")
+    parser.add_argument("--again", action="store_true", help="also those that were not noticed before")
     parser.add_argument("--load", nargs="*", default=LOADED, help="modules to load before each fork")
     parser.add_argument("--record", type=Path, default=Path("mutation_score.jsonl"))
     parser.add_argument("--root", type=Path, default=ROOT, help="of the repository (default: this one)")

@@ -82,10 +82,17 @@ def test_more():
         "-    return a + 1": True,
         "-        return left < right": False,
     }
-    assert (root / "weightport/formats/_tiny.py").read_text(encoding="utf-8") == SOURCE
     capsys.readouterr()
     mutation_score.main(["missed", *arguments])
     assert capsys.readouterr().out.startswith("weightport/formats/_tiny.py ")
+    more = test + "\ndef test_box():\n    assert not weightport.formats._tiny.Box().unused(1, 1)\n"
+    (root / "tests/formats/test_tiny.py").write_text(more, encoding="utf-8")
+    mutation_score.main(["run", *arguments, "--of", "99"])
+    assert mutation_score.read(record)[1] == outcomes
+    mutation_score.main(["run", *arguments, "--of", "99", "--again"])
+    assert {o.number for o in mutation_score.read(record)[1]} == {o.number for o in outcomes}
+    assert all(o.noticed for o in mutation_score.read(record)[1])
+    assert (root / "weightport/formats/_tiny.py").read_text(encoding="utf-8") == SOURCE
     mutation_score.main(["table", *arguments])
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].startswith("| `weightport/formats/_tiny.py` | ")

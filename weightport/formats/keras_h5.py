@@ -115,7 +115,7 @@ class KerasH5Source:
         if names is None:
             self.format = "hdf5"
             for path, dataset in h5.paths.items():
-                state = "optimizer/vars/" in path and ("/" + path).find("/optimizer/vars/") >= 0
+                state = "/optimizer/vars/" in "/" + path
                 self._add(path, dataset, ("slot" if dataset.shape else "optimizer") if state else "weight")
             return
         self.nested = bool(where)
