@@ -84,7 +84,8 @@ def test_find_layout() -> None:
 def test_defaults() -> None:
     layout = parsed(with_())
     assert (layout.name, layout.kind, layout.gates) == ("lstm.mine", "lstm", ("i", "f", "g", "o"))
-    assert (layout.activation, layout.recurrent_activation, layout.inner, layout.suffixes) == (None, None, "", False)
+    assert (layout.activation, layout.recurrent_activation, layout.inner) == (None, None, "")
+    assert (layout.suffixes, layout.uniform) == (False, False)
     (form,) = layout.forms
     assert (form.reset, form.forget_bias, form.cells, form.absent, form.joined) == (None, 0.0, (), (), False)
     assert [row.template for row in form.rows] == ["W", "U"]
@@ -98,14 +99,15 @@ def test_everything_said() -> None:
         {
             "title": "t", "source": "s", "gates": {"i": "in", "f": 1, "~o": "out"}, "derived": {"g": "~i"},
             "activation": "relu", "recurrent_activation": "hard_sigmoid", "fixed": ["forget_bias"], "inner": "cell",
-            "directions": {"forward": "", "backward": "_r"}, "suffixes": True, "forget_bias": 2, "cells": "my_cell", "separator": ".",
+            "directions": {"forward": "", "backward": "_r"}, "suffixes": True, "uniform": True, "forget_bias": 2, "cells": "my_cell", "separator": ".",
             "tensors": {"W{gate}{direction}": "wx[input unit]", "U{GATE}{direction}": "wt[hidden unit]",
                         "b{gate}{direction}?": "bi[unit]"},
         }
     )  # fmt: skip
     assert (layout.gates, dict(layout.gate_names)) == (("i", "f", "o"), {"i": "in", "f": "1", "o": "out"})
     assert (layout.complemented, dict(layout.derived)) == ({"o"}, {"g": "~i"})
-    assert (layout.title, layout.source, layout.inner, layout.suffixes) == ("t", ("s",), "cell", True)
+    assert (layout.title, layout.source, layout.inner) == ("t", ("s",), "cell")
+    assert layout.suffixes is layout.uniform is True
     assert layout.separator == "."
     assert (layout.activation, layout.recurrent_activation, layout.fixed) == ("relu", "hard_sigmoid", {"forget_bias"})
     (form,) = layout.forms
@@ -162,6 +164,7 @@ def test_ten_mistakes_are_ten_problems() -> None:
         "forget_bias": "one",
         "directions": {"up": "_u"},
         "suffixes": 1,
+        "uniform": "yes",
         "separator": "-",
         "inner": 3,
         "tensors": {"W": "wx[input (gate unit", "U": "wt[hidden unit]", "b": "bi{z}[unit]", "{gat}": "bt[unit]"},
@@ -179,6 +182,7 @@ def test_ten_mistakes_are_ten_problems() -> None:
         "here.directions: expected {forward: TEXT, backward: TEXT}, found {'up': '_u'}",
         "here.separator: expected '/' or '.', found '-'",
         "here.suffixes: expected true or false, found 1",
+        "here.uniform: expected true or false, found 'yes'",
         "here.variants[0]: unknown key 'forget_bais'; closest: 'forget_bias'",
         "here.variants[0].forget_bias: expected a number, found 'one'",
         "here.variants[0].tensors.W: 'wx[input (gate unit' is not a term; "

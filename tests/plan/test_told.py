@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.plan.stub import Stub, planned, problems
+from tests.support import need
 from weightport.layouts import find_layout
 from weightport.plan import told
 from weightport.scopes import resolve_cell
@@ -100,3 +101,64 @@ def test_a_graph_that_gives_the_vector_to_cudnn_as_something_else() -> None:
     assert moved(["gru", 2], directions=2) == [
         f"rules[0].from: the graph gives 'v/opaque_kernel' to cuDNN as a gru of 2 directions, {taken}"
     ]
+
+
+def layers(*sizes: tuple[int, int], way: str = "") -> dict[str, np.ndarray]:
+    """Keras cells of (inputs, units) under the scopes of layers."""
+    found = {}
+    for number, (inputs, units) in enumerate(sizes):
+        scope = f"s/cell_{number}{way}"
+        found |= {f"{scope}/kernel": np.ones((inputs, 4 * units), np.float32)}
+        found |= {f"{scope}/recurrent_kernel": np.ones((units, 4 * units), np.float32)}
+        found |= {f"{scope}/bias": np.ones(4 * units, np.float32)}
+    return found
+
+
+KERAS = {"layout": "lstm.keras", "scope": "s"}
+ONE_MODULE = "a module for each of them: a rule for each layer (layers: [0]), each into a scope of its own"
+
+
+@pytest.mark.parametrize("layout", ["lstm.torch", "lstm.paddle", "lstm.mxnet"])
+def test_layers_that_are_no_one_module(layout: str) -> None:
+    rule = {"from": KERAS, "to": {"layout": layout, "scope": "t"}}
+    assert problems(planned(Stub(layers((3, 4), (4, 4))), None, [rule])) == []
+    unequal = Stub(layers((3, 8), (8, 6), (6, 10)))
+    assert problems(planned(unequal, None, [rule])) == [
+        f"rules[0]: {layout} is one module of layers that have as many units each; these have 8, 6, 10; {ONE_MODULE}"
+    ]
+    assert problems(planned(Stub(layers((3, 4), (7, 4), (4, 4))), None, [rule])) == [
+        f"rules[0]: {layout} is one module in which each layer takes what the one before it gives, here 4 values; "
+        f"layer 1 takes 7; {ONE_MODULE}"
+    ]
+    # As the hint says; and into a layout whose layers are modules of their own.
+    each = [{"from": {**KERAS, "layers": [n]}, "to": {"layout": layout, "scope": f"t{n}"}} for n in range(3)]
+    assert problems(planned(unequal, None, each)) == []
+    assert problems(planned(unequal, None, [{"from": KERAS, "to": {"layout": "lstm.keras", "scope": "t"}}])) == []
+    there = layers((3, 8), (8, 6), (6, 10))
+    target = Stub({name.replace("s/", "t/"): value.shape for name, value in there.items()})
+    assert problems(planned(unequal, target, [{"from": KERAS, "to": {"layout": "lstm.keras", "scope": "t"}}])) == []
+
+
+def test_directions_that_are_no_one_module() -> None:
+    rule = {"from": KERAS, "to": {"layout": "lstm.torch", "scope": "t"}}
+
+    def both(back: int, second: int = 8) -> Stub:
+        ahead, behind = layers((3, 4), (second, 4), way="/fw"), layers((3, back), (second, back), way="/bw")
+        return Stub(ahead | behind)
+
+    assert problems(planned(both(4), None, [rule])) == []
+    (problem,) = problems(planned(both(5), None, [rule]))
+    assert "one module of layers that have as many units each; these have 4, 5, 4, 5;" in problem
+    wrong = problems(planned(both(4, 4), None, [rule]))
+    assert len(wrong) == 2
+    assert all("here 8 values; layer 1 takes 4;" in problem for problem in wrong)
+
+
+def test_layers_that_pytorch_has() -> None:
+    torch = need("torch")
+    rule = {"from": KERAS, "to": {"layout": "lstm.torch", "scope": "t"}}
+    plan = planned(Stub(layers((3, 4), (4, 4))), None, [rule])
+    state = torch.nn.LSTM(3, 4, 2).state_dict()
+    made = {name.removeprefix("t."): spec.shape for name, spec in plan.specs.items()}
+    assert made == {name: tuple(value.shape) for name, value in state.items() if name in made}
+    assert {name for name in state if name not in made} <= {"bias_hh_l0", "bias_hh_l1"}

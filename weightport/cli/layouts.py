@@ -180,6 +180,8 @@ def _text(layout: Layout) -> Iterator[str]:
         yield f"  a scope {layout.inner} may stand between the layer's scope and its tensors"
     if layout.suffixes:
         yield "  several cells in one scope: _1, _2 at the end of the names"
+    if layout.uniform:
+        yield "  layers that the names tell are one module: of as many units, each fed by the one before it"
     for number, form in enumerate(layout.forms, 1):
         yield (
             f"  form {number} of {len(layout.forms)}{_about(layout, form)}"

@@ -101,6 +101,7 @@ class Layout:
         separator: what separates scopes in names that a mapping makes: ``/``, or ``.``. Templates have ``/``.
         directions: ``forward`` / ``backward`` -> text in names.
         suffixes: several cells of one scope are told apart by ``_1``, ``_2`` at the end of the tensors' names.
+        uniform: where names tell layers, these are one module: all of as many units, each fed by the one before it.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Layout:
     separator: str = "/"
     directions: Mapping[str, str] = field(default_factory=dict)
     suffixes: bool = False
+    uniform: bool = False
     title: str = ""
     source: tuple[str, ...] = ()
 

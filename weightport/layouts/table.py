@@ -39,11 +39,12 @@ from weightport.layouts.notation import PARAMETERS, Parameters, Term, parse_pack
 
 __all__ = ["KIND_GATES", "PARAM_GATES", "RESETS", "Form", "Layout", "Row", "parse_layout"]
 
+_FLAGS = ("suffixes", "uniform")
 _TEXTS = ("title", "activation", "recurrent_activation", "inner", "separator")
 _LISTS = ("source", "fixed", "complement", "cells", "forget_gates")
 _MAPPINGS = ("gate_names", "derived", "directions")
 _KEYS = {
-    *_TEXTS, *_LISTS, *_MAPPINGS, "gates", "forget_bias", "reset", "tensors", "variants", "spellings", "suffixes",
+    *_TEXTS, *_LISTS, *_MAPPINGS, "gates", "forget_bias", "reset", "tensors", "variants", "spellings", *_FLAGS,
     "parameters",
 }  # fmt: skip
 _VARIANT_KEYS = {"title", "reset", "forget_bias", "tensors", "cells"}
@@ -190,9 +191,10 @@ def _frame(reader: _Reader, name: str, kind: str) -> Layout:
         reader.fail("directions", f"expected {{forward: TEXT, backward: TEXT}}, found {table['directions']!r}")
     if text["separator"] not in (None, "/", "."):
         reader.fail("separator", f"expected '/' or '.', found {text['separator']!r}")
-    suffixes = table.get("suffixes", False)
-    if not isinstance(suffixes, bool):
-        reader.fail("suffixes", f"expected true or false, found {suffixes!r}")
+    flags = {key: table.get(key, False) for key in _FLAGS}
+    for key, value in flags.items():
+        if not isinstance(value, bool):
+            reader.fail(key, f"expected true or false, found {value!r}")
     layout = Layout(
         name=name,
         kind=kind,
@@ -209,7 +211,8 @@ def _frame(reader: _Reader, name: str, kind: str) -> Layout:
         inner=text["inner"] or "",
         separator=text["separator"] or "/",
         directions=maps["directions"],
-        suffixes=suffixes is True,
+        suffixes=flags["suffixes"] is True,
+        uniform=flags["uniform"] is True,
         title=text["title"] or "",
         source=lists["source"],
     )

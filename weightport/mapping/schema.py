@@ -290,6 +290,7 @@ class LayoutShape(LayoutVariantShape):
     variants: list[LayoutVariantShape] = _key("Several packings.")
     spellings: list[Table] = _key("Other names for the same tensors.")
     suffixes: bool = _key("Cells of one scope are told apart by _1, _2.")
+    uniform: bool = _key("The layers that names tell are one module, of one number of units.")
 
 
 class MappingShape(Shape):

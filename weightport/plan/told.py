@@ -10,7 +10,7 @@ Promise: what contradicts the tensors or the graph is an error. Limit: nothing i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from weightport.errors import LayoutError, Problem
@@ -92,6 +92,34 @@ def check_windows(units: tuple[Unit, Unit], facts: tuple[Facts, Facts], where: s
     usual = "padding same, no strides"
     what = f"the source's convolution has {mine or usual}, the target's {its or usual}: another function"
     return [Problem(where, what)]
+
+
+def check_uniform(pairs: Sequence[tuple[Unit, Unit]], where: str) -> list[Problem]:
+    """What does not fit into the one module that a layout makes of all layers and directions.
+
+    Args:
+        pairs: the source's units and the ones that they would become.
+    """
+    layout = pairs[0][1].layout
+    if not layout.uniform or not all("{layer}" in other.form.rows[0].template for _, other in pairs):
+        return []
+    units, problems = [unit for unit, _ in pairs], []
+    hint = "a module for each of them: a rule for each layer (layers: [0]), each into a scope of its own"
+    for axis, name in (("unit", "units"), ("hidden", "outputs")):
+        sizes = [str(unit.sizes[axis]) for unit in units]
+        if len(set(sizes)) > 1:
+            what = f"{layout.name} is one module of layers that have as many {name} each; these have {', '.join(sizes)}"
+            return [Problem(where, what, hint)]
+    given = units[0].sizes["hidden"] * len({unit.direction for unit in units})
+    layers = {other.layer for _, other in pairs}
+    for unit, other in pairs:
+        if other.layer - 1 in layers and unit.sizes["input"] != given:
+            what = (
+                f"{layout.name} is one module in which each layer takes what the one before it gives, here {given} "
+                f"values; layer {other.layer} takes {unit.sizes['input']}"
+            )
+            problems.append(Problem(where, what, hint))
+    return problems
 
 
 def check_buffer(unit: Unit, facts: Facts, ref: CellRef) -> list[Problem]:
