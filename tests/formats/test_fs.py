@@ -23,9 +23,9 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.mark.parametrize("outside", ["../secret.txt", "deep/../../secret.txt", "a\\b", "a\0b"])
 def test_nothing_leads_out_of_the_folder_of_a_url(memory: Any, outside: str) -> None:
-    del memory
     _fs.placed("memory://models/m.npz")
     path = f"memory://models/{outside}"
+    memory.pipe({f"/models/{outside}": b"there"})
     assert (_fs.isfile(path), _fs.isdir(path), _fs.exists(path), _fs.lexists(path)) == (False,) * 4
     assert (_fs.mark(path), _fs.denied(path), _fs.fetched(path)) == (None, None, 0)
     with pytest.raises(FileNotFoundError):
@@ -77,3 +77,44 @@ def test_a_name_that_no_file_can_have() -> None:
     with pytest.raises(FormatError) as caught:
         _fs.realpath("a\0b")
     assert str(caught.value) == r"a\x00b: cannot be opened: no file can have this name"
+
+
+def test_what_is_there_by_now(memory: Any) -> None:
+    path = _fs.placed("memory://models/m.npz")
+    later = os.path.join(os.path.dirname(path), "later.npz")
+    assert "later.npz" not in _fs.listdir(os.path.dirname(path))
+    memory.pipe({"/models/later.npz": b"new"})
+    assert not _fs.isfile(later)  # a listing is asked for once
+    _fs.fresh(path)
+    assert _fs.isfile(later)
+    _fs.fresh("local")  # of which nothing is remembered
+
+
+def test_a_destination_whose_folder_is_not_there(memory: Any, tmp_path: Path) -> None:
+    del memory
+    path = _fs.placed("memory://models/m.npz")
+    assert _fs.no_folder(f"{path}.out") is None
+    assert _fs.no_folder(tmp_path / "a") is None
+    (tmp_path / "link").symlink_to(tmp_path / "none" / "a")
+    for missing in (tmp_path / "none" / "a", tmp_path / "link"):
+        problem = _fs.no_folder(missing)
+        assert problem is not None
+        told = f"{missing}: cannot be written: there is no folder {tmp_path / 'none'}; make it first"
+        assert str(problem) == told
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "beneath"),
+    [
+        ("/a/b", "/a", True),
+        ("/a/b", "/a/", True),
+        ("/a", "/a", True),
+        ("/ab", "/a", False),
+        ("/b", "/a", False),
+        ("/a", "/", True),
+        ("/a /b", "/a ", True),
+        ("/a/b", "/a ", False),
+    ],
+)
+def test_beneath(path: str, folder: str, beneath: bool) -> None:
+    assert _fs.is_beneath(path, folder) is beneath
