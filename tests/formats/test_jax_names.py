@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from weightport.formats._jax_names import unboxed, with_roles
+from weightport.formats._jax_names import scopes_of, unboxed, with_roles
 from weightport.tensors import TensorSpec
 
 
@@ -57,3 +57,11 @@ def test_roles() -> None:
         "rngs/default/key": "counter",
         "drop/rngs/count": "counter",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "scopes"),
+    [("a", []), ("a/b", ["a"]), ("a/b/c", ["a", "a/b"]), ("/a/b", ["", "/a"]), ("a//b", ["a", "a/"]), ("", [])],
+)
+def test_every_scope_of_a_name(name: str, scopes: list[str]) -> None:
+    assert list(scopes_of(name)) == scopes
