@@ -13,7 +13,7 @@ import pytest
 from tests.serving import Served, in_memory, serving
 from tests.support import need
 from weightport.errors import Error, FormatError
-from weightport.formats import _fs, _remote, _remote_errors, _remote_file
+from weightport.formats import _fs, _remote, _remote_file
 from weightport.formats._io import ByteFile
 from weightport.formats._remote_file import RemoteFile
 
@@ -267,17 +267,3 @@ def test_an_error_of_ours_is_not_asked_again() -> None:
     with pytest.raises(Error, match=r"^base/file: refused$"):
         ByteFile("streams://base/file")
     assert fs.opened == 1
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (OSError(5, "input of user hidden at https://user:hidden@host/x"), "OSError: input of user ... at ..."),
-        (RuntimeError("bucket-key\nand more"), "RuntimeError: bucket-key"),
-        (RuntimeError(), "RuntimeError"),
-        (ValueError("x" * 300), f"ValueError: {'x' * 200}"),
-    ],
-)
-def test_messages_hold_no_secrets(error: Exception, said: str) -> None:
-    found = _remote_errors.wrong(error, "s3://user/bucket-key/m", "s3://other:hidden@user/bucket-key/m?a=b")
-    assert str(found) == f"s3://user/bucket-key/m: cannot be read: {said}"

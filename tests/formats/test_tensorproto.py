@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import need, says
 from weightport.errors import BudgetExceeded, Error, FormatError
-from weightport.formats import _strided
 from weightport.formats._io import ByteFile
 from weightport.formats._proto import Memory
 from weightport.formats._table import put_varint
@@ -192,62 +191,6 @@ def test_from_a_file_span(tmp_path: Any) -> None:
 def test_any_bytes(data: bytes) -> None:
     with contextlib.suppress(FormatError):
         decode(data, "f", name="t", budget=Budget(tensor_bytes=1 << 16))
-
-
-@given(st.data())
-@settings(deadline=None)
-def test_strided_reads_are_slices(data: st.DataObject) -> None:
-    shape = tuple(data.draw(st.lists(st.integers(0, 6), max_size=4)))
-    value = np.random.default_rng(0).integers(0, 255, shape).astype(np.int32)
-    cuts = tuple(
-        slice(*data.draw(st.tuples(*[st.none() | st.integers(-7, 7)] * 2, st.none() | st.integers(1, 3))))
-        for _ in data.draw(st.lists(st.just(0), max_size=len(shape)))
-    )
-    file = Memory(b"xy" + value.tobytes(), "f")
-    part = _strided.read_part(file, 2, value.dtype, shape, _strided.bounds(cuts, shape, "f"))
-    same(part, value[cuts].copy())
-
-
-def test_strided_reads_only_what_is_needed(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    value = np.arange(300 * 40_000, dtype=np.float32).reshape(300, 40_000)
-    (tmp_path / "f").write_bytes(value.tobytes())
-    done: list[int] = []
-    with ByteFile(tmp_path / "f") as file:
-        plain_read, plain_into = file.read, file.read_into
-        monkeypatch.setattr(file, "read", lambda o, n, **k: (done.append(n), plain_read(o, n, **k))[1])
-        monkeypatch.setattr(file, "read_into", lambda o, b, **k: (done.append(len(b)), plain_into(o, b, **k))[1])
-        for index in (
-            (slice(10, 13),),
-            (slice(None), slice(7, 9)),
-            (slice(0, 300, 50), slice(0, 40_000, 3)),
-            (slice(0, 300, 50), slice(0, 40_000, 30_000)),
-        ):
-            done.clear()
-            part = _strided.read_part(file, 0, value.dtype, value.shape, _strided.bounds(index, value.shape, "f"))
-            same(part, value[index].copy())
-            assert sum(done) <= 3 * part.nbytes + 8192
-
-
-def test_bad_index() -> None:
-    with pytest.raises(Error, match="an index of 2 axes for a tensor of 1"):
-        _strided.bounds((slice(None), slice(None)), (3,), "f")
-    with pytest.raises(Error, match="may not have the step -1"):
-        _strided.bounds((slice(None, None, -1),), (3,), "f")
-    for wrong in ((0,), slice(0, 2), 1, (slice(0, 2), ...)):
-        with pytest.raises(Error) as caught:
-            _strided.bounds(wrong, (3, 3), "f")  # type: ignore[arg-type]
-        assert str(caught.value) == f"f: an index is a tuple of slices, such as (slice(0, 10),), not {wrong!r}"
-
-
-def test_big_endian() -> None:
-    for dtype in (np.int32, np.complex64, np.uint8, np.float64):
-        value = np.arange(6).astype(dtype).reshape(2, 3)
-        big = value.astype(value.dtype.newbyteorder(">"))
-        file = Memory(big.tobytes(), "f")
-        same(
-            _strided.read_part(file, 0, value.dtype, (2, 3), _strided.bounds(None, (2, 3), "f"), big_endian=True),
-            value,
-        )
 
 
 # By hand: what no writer writes, and what a damaged or hostile file may hold ----------------------------------------
