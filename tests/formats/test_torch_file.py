@@ -21,7 +21,7 @@ from tests.formats._arrays import EXTRA, NUMPY, same
 from tests.formats._torch import array, opened, pickled, repacked, save, tensor_pickle
 from tests.support import need
 from weightport.errors import BudgetExceeded, FormatError, TensorNotFound
-from weightport.formats import _io, _pickle, _torch_script, torch_file
+from weightport.formats import _io, torch_file
 from weightport.formats.torch_file import open_source
 from weightport.tensors import Budget
 
@@ -637,12 +637,3 @@ def test_a_member_whose_name_is_damaged_is_not_taken_for_one_that_is_not_there(t
     path.write_bytes(data[:at] + b"_" + data[at + 1 :])
     with pytest.raises(FormatError, match=f"corrupt: the member is 'm/{name}' in its own header"):
         open_source(str(path))
-
-
-def test_code_before_the_first_class() -> None:
-    classes = _torch_script.ScriptClasses(
-        lambda _: '  __parameters__ = ["w"]\n  x : Final[int] = 1\nclass A(Module):\n'
-    )
-    found = classes(_pickle.Global("__torch__", "A"))
-    assert found is not None
-    assert found.constants == {}
