@@ -93,7 +93,7 @@ def scripted(module: Any) -> ScriptClasses:
         warnings.simplefilter("ignore")  # that TorchScript is deprecated
         torch.jit.save(torch.jit.script(module), buffer)
     with zipfile.ZipFile(buffer) as archive:
-        names = [name for name in archive.namelist() if "/code/" in name]
+        names = [name for name in archive.namelist() if "/code/" in name and name.endswith(".py")]
         return ScriptClasses({name.partition("/code/")[2]: archive.read(name).decode() for name in names}.get)
 
 
