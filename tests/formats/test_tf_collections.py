@@ -65,3 +65,21 @@ def test_variables_that_are_gone() -> None:
 def test_initializers() -> None:
     data = b"".join(META)
     assert initializers(Memory(data, "f"), 0, len(data)) == {"a": "a/Assign", "b": "b/Assign", "c": "c/Assign"}
+
+
+def test_which_nodes_are_spoken_of() -> None:
+    found = surroundings({"a"}, {"b": "b/new"})
+    assert [found.names(node) for node in ("b", "b/new", "c/Assign", "a node", "saver")] == [True] * 5
+    assert [found.names(node) for node in ("the graph", "a/Assign", "b/init", "none")] == [False] * 4
+
+
+def test_fields_that_are_no_items() -> None:
+    """Of a list of bytes the items are the first field; whatever else stands there, stays."""
+    other = bytes_field(2, variable("a")) + number_field(1, 7)
+    entry = bytes_field(2, bytes_field(2, other + bytes_field(1, variable("c"))))
+    data = bytes_field(4, bytes_field(1, b"variables") + entry)
+    made = Surroundings(Memory(data, "f"), 0, len(data), {"a"}, {}).message(Message(), saver=True)
+    assert bytes(made) == data
+    assert initializers(Memory(data, "f"), 0, len(data)) == {"c": "c/Assign"}
+    none = bytes_field(5, data) + number_field(4, 7)  # no collections
+    assert initializers(Memory(none, "f"), 0, len(none)) == {}

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.formats._graphdef import const, function, graph, node, write
-from weightport.formats import tf_frozen
+from tests.formats._graphdef import const, function, graph, header, node, write
+from tests.support import says
+from weightport.errors import BudgetExceeded
+from weightport.formats import _tf_constants, tf_frozen
 
 W = np.arange(6, dtype=np.float32).reshape(2, 3)
 READ = [const("other", W), node("other/read", "Identity", "other")]
@@ -57,12 +59,17 @@ def parts(*shapes: tuple[int, ...]) -> list[bytes]:
         ([node("j", "ConcatV2", "v/part_0/read", "v/part_1/read", "many")], None),
         ([node("j", "ConcatV2", "v/part_0/read", "v/part_1/read", "float")], None),
         ([node("j", "ConcatV2", "v/part_0/read", "v/part_1/read", "low")], None),
+        ([node("j", "ConcatV2", "v/part_0/read", "v/part_1/read", "two")], None),
+        ([node("j", "ConcatV2", "v/part_0/read", "v/part_1/read", "first")], (4, 2)),
+        ([node("j", "ConcatV2", "v/part_0/read", "v/part_1/read", "last")], (2, 4)),
+        ([node("j", "Concat", "one", "v/part_0/read", "v/part_1/read")], (2, 4)),
+        ([node("j", "Concat", "v/part_0/read", "v/part_1/read", "one")], None),
     ],
 )
 def test_which_node_says_how_equal_parts_are_joined(
     tmp_path: Path, joins: list[bytes], shape: tuple[int, ...] | None
 ) -> None:
-    numbers = {"one": 1, "low": -3, "many": [1, 1], "float": np.float64(1)}
+    numbers = {"one": 1, "two": 2, "last": -1, "first": -2, "low": -3, "many": [1, 1], "float": np.float64(1)}
     named = [const(name, np.asarray(n, None if name == "float" else np.int32)) for name, n in numbers.items()]
     data = graph(*parts((2, 2), (2, 2)), *named, const("w", W), *joins)
     with tf_frozen.open_source(write(tmp_path / "g.pb", data)) as source:
@@ -85,3 +92,27 @@ def test_slots_of_an_optimizer(tmp_path: Path) -> None:
         "v/Adam": "weight",
         "v": "weight",
     }
+
+
+def test_parts_of_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is joined is read by any index; values that the file does not hold are bounded over all parts together."""
+    one = const("one", np.asarray(0, np.int32))
+    join = node("j", "ConcatV2", "v/part_0/read", "v/part_1/read", "one")
+    reads = [node(f"v/part_{n}/read", "Identity", f"v/part_{n}") for n in (0, 1)]
+    given = [const("v/part_0", W), const("v/part_1", W + 6), *reads]
+    whole = np.arange(12, dtype=np.float32).reshape(4, 3)
+    with tf_frozen.open_source(write(tmp_path / "g.pb", graph(*READ, *given, one, join))) as source:
+        for index in (None, (slice(1, 3),), (slice(0, 4, 3), slice(1, 2)), (slice(4, 4),)):
+            assert source.read("v", index).tolist() == whole[index or ()].tolist()
+        assert source.read("v/part_1", (slice(1, 2),)).tolist() == whole[3:].tolist()
+        assert source.read("other", (slice(1, 2), slice(0, 2))).tolist() == [[3, 4]]
+    splat = header(1, (30, 3)) + b"\x2a\x04" + np.float32(7).tobytes()  # one value, which repeats
+    many = [const("v/part_0", splat), const("v/part_1", W), *reads]
+    path = write(tmp_path / "s.pb", graph(*many, one, join))
+    with tf_frozen.open_source(path) as source:
+        assert source.read("v", (slice(29, 31),)).tolist() == [[7, 7, 7], [0, 1, 2]]
+        monkeypatch.setattr(_tf_constants, "SPLAT_BYTES", 360)
+        source.read("v")
+        monkeypatch.setattr(_tf_constants, "SPLAT_BYTES", 359)
+        with says(BudgetExceeded, f"{path}: tensor 'v': repeated values of 360 bytes, at most 359 allowed"):
+            source.read("v", (slice(3, 4),))
