@@ -177,7 +177,7 @@ def test_before_orbax_stored_all_chunks_missing_ones_are_zeros(copied: Callable[
         assert source.read("params/enc/kernel")[:, 8:].tolist() == [[0] * 4] * 5
 
 
-@pytest.mark.parametrize("kind", ["ocdbt", "folders"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_checkpoints_without_metadata(kind: str, copied: Callable[[str], Path]) -> None:
     """Orbax before it had ``_METADATA``: the tree is a file of msgpack with placeholders; or only arrays are left."""
     folder = copied(kind)
