@@ -31,7 +31,7 @@ def need(module: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def says(kind: type[Exception], message: str) -> Iterator[None]:
+def says(kind: type[BaseException], message: str) -> Iterator[None]:
     """What is done within raises an error of exactly that class and message."""
     with pytest.raises(kind) as caught:
         yield
