@@ -3,9 +3,9 @@
 ``python scripts/mutation_score.py run`` changes one place at a time in a random sample of each module (the same for a
 ``--seed``) and runs the tests nearest to that module; ``table`` prints what came of it in Markdown, the last row being
 an estimate for all modules, each counted by its size; ``missed`` prints the changes that no test noticed. ``run`` goes
-on where it was stopped, or tries ``--again`` what was not noticed, by other tests or with more ``--seconds``; its
-record is a file of JSON lines. The changes are those of ``mutmut.mutation`` in functions and methods, decorated ones
-included.
+on where it was stopped, or tries ``--again`` what was not noticed, by other tests or with more ``--seconds``. Its
+record is a file of JSON lines, of one state of the package. The changes are those of ``mutmut.mutation`` in functions
+and methods, decorated ones included.
 
 Nearest are the tests of the module's name, those that import it and those named after what imports it, as long as they
 take less than ``--seconds`` together. A change is noticed if a test fails or they do not end. Each is made in a copy of
@@ -34,7 +34,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import lru_cache
 from math import sqrt
 from pathlib import Path
 from random import Random
@@ -203,7 +203,7 @@ def changed(path: Path, source: str) -> Iterator[None]:
 
 #: Where a worker's copy of the repository is, and what was parsed last: consecutive jobs are of the same module.
 _copy = ROOT
-_parsed = cache(mutants)
+_parsed = lru_cache(maxsize=2)(mutants)
 
 
 def prepare(root: Path, folder: str, load: Sequence[str]) -> None:
