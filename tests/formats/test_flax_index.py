@@ -12,10 +12,11 @@ import pytest
 import weightport as wp
 from tests.formats.test_flax_msgpack import nested, stored
 from tests.support import need
-from weightport.errors import FormatError
+from weightport.errors import BudgetExceeded, FormatError
 from weightport.formats import flax_index
 from weightport.formats.detect import detect
 from weightport.formats.files import files_of
+from weightport.tensors import Budget
 
 SHARDS = {
     "flax_model-00001-of-00002.msgpack": {"h/0/kernel": np.arange(6, dtype=np.float32).reshape(2, 3)},
@@ -59,3 +60,11 @@ def test_into_a_live_tree(tmp_path: Path) -> None:
     old = nested({n: jnp.zeros(a.shape, a.dtype) for arrays in SHARDS.values() for n, a in arrays.items()})
     found = wp.transfer(model(tmp_path), old, {"weightport": 1, "rules": [{"from": "{x**}", "to": "{x**}"}]}).target
     assert found["h"]["0"]["kernel"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("opened", ["flax_model-00001-of-00002.msgpack", "flax_model.msgpack.index.json"])
+def test_a_budget_is_that_of_every_file(tmp_path: Path, opened: str) -> None:
+    model(tmp_path)
+    flax_index.open_source(str(tmp_path / opened), budget=Budget(tensor_bytes=24)).close()
+    with pytest.raises(BudgetExceeded, match="tensor bytes: 24 asked for, at most 23 allowed"):
+        flax_index.open_source(str(tmp_path / opened), budget=Budget(tensor_bytes=23))

@@ -10,9 +10,10 @@ import pytest
 
 import weightport as wp
 from tests.formats._arrays import same, specs_of, tiles_of
-from weightport.errors import FormatError, TensorNotFound
+from weightport.errors import BudgetExceeded, FormatError, TensorNotFound
 from weightport.formats import torch_index, torch_write
 from weightport.formats.files import digest, files_of
+from weightport.tensors import Budget
 
 ARRAYS = {"a.w": np.arange(6, dtype="f4").reshape(2, 3), "a.b": np.ones(3, "f4"), "z": np.arange(3)}
 SHARDS = {"a.w": "model-00001-of-00002.bin", "z": "model-00002-of-00002.bin", "a.b": "model-00001-of-00002.bin"}
@@ -76,3 +77,11 @@ def test_a_missing_index(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=r"is a folder without exactly one file that ends in \.bin\.index\.json"):
         torch_index.open_source(str(tmp_path))
     assert not torch_index.sniff(str(tmp_path))
+
+
+@pytest.mark.parametrize("opened", ["model-00001-of-00002.bin", "pytorch_model.bin.index.json"])
+def test_a_budget_is_that_of_every_file(tmp_path: Path, opened: str) -> None:
+    sharded(tmp_path)
+    torch_index.open_source(str(tmp_path / opened), budget=Budget(tensor_bytes=24)).close()
+    with pytest.raises(BudgetExceeded, match="tensor bytes: 24 asked for, at most 23 allowed"):
+        torch_index.open_source(str(tmp_path / opened), budget=Budget(tensor_bytes=23))
