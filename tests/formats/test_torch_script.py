@@ -24,6 +24,7 @@ CODE = """class Outer(Module):
   off : Final[bool] = False
   mode : Final[str] = "LSTM"
   wrong : Final[int] = 1.5
+  far : Final[float] = nowhere
   def forward(self: __torch__.Outer, x: Tensor) -> Tensor:
     __parameters__ = ["not this"]
     inner : Final[int] = 3
@@ -50,7 +51,7 @@ def of(name: str, text: str | None = CODE, module: str = "__torch__.deep.mod") -
 
 
 def test_declarations() -> None:
-    constants = {"size": 12, "ratio": 0.5, "on": True, "off": False, "mode": "LSTM", "wrong": None}
+    constants = {"size": 12, "ratio": 0.5, "on": True, "off": False, "mode": "LSTM", "wrong": None, "far": None}
     assert of("Outer") == ({"weight", 'b\\"c'}, constants)
     assert of("Inner") == ({"mean", "var", "scale"}, {})
     assert of("Half") == (None, {"size": 1})  # without one of the two lists, nothing is known of the weights

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 from tests.support import need
 from weightport.errors import Problem
-from weightport.formats import _torch_export, _torch_names, _torch_script, _torch_tensors
+from weightport.formats import _torch_names, _torch_tensors
 from weightport.formats._pickle import Global, Malformed, Pairs, Thing
 from weightport.formats._torch_tensors import DTYPES, OTHERS, Storage, Tensor
 from weightport.tensors import DtypeError
@@ -280,86 +279,7 @@ def test_what_stands_for_a_tensor() -> None:
         assert of(other) is None
 
 
-# -- torch.export ----------------------------------------------------------------------------------------------------
-
-
-def entry(**changed: Any) -> dict[str, Any]:
-    meta = {
-        "dtype": 7,
-        "sizes": [{"as_int": 2}],
-        "strides": [{"as_int": 1}],
-        "storage_offset": {"as_int": 0},
-        "layout": 7,
-    }
-    made = {"path_name": "weight_0", "use_pickle": False, "tensor_meta": {**meta, **changed}}
-    return {**made, **{key: value for key, value in changed.items() if key in made}}
-
-
-def table(**entries: Any) -> list[tuple[str, Tensor]]:
-    return _torch_export.table(json.dumps({"config": entries}).encode(), "data/")
-
-
-def test_the_table_of_an_export() -> None:
-    found = dict(table(a=entry(), n=entry(tensor_meta=None), p=entry(use_pickle=True), s=entry(layout=1)))
-    assert {name: told(tensor) for name, tensor in found.items()} == {
-        "a": ("float32", 0, (2,), (1,), ""),
-        "p": ("float32", 0, (2,), (), "pickled by itself"),
-        "s": ("float32", 0, (2,), (), "sparse"),
-    }
-    stored = found["a"].storage
-    assert stored is not None
-    assert (stored.key, stored.numel, stored.total) == ("data/weight_0", 2, 8)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"{", b"[]", b'{"config": []}', b'{"config": {"a": 1}}', b'{"config": {"a": {}}}',
-        json.dumps({"config": {"a": entry(dtype=99)}}).encode(),
-        json.dumps({"config": {"a": entry(sizes=5)}}).encode(),
-        json.dumps({"config": {"a": entry(sizes=[5])}}).encode(),
-        b'{"config":' + b"[" * 100_000,
-    ],
-)  # fmt: skip
-def test_a_table_that_is_none(text: bytes) -> None:
-    with pytest.raises(Malformed, match=r"^the table of weights is not as torch\.export writes it$"):
-        _torch_export.table(text, "")
-
-
-def test_an_export_s_tensor_without_a_size() -> None:
-    with pytest.raises(Malformed, match=r"^a dimension that is no size$"):
-        table(a=entry(sizes=[{"as_int": -1}]))
-
-
-# -- TorchScript -----------------------------------------------------------------------------------------------------
-
-
-CODE = """\
-class A(Module):
-  __parameters__ = ["w", "b\\"c", ]
-  __buffers__ = []
-  training : bool
-  n : Final[int] = 3
-  f : Final[float] = 2.5
-  t : Final[bool] = True
-  u : Final[bool] = False
-  s : Final[str] = "text"
-  odd : Final[int] = many
-  far : Final[float] = nowhere
-class B(Module):
-  __parameters__ = ["x", ]
-"""
-
-
-def test_what_torchscripts_code_declares() -> None:
-    asked: list[str] = []
-    classes = _torch_script.ScriptClasses(lambda file: asked.append(file) or (CODE if file == "m/net.py" else None))
-    found = classes(named("m.net.A"))
-    assert found.weights == {"w", 'b\\"c'}
-    assert found.constants == {"n": 3, "f": 2.5, "t": True, "u": False, "s": "text", "odd": None, "far": None}
-    assert classes(named("m.net.B")).weights is None  # of buffers, nothing is said
-    assert classes(named("m.net.C")) == classes(named("other.A")) == _torch_script.ScriptClass(None, {})
-    assert asked == ["m/net.py", "other.py"]
+# -- texts and pairs -------------------------------------------------------------------------------------------------
 
 
 def test_text_in_a_set() -> None:
@@ -369,3 +289,13 @@ def test_text_in_a_set() -> None:
     assert _torch_names._members(Thing(Global("builtins", "set"), ())) == set()
     for other in (None, "a", ["a"], {"a": 1}):
         assert _torch_names._members(other) == set()
+
+
+def test_ordered_dicts_of_python_2() -> None:
+    """Lists of lists; what is no pair in them is passed over."""
+    given = [["a", 1], 7, "xy", ["b"], ("c", 2), ["d", 1, 2], None]
+    made = Thing(Global("collections", "OrderedDict"), (given,))
+    made.pairs = [("e", 3)]
+    assert list(_torch_names._pairs(made)) == [("a", 1), ("c", 2), ("e", 3)]
+    assert list(_torch_names._pairs(Thing(Global("collections", "OrderedDict"), (7,)))) == []
+    assert list(_torch_names._pairs(Thing(Global("builtins", "list"), (given,)))) == []
