@@ -336,7 +336,8 @@ def test_orbax_is_not_believed_either(monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[bool] = []
 
     class Said:
-        def __init__(self, *_: Any) -> None: ...
+        def __init__(self, *asked: Any) -> None:
+            assert asked == (str(ORBAX), "tensorstore", {"kind": "orbax", "path": str(ORBAX)}, Budget())
 
         def described(self, _: int) -> Any:
             return said

@@ -234,7 +234,7 @@ def test_subgraphs_and_functions(tmp_path: Path) -> None:
     def body(*names: str, nodes: Any = ()) -> Any:
         return helper.make_graph(list(nodes), "b", [], [], [held(X + k, n) for k, n in enumerate(names)])
 
-    inner = helper.make_node("If", ["c"], [], name="/deep/If", then_branch=body("w"), else_branch=body("w"))
+    inner = helper.make_node("If", ["c"], [], name="/deep/If", then_branch=body("w"), else_branch=body("w"), note=1)
     nodes = [
         helper.make_node("Loop", ["n"], [], body=body("w", "v", nodes=[inner])),
         helper.make_node("Loop", ["n"], [], body=body("w")),

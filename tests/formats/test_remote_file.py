@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.serving import Served, in_memory, serving
-from tests.support import need
+from tests.support import need, says
 from weightport.errors import Error, FormatError
 from weightport.formats import _fs, _remote, _remote_file
 from weightport.formats._io import ByteFile
@@ -198,6 +198,30 @@ def test_another_process_makes_its_own_file_system(monkeypatch: pytest.MonkeyPat
     assert place._pid == os.getpid()
     assert (_fs.fetched(path), place.shared) == (0, {})
     assert _fs.isfile(path)
+
+
+def test_a_listing_of_a_folder_says_nothing_of_what_is_deeper() -> None:
+    root = _fs.placed("memory://f/file").removesuffix("/file")
+    assert _fs.listdir(root) == ["deep", "file"]
+    assert _fs.isfile(f"{root}/deep/more")
+    assert not _fs.isfile(f"{root}/more")
+    assert _fs.listdir(f"{root}/deep") == ["more"]
+    assert not _fs.isfile(f"{root}/deep/none")
+
+
+def test_the_network_gets_more_and_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(Streams):
+        def info(self, path: str) -> dict[str, Any]:
+            raise TimeoutError(path)
+
+    waited: list[float] = []
+    monkeypatch.setattr(_remote, "WAIT", 0.5)
+    monkeypatch.setattr(_remote, "TRIES", 5)
+    monkeypatch.setattr(_remote.time, "sleep", waited.append)
+    _fs._places["streams://base/"] = _remote.Remote("streams://base/file", Lost(b"", 0), "base", "streams://base/")
+    with says(FormatError, "streams://base/file: cannot be read: TimeoutError: base/file"):
+        ByteFile("streams://base/file")
+    assert waited == [0.5, 1, 2, 4]
 
 
 def test_names_that_are_no_names() -> None:
