@@ -263,6 +263,25 @@ def test_layout_before_keras_1(tmp_path: Path) -> None:
 # -- any HDF5 ------------------------------------------------------------------------------------------------------
 
 
+def test_roles_in_plain_hdf5(tmp_path: Path) -> None:
+    """What an optimizer of Keras 3 keeps, wherever it stands: of a shape, a slot of something."""
+    names = {"optimizer/vars/0": (), "optimizer/vars/1": (2,), "m/optimizer/vars/2": (2,), "w": (2,)}
+    names |= {"my_optimizer/vars/3": (2,), "optimizer/vars_/4": (2,), "optimizer/learning_rate": ()}
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for name, shape in names.items():
+            file.create_dataset(name, shape, "f4")
+    with keras_h5.open_source(str(tmp_path / "a.h5")) as source:
+        assert {name: spec.role for name, spec in source.specs().items()} == {
+            "optimizer/vars/0": "optimizer",
+            "optimizer/vars/1": "slot",
+            "m/optimizer/vars/2": "slot",
+            "w": "weight",
+            "my_optimizer/vars/3": "weight",
+            "optimizer/vars_/4": "weight",
+            "optimizer/learning_rate": "weight",
+        }
+
+
 def test_plain_hdf5(tmp_path: Path) -> None:
     import ml_dtypes
 

@@ -107,6 +107,18 @@ def test_malformed(data: bytes, message: str) -> None:
         parsed(data)
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_fields_that_are_not_needed_are_passed_over(large: bool) -> None:
+    """Whatever their type and number, before, between and behind those that are."""
+    varint, fixed64, fixed32, text = b"\x20\xac\x02", b"\x39" + b"\x0a" * 8, b"\x3d" + b"\x0a" * 4, b"\x42\x03abc"
+    far = b"\xa2\x06\x02\x0a\x01" + b"\xa0\x06\x01"  # of number 100
+    parts = [bytes_field(1, b"n"), bytes_field(2, b"Op"), bytes_field(3, b"a"), bytes_field(3, b"x" * 200)]
+    filling = bytes_field(14, b"." * (20_000 if large else 1))
+    made = b"".join(other + part for other, part in zip([varint, fixed64, fixed32, far], parts, strict=True))
+    (found,) = parsed(bytes_field(1, made + text + filling + fixed64 + fixed32)).main.nodes.values()
+    assert (found.name, found.op, found.inputs) == ("n", "Op", ["a", "x" * 200])
+
+
 def test_constants_without_values() -> None:
     found = parsed(graph(node("a", "Const"), node("b", "Const", value=3)))
     for name in "ab":
