@@ -11,7 +11,8 @@ import pytest
 from tests.formats._graphdef import const, graph, meta_graph, node, shape_proto, write
 from tests.formats.test_tf_bundle import bytes_field, number_field
 from tests.support import Fixture, fixture, fixtures, says
-from weightport.errors import Error, FormatError, TensorNotFound
+from weightport.budget import Budget
+from weightport.errors import BudgetExceeded, Error, FormatError, TensorNotFound
 from weightport.formats import detect, tf_meta
 
 MODELS = fixtures("meta_graph")
@@ -262,3 +263,10 @@ def test_tensors_that_are_saved_and_are_no_variables(tmp_path: Path) -> None:
     ]
     with opened(tmp_path, *nodes) as source:
         assert {n: (s.dtype.name, s.shape) for n, s in source.specs().items()} == {"s": ("int64", (3,))}
+
+
+def test_bounded(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.meta", meta_graph(graph(variable("a", (2,)), variable("b", (2,)))))
+    tf_meta.open_source(path, budget=Budget(tensors=2)).close()
+    with pytest.raises(BudgetExceeded, match="tensors: 2 asked for, at most 1 allowed"):
+        tf_meta.open_source(path, budget=Budget(tensors=1))
