@@ -179,3 +179,23 @@ def test_the_page(plain: Path, tmp_path: Path) -> None:
     weightport("report", SEED, "-m", mapping, "-o", out)
     text = Reader(out.read_text(encoding="utf-8")).text
     assert text.count("crc32c") == 14
+
+
+def test_the_source_that_a_name_is_of() -> None:
+    """Names of further sources begin with the source's, and may have any number of parts; a pin is of one source."""
+
+    class Two:
+        def __init__(self) -> None:
+            self.others = {"more": object()}
+
+        def checksum(self, name: str) -> str:
+            return "crc32c" if name.endswith("summed") else ""
+
+    names = ["w", "a/deep/w", "more/w", "more/deep/er/w", "more/summed", "moreover/w"]
+    first, further = ("w", "a/deep/w", "moreover/w"), ("more/w", "more/deep/er/w")
+    found = integrity(names, Two(), pinned=[""]).by
+    assert found == {**dict.fromkeys(first, ("sha256",)), **dict.fromkeys(further, ()), "more/summed": ("crc32c",)}
+    found = integrity(names, Two(), pinned=["more"]).by
+    both = ("crc32c", "sha256")
+    assert found == {**dict.fromkeys(first, ()), **dict.fromkeys(further, ("sha256",)), "more/summed": both}
+    assert set(integrity(names, Two(), read=False).by.values()) == {()}

@@ -407,3 +407,21 @@ def test_whose_slot_it_is(full: str, known: dict[str, str], found: tuple[str, st
     """The longest variable's name before an underscore; what names none is the optimizer's own."""
     key = "optimizer/_variables/3/.ATTRIBUTES/VARIABLE_VALUE"
     assert tf_objects._optimizer_name(key, full, None, {}, known, known) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "role"),
+    [
+        ("a/kernel", "weight"),
+        ("step", "counter"),
+        ("a/step", "weight"),
+        ("save_counter", "counter"),
+        ("keras_api/metrics/0/total", "counter"),
+        ("model/keras_api/metrics/0/total", "counter"),
+        ("keras_api/layers/0/total", "weight"),
+        ("optimizer/rate", "optimizer"),
+        ("a/optimizer/rate", "weight"),
+    ],
+)
+def test_roles_by_path(path: str, role: str) -> None:
+    assert tf_objects._plain_role(path) == role
