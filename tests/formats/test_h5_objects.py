@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import weightport as wp
+from tests.support import says
 from weightport.errors import BudgetExceeded, FormatError
 from weightport.formats._h5_objects import Objects, messages
 from weightport.formats._io import ByteFile
@@ -242,3 +244,27 @@ def test_what_is_no_hdf5_is_left_to_it(tmp_path: Path) -> None:
     data = bytearray(written(tmp_path / "m.h5"))
     struct.pack_into("<QQ", data, 64, UNDEFINED, 0)  # no root at all
     Objects(Memory(bytes(data), tmp_path / "x"), 0, Budget()).check_root()
+
+
+@pytest.mark.parametrize(
+    ("raw", "chunked", "axes"),
+    [
+        (bytes([1, 3, 2, 0, 0, 0, 0, 0]), True, 3),
+        (bytes([2, 1, 2, 0, 0, 0, 0, 0]), True, 1),
+        (bytes([2, 1, 1, 0, 0, 0, 0, 0]), False, 1),
+        (bytes([3, 2, 3, 0, 0, 0, 0, 0]), True, 3),
+        (bytes([3, 2, 1, 2, 2, 2, 2, 2]), True, 1),
+        (bytes([3, 1, 2, 1, 0, 0, 0, 0]), False, 2),
+        (bytes([4, 2, 0, 3, 1, 0, 0, 0]), True, 3),
+        (bytes([4, 2, 2, 1, 1, 0, 0, 0]), True, 1),
+        (bytes([4, 1, 2, 1, 1, 0, 0, 0]), False, 1),
+    ],
+)
+def test_axes_of_chunks_in_every_version(tmp_path: Path, raw: bytes, chunked: bool, axes: int) -> None:
+    """By version, the kind of storage and the number of axes stand at other places; by one axis HDF5 would divide."""
+    objects = Objects(Memory(bytes(600), tmp_path / "x"), 512, Budget())
+    expected: Any = contextlib.nullcontext()
+    if chunked and axes < 2:
+        expected = says(FormatError, f"{tmp_path}/x at byte 519: corrupt: the chunks of a dataset have no axes")
+    with expected:
+        objects._check_message(8, raw, 7)

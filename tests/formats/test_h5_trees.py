@@ -221,6 +221,7 @@ def test_nodes_where_the_file_ends(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match=DISORDER):
         check(tree(1, 2, 1000, 56) + tree(1, 0))  # behind a child that is none
     check(tree(1, 2, 40)[:40] + leaf[:15])  # more entries than there are bytes: no child is known
+    check(root + b"NONE" + tree(0, 0, right=40)[4:])  # without the mark of a node
 
 
 @pytest.mark.parametrize(("libver", "axes"), [("earliest", 0), ("earliest", 1), ("v110", 0), ("v110", 1)])

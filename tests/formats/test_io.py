@@ -127,8 +127,10 @@ def test_a_system_that_reads_less_than_asked_for(file: ByteFile, monkeypatch: py
     file.read_into(3, memoryview(into))
     assert into == DATA[3:103]
     rows = np.zeros((2, 50), np.uint8)
-    file.read_rows([150, 10], rows, None)
-    assert rows.tobytes() == DATA[150:200] + DATA[10:60]
+    for chunk in (50, 20):
+        rows[:] = 0
+        assert file.read_rows([150, 10], rows, zlib.crc32, chunk) == [zlib.crc32(DATA[150:]), zlib.crc32(DATA[10:60])]
+        assert rows.tobytes() == DATA[150:200] + DATA[10:60]
 
 
 def test_rows(file: ByteFile) -> None:

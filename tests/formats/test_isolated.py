@@ -360,6 +360,20 @@ def test_orbax_is_not_believed_either(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(caught.value) == f"{ORBAX}: tensor 'w': is of a dtype that nobody knows"
 
 
+def test_what_it_is_told_of_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"PATH": "p", "HOME": "h", "LC_ALL": "C", "XLC_ALL": "C", "KEY": "k", "LANG": "l"}
+    monkeypatch.setattr(os, "environ", given)
+    assert _isolated._environment() == {
+        "PATH": "p",
+        "HOME": "h",
+        "LANG": "l",
+        "LC_ALL": "C",
+        "HDF5_PLUGIN_PRELOAD": "::",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+
+
 def test_it_is_told_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, doing: Any) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of the user")
     monkeypatch.setenv("HDF5_PLUGIN_PATH", str(tmp_path))
