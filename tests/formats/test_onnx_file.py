@@ -405,6 +405,29 @@ def test_external_data_is_verified(tmp_path: Path) -> None:
     assert told(path) == f": tensor 'w': the checksum {'g' * 50!r} is no SHA-1"
 
 
+def test_each_checksum_of_each_file_is_compared(tmp_path: Path) -> None:
+    """That one was right says nothing of another file, nor of another checksum of the same file."""
+    right, other = hashlib.sha1(VALUES).hexdigest(), hashlib.sha1(VALUES[::-1]).hexdigest()
+    held = []
+    places = [("v", "a", right), ("w", "b", right), ("x", "a", other), ("y", "b", other), ("z", "a", right.upper())]
+    for name, file, digest in places:
+        location = f"{file}.bin"
+        entries = {"location": location, "checksum": digest}
+        pairs = b"".join(field(13, field(1, k) + field(2, v)) for k, v in entries.items())
+        held.append(tensor(name, 1, (2,), pairs, field(14, 1)))
+    (tmp_path / "a.bin").write_bytes(VALUES)
+    (tmp_path / "b.bin").write_bytes(VALUES[::-1])
+    with onnx_file.open_source(written(tmp_path, model(graph(*held)))) as source:
+        for name in ("v", "w", "x", "y", "z", "w", "x"):
+            if name in "vyz":
+                source.read(name)
+            else:
+                location = "b.bin" if name == "w" else "a.bin"
+                what = f"tensor {name!r}: the SHA-1 of its external data {location!r} is not the one that the model has"
+                with says(FormatError, f"{source.path}: {what}; this is another file, or a damaged one"):
+                    source.read(name)
+
+
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
