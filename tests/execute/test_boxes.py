@@ -136,3 +136,22 @@ def test_parts_that_lie_far_from_each_other_are_held_apart() -> None:
         (range(19), range(1000)),
         (range(9000, 9010), range(1000)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "found"),
+    [
+        ((range(2), range(0, 4, 2), range(4)), (4, 4)),
+        ((range(2), range(1, 4, 2), range(1, 3)), (4, 2)),
+        ((range(2), range(4), range(4)), (1, 32)),
+        ((range(0, 4, 3), range(4), range(4)), (2, 16)),
+        ((range(0, 4, 4), range(4), range(4)), (1, 16)),
+        ((range(4), range(4), range(3)), (16, 3)),
+        ((range(4), range(4), range(0, 4, 3)), (32, 1)),
+    ],
+)
+def test_how_many_runs(ranges: Ranges, found: tuple[int, int]) -> None:
+    starts, length = runs(ranges, (4, 4, 4))
+    assert count_runs(ranges, (4, 4, 4)) == (len(starts), length) == found
+    elements = np.arange(64).reshape(4, 4, 4)[np.ix_(*map(list, ranges))].reshape(-1)
+    assert (starts[:, None] + np.arange(length)).reshape(-1).tolist() == elements.tolist()

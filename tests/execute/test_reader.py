@@ -22,6 +22,7 @@ from weightport import execute
 from weightport.errors import FormatError
 from weightport.execute import Reader, Unchanged, reader, write_file
 from weightport.execute.tasks import Side
+from weightport.formats import _fs
 from weightport.plan import plan
 from weightport.tensors import Array, Index, TensorSpec, Tiles
 
@@ -412,3 +413,29 @@ def test_a_source_that_cannot_go_to_another_process() -> None:
     assert one is two, "it is opened once for all tasks of a transfer"
     assert one.read("a", (range(1), range(2))).tolist() == A[:1, :2].tolist()
     assert pickle.loads(pickle.dumps(Side(Stub({"a": A}), "other"))) is not one
+
+
+def test_who_is_fetched_is_asked_again_only_if_something_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To ask a server costs a request: it is asked after every fetch, and at the end."""
+    marks, fetched, asked = {"far": (1, 1), "near": (5, 5)}, {"far": 3, "near": None}, list[str]()
+
+    def mark(path: str) -> tuple[int, int]:
+        asked.append(path)
+        return marks[path]
+
+    monkeypatch.setattr(_fs, "mark", mark)
+    monkeypatch.setattr(_fs, "fetched", fetched.__getitem__)
+    watch = Unchanged(["far", "near"])
+    asked.clear()
+    watch.check()
+    assert asked == ["near"]
+    fetched["far"] = 4
+    watch.check()
+    watch.check()
+    assert asked == ["near", "far", "near", "near"]
+    watch.check(sure=True)
+    assert asked[4:] == ["far", "near"]
+    marks["far"] = (2, 1)
+    watch.check()
+    with says(FormatError, "far: the file changed while it was read; run it again when nothing writes to it"):
+        watch.check(sure=True)
