@@ -116,3 +116,26 @@ def test_parts_of_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(_tf_constants, "SPLAT_BYTES", 359)
         with says(BudgetExceeded, f"{path}: tensor 'v': repeated values of 360 bytes, at most 359 allowed"):
             source.read("v", (slice(3, 4),))
+
+
+def test_a_read_of_a_resource(tmp_path: Path) -> None:
+    """Two of what a framework calls the reading of a variable, and what is none."""
+    nodes = [const("w", W), const("v", W), const("u", W), node("x/ReadVariableOp", "ReadVariableOp", "w")]
+    nodes += [
+        node("v/read", "ReadVariableOp", "v"),
+        node("u/read", "Neg", "u"),
+        node("y/ReadVariableOp", "ReadVariableOp"),
+    ]
+    assert roles(tmp_path, graph(*nodes)) == {"w": "weight", "v": "weight", "u": "constant"}
+
+
+def test_numbers_that_nothing_names(tmp_path: Path) -> None:
+    """In a graph without any read, what is there for nobody was saved for its own sake."""
+    one = {name: const(name, np.asarray(3, np.int32)) for name in ("lonely", "used", "after", "second")}
+    nodes = [node("add", "Add", "used", "used"), node("other", "NoOp", "^after"), node("more", "Neg", "second:0")]
+    assert roles(tmp_path, graph(*one.values(), *nodes)) == {
+        "lonely": "weight",
+        "used": "constant",
+        "after": "constant",
+        "second": "constant",
+    }
