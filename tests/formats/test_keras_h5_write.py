@@ -204,6 +204,14 @@ def test_round_trip_of_every_dtype_and_odd_names(tmp_path: Path) -> None:
         assert source.specs()["optimizer_weights/iter"].role == "optimizer"
 
 
+def test_notes_are_named_once(tmp_path: Path) -> None:
+    path = str(tmp_path / "m.h5")
+    write(path, {"a": np.zeros(2, np.float32)}, metadata={"source": "x", "weightport.mapping": "y"})
+    with h5py.File(path) as file:
+        notes = {key: value for key, value in file.attrs.items() if "weightport" in key}
+    assert notes == {"weightport.source": "x", "weightport.mapping": "y"}
+
+
 def test_same_input_same_bytes(tmp_path: Path) -> None:
     arrays = {"a/kernel": np.arange(12.0).reshape(4, 3), "a/bias": np.zeros(3), "b/kernel": np.ones((3, 2), "f4")}
     for name, rows in (("a", 1), ("b", 3)):

@@ -170,6 +170,15 @@ def test_variables(kind: str, settings: Any, count: int, names: tuple[str, ...] 
     assert variables(kind, settings, count) == names
 
 
+@pytest.mark.parametrize(
+    ("count", "names"), [(0, None), (1, ("depthwise_kernel",)), (2, ("depthwise_kernel", "bias")), (3, None)]
+)
+def test_keras_2_calls_a_kernel_otherwise(count: int, names: tuple[str, ...] | None) -> None:
+    for kind in ("DepthwiseConv1D", "DepthwiseConv2D"):
+        assert variables(kind, {"use_bias": True}, count, major=2) == names
+        assert variables(kind, None, 2) == ("kernel", "bias")
+
+
 NAMES = st.sampled_from(
     ["a", "dense", "lstm", "dense_1", "functional", "cell", "vars", "optimizer", "layers", "x/y", ""]
 )

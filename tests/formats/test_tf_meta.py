@@ -112,6 +112,8 @@ def test_beside_a_v1_checkpoint(tmp_path: Path) -> None:
         for name, want in model.variables.items():
             assert source.read(name).tobytes() == want.tobytes()
         assert source.facts(list(model.variables))["forget_bias"] == 1.0
+    with pytest.raises(BudgetExceeded, match=r"/m: header bytes: [\d,]+ asked for, at most 1 allowed"):
+        tf_meta._beside(str(tmp_path / "m.meta"), Budget(header_bytes=1))
 
 
 def test_a_folder_of_the_same_name_is_no_checkpoint(tmp_path: Path) -> None:

@@ -223,9 +223,11 @@ def test_what_is_no_model(tmp_path: Path) -> None:
         (model([Tensor("w", 0, (2,), 9)], buffers=[]), "no buffer 9 in a model of 1"),
         (model([Tensor("w" * 70_000, 0, (2,), 1)], buffers=[b"x" * 8]), "a name of 70,000 bytes"),
     ):
+        path = written(tmp_path, content)
         with pytest.raises(FormatError) as caught:
-            tflite_file.open_source(written(tmp_path, content))
+            tflite_file.open_source(path)
         assert message in str(caught.value)
+        assert str(caught.value).startswith(path)
         if len(content) > 8:
             assert detect.detect(written(tmp_path, content)) == "tflite"
     assert not tflite_file.sniff(str(tmp_path))
