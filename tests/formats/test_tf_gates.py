@@ -195,3 +195,18 @@ def test_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     for most, unknown in ((9, False), (8, True)):
         monkeypatch.setattr(_tf_gates, "_MAX_TERMS", most)
         assert made.terms("less").unknown == unknown
+
+
+@pytest.mark.parametrize(("op", "at"), [(op, at) for op, at in _tf_gates.PARTS.items()])
+def test_what_is_added_before_parts_are_taken_is_added_to_all(op: str, at: int) -> None:
+    several = op in ("Split", "SplitV", "StridedSlice", "Slice", "Unpack")
+    inputs = ["one"] * at + ["less"]
+    made = Made(
+        const("two", 2.0),
+        node("less", "Sub", "p", "two"),
+        node("part", op, *inputs),
+        node("more", "Add", "part", "two"),
+    )
+    found = made.terms("more")
+    assert (found.constant, found.shared) == (0.0, several)
+    assert {made.name(v) for v in found.products} == {"p"}
