@@ -154,6 +154,20 @@ def test_directions_that_are_no_one_module() -> None:
     assert all("here 8 values; layer 1 takes 4;" in problem for problem in wrong)
 
 
+def test_a_rule_for_each_direction_of_one_module() -> None:
+    ahead, behind = layers((3, 4), (8, 4), way="/fw"), layers((3, 4), (8, 4), way="/bw")
+    rules = [
+        {"from": {**KERAS, "directions": [way]}, "to": {"layout": "lstm.torch", "scope": "t", "directions": [way]}}
+        for way in ("forward", "backward")
+    ]
+    made = planned(Stub(ahead | behind), None, rules)
+    assert problems(made) == []
+    assert {name: made.specs[f"t.weight_ih_{name}"].shape for name in ("l1", "l1_reverse")} == {
+        "l1": (16, 8),
+        "l1_reverse": (16, 8),
+    }
+
+
 def test_layers_that_pytorch_has() -> None:
     torch = need("torch")
     rule = {"from": KERAS, "to": {"layout": "lstm.torch", "scope": "t"}}

@@ -237,7 +237,9 @@ def move(
         moved.pairs.append(Pair(unit, other, mine, its, new))
         convert(moved.pairs[-1], source.specs, rule, moved)
     if target is None and moved.pairs:
-        moved.problems.extend(told.check_uniform([(pair.source, pair.target) for pair in moved.pairs], rule.where))
+        moved.problems.extend(
+            told.check_uniform([(pair.source, pair.target) for pair in moved.pairs], rule.target, rule.where)
+        )
     for name in [] if moved.problems else moved.parts:
         shape = moved.shapes[name]
         if sum(prod(extent(place)) for place, _ in moved.parts[name]) != prod(shape):

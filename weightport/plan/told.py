@@ -94,11 +94,12 @@ def check_windows(units: tuple[Unit, Unit], facts: tuple[Facts, Facts], where: s
     return [Problem(where, what)]
 
 
-def check_uniform(pairs: Sequence[tuple[Unit, Unit]], where: str) -> list[Problem]:
+def check_uniform(pairs: Sequence[tuple[Unit, Unit]], ref: CellRef, where: str) -> list[Problem]:
     """What does not fit into the one module that a layout makes of all layers and directions.
 
     Args:
         pairs: the source's units and the ones that they would become.
+        ref: the target. Where it picks directions, another rule may bring the other one, which feeds every layer, too.
     """
     layout = pairs[0][1].layout
     if not layout.uniform or not all("{layer}" in other.form.rows[0].template for _, other in pairs):
@@ -111,7 +112,7 @@ def check_uniform(pairs: Sequence[tuple[Unit, Unit]], where: str) -> list[Proble
             what = f"{layout.name} is one module of layers that have as many {name} each; these have {', '.join(sizes)}"
             return [Problem(where, what, hint)]
     given = units[0].sizes["hidden"] * len({unit.direction for unit in units})
-    layers = {other.layer for _, other in pairs}
+    layers = {other.layer for _, other in pairs} if ref.directions is None else set()
     for unit, other in pairs:
         if other.layer - 1 in layers and unit.sizes["input"] != given:
             what = (
